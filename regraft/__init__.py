@@ -1,0 +1,57 @@
+"""regraft compiles PyTorch models by rewriting their graphs.
+
+The public names are loaded on first use (PEP 562), so that `import regraft` costs nothing and a saved
+artefact can be loaded where the compiler's own dependencies are not wanted.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regraft import errors
+    from regraft.backends import Backend
+    from regraft.compiler import capture, compile, export_onnx
+    from regraft.ir import Exactness, OpDef, Pass, Rewrite
+    from regraft.runtime import load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "Exactness",
+    "OpDef",
+    "Pass",
+    "Rewrite",
+    "capture",
+    "compile",
+    "errors",
+    "export_onnx",
+    "load",
+]
+
+_MODULE_OF_NAME = {
+    "Backend": "regraft.backends",
+    "Exactness": "regraft.ir",
+    "OpDef": "regraft.ir",
+    "Pass": "regraft.ir",
+    "Rewrite": "regraft.ir",
+    "capture": "regraft.compiler",
+    "compile": "regraft.compiler",
+    "export_onnx": "regraft.compiler",
+    "load": "regraft.runtime",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("regraft.errors")
+    module = _MODULE_OF_NAME.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value  # The next access finds it without coming here.
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,78 @@
+"""What the ``rg.*`` ops mean, over torch tensors, and ``aten`` ops that mean more here than in torch.
+
+Arguments come in the order of the op's parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from regraft.errors import RegraftError
+
+
+def dim_value(value: int) -> Tensor:
+    return torch.tensor(value, dtype=torch.int64)
+
+
+def check(pred: Tensor, message: str) -> None:
+    if not bool(pred):
+        raise RegraftError(message or "a check of the model failed")
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``x[..., T, D]`` turned by the tables: ``x * cos + rotate_half(x) * sin``."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+def ffn(
+    x: Tensor,
+    up_weight: Tensor,
+    down_weight: Tensor,
+    gate_weight: Tensor | None,
+    up_bias: Tensor | None,
+    gate_bias: Tensor | None,
+    down_bias: Tensor | None,
+    activation: str,
+) -> Tensor:
+    """``x[..., E] -> [..., O]`` through ``F`` hidden features, gated when there is a gate's weight."""
+    activate = ACTIVATIONS[activation]
+    up = functional.linear(x, up_weight, up_bias)
+    if gate_weight is None:
+        inner = activate(up)
+    else:
+        inner = activate(functional.linear(x, gate_weight, gate_bias)) * up
+    return functional.linear(inner, down_weight, down_bias)
+
+
+# The IR has no strides: a view is any change of shape, whatever the layout of its operand.
+def view(value: Tensor, size: Sequence[int]) -> Tensor:
+    return value.reshape(size)
+
+
+REFERENCE: dict[str, Callable[..., Any]] = {
+    "rg.dim_value": dim_value,
+    "rg.check": check,
+    "rg.rotary": rotary,
+    "rg.ffn": ffn,
+    "aten.view": view,
+    "aten._unsafe_view": view,
+    "aten.view_as": Tensor.reshape_as,
+    # Its schema asks for the device, which the IR keeps in types.
+    "aten.to.device": Tensor.to,
+}

@@ -1,0 +1,253 @@
+"""Runs eager programs: a flat list of calls over numbered slots, JSON in an artefact.
+
+An argument is a template: a JSON value stands for itself, a list for a list of templates, and an
+object with one key for what JSON lacks: ``{"slot": 3}``, ``{"dim": "2*s0"}``, ``{"dtype": "bf16"}``,
+``{"float": "inf"}``, ``{"complex": [0.0, 1.0]}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.backends.eager.reference import REFERENCE
+from regraft.errors import ArtefactError, BackendError
+from regraft.runtime import TORCH_DTYPES, ArtefactReader, ArtefactWriter, compile_dim
+
+Slots = list[Any]
+Sizes = Mapping[str, int]
+Getter = Callable[[Slots, Sizes], Any]
+Record = Mapping[str, Any]
+
+#: Ops that the interpreter runs itself.
+CONTROL = frozenset({"cf.cond", "cf.while", "rg.bind_dim"})
+
+#: Torch ops that reach outside the process; an artefact must not name them.
+_FORBIDDEN = frozenset({"aten.from_file"})
+
+
+class EagerExecutable:
+    """A program with its constants."""
+
+    backend = "eager"
+
+    def __init__(
+        self,
+        program: Record,
+        constants: Mapping[str, Tensor],
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> None:
+        self._record = program
+        self._constants = dict(constants)
+        self._functions = dict(functions or {})
+        self._program = Program(program, self._constants, self._functions)
+        self._owned = frozenset(_storage(t) for t in self._constants.values())
+
+    def run(self, inputs: Sequence[Tensor], sizes: Mapping[str, int]) -> list[Tensor]:
+        """The results, each in memory of its own."""
+        with torch.no_grad():
+            results = self._program.run(inputs, sizes)
+            return self._separate(results, inputs)
+
+    def _separate(self, results: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+        taken = set(self._owned)
+        taken.update(_storage(t) for t in inputs)
+        fresh: list[Tensor] = []
+        for result in results:
+            if _storage(result) in taken or _is_part(result):
+                result = result.clone(memory_format=torch.contiguous_format)
+            taken.add(_storage(result))
+            fresh.append(result)
+        return fresh
+
+    def save(self, writer: ArtefactWriter) -> dict[str, Any]:
+        """The program; its constants go to ``writer`` under their names.
+
+        Raises:
+            BackendError: the program calls a user's Python function.
+        """
+        if self._functions:
+            name = next(iter(self._functions))
+            raise BackendError(
+                f"'{name}' runs as a Python function (OpDef.eager), which cannot be saved; give the op a "
+                "lowering or a decomposition",
+                backend=self.backend,
+                op=name,
+            )
+        for name, tensor in self._constants.items():
+            writer.add_tensor(name, tensor)
+        return {"program": self._record, "constants": list(self._constants)}
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _is_part(tensor: Tensor) -> bool:
+    """Whether the tensor is not a whole, row-major buffer (and may keep a larger one alive)."""
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return not whole or not tensor.is_contiguous()
+
+
+def load(record: Record, reader: ArtefactReader) -> EagerExecutable:
+    """The executable that ``save`` wrote.
+
+    Raises:
+        ArtefactError: the program names an op that this version of torch does not have.
+    """
+    constants = {name: reader.tensor(name) for name in record["constants"]}
+    try:
+        return EagerExecutable(record["program"], constants)
+    except BackendError as error:
+        raise ArtefactError(str(error)) from error
+
+
+class Program:
+    """A compiled block: its arguments fill the first slots, its constants are there already."""
+
+    def __init__(
+        self, record: Record, constants: Mapping[str, Tensor], functions: Mapping[str, Callable[..., Any]]
+    ) -> None:
+        self._inputs: int = record["inputs"]
+        self._slots: Slots = [None] * record["slots"]
+        for slot, name in record["constants"]:
+            self._slots[slot] = constants[name]
+        self._symbols = [tuple(row) for row in record["symbols"]]
+        self._steps = [_step(step, constants, functions) for step in record["steps"]]
+        self._results: list[int] = list(record["results"])
+        self._binds = bool(self._symbols) or any(step["symbols"] for step in record["steps"])
+
+    def run(self, inputs: Sequence[Tensor], sizes: Sizes) -> list[Tensor]:
+        slots = self._slots.copy()
+        slots[: self._inputs] = inputs
+        known = dict(sizes) if self._binds else sizes
+        for name, position, axis in self._symbols:
+            known[name] = inputs[position].shape[axis]  # type: ignore[index]
+        for step in self._steps:
+            step(slots, known)
+        return [slots[i] for i in self._results]
+
+
+Step = Callable[[Slots, Any], None]
+
+
+def _step(
+    record: Record, constants: Mapping[str, Tensor], functions: Mapping[str, Callable[..., Any]]
+) -> Step:
+    """One step as a function that fills its result slots and empties the slots that are done with."""
+    outputs, dead = tuple(record["outputs"]), tuple(record["dead"])
+    symbols = [tuple(row) for row in record["symbols"]]
+    call = _call(record, constants, functions)
+
+    def execute(slots: Slots, sizes: MutableMapping[str, int]) -> None:
+        found = call(slots, sizes)
+        results = found if isinstance(found, (tuple, list)) else (found,)
+        for slot, result in zip(outputs, results, strict=False):
+            slots[slot] = result
+        for name, position, axis in symbols:
+            # A result gives the symbol as an extent; without an axis the op's value is the symbol.
+            sizes[name] = int(results[position]) if axis is None else results[position].shape[axis]
+        for slot in dead:
+            slots[slot] = None
+
+    return execute
+
+
+def _call(
+    record: Record, constants: Mapping[str, Tensor], functions: Mapping[str, Callable[..., Any]]
+) -> Getter:
+    """The value of a step from slots and sizes: a tensor, or a sequence of them."""
+    name: str = record["op"]
+    arguments = {key: _template(value) for key, value in record["args"].items()}
+    regions = [Program(region, constants, functions) for region in record["regions"]]
+    if name == "cf.cond":
+        return _condition(arguments["pred"], arguments["operands"], regions)
+    if name == "cf.while":
+        return _loop(arguments["operands"], regions)
+    if name == "rg.bind_dim":
+        return arguments["x"]
+    function = functions.get(name) or REFERENCE.get(name)
+    if function is not None:
+        return _apply(function, list(arguments.values()), {})
+    overload = torch_op(name)
+    if overload is None:
+        raise BackendError("torch has no such op", backend="eager", op=name)
+    named = {a.name for a in overload._schema.arguments if a.kwarg_only}
+    positional = [getter for key, getter in arguments.items() if key not in named]
+    return _apply(overload, positional, {key: g for key, g in arguments.items() if key in named})
+
+
+def _apply(function: Callable[..., Any], positional: list[Getter], keyword: dict[str, Getter]) -> Getter:
+    if not keyword:
+        return lambda slots, sizes: function(*[get(slots, sizes) for get in positional])
+    return lambda slots, sizes: function(
+        *[get(slots, sizes) for get in positional],
+        **{key: get(slots, sizes) for key, get in keyword.items()},
+    )
+
+
+def _condition(pred: Getter, operands: Getter, regions: Sequence[Program]) -> Getter:
+    then, other = regions
+
+    def call(slots: Slots, sizes: Sizes) -> Any:
+        branch = then if bool(pred(slots, sizes)) else other
+        return branch.run(operands(slots, sizes), sizes)
+
+    return call
+
+
+def _loop(operands: Getter, regions: Sequence[Program]) -> Getter:
+    condition, body = regions
+
+    def call(slots: Slots, sizes: Sizes) -> Any:
+        carried = operands(slots, sizes)
+        while bool(condition.run(carried, sizes)[0]):
+            carried = body.run(carried, sizes)
+        return carried
+
+    return call
+
+
+def _template(value: Any) -> Getter:
+    """A function from slots and sizes to the argument that ``value`` describes."""
+    if isinstance(value, list):
+        return _list(value)
+    if isinstance(value, dict):
+        ((kind, content),) = value.items()
+        if kind == "slot":
+            return lambda slots, sizes: slots[content]
+        if kind == "dim":
+            size = compile_dim(content)
+            return lambda slots, sizes: size(sizes)
+        value = _LITERALS[kind](content)
+    return lambda slots, sizes: value
+
+
+def _list(values: list[Any]) -> Getter:
+    if not any(isinstance(v, (list, dict)) for v in values):
+        return lambda slots, sizes: values
+    getters = [_template(v) for v in values]
+    return lambda slots, sizes: [get(slots, sizes) for get in getters]
+
+
+_LITERALS: dict[str, Callable[[Any], Any]] = {
+    "dtype": lambda name: TORCH_DTYPES[name],
+    "float": float,
+    "complex": lambda parts: complex(*parts),
+}
+
+
+def torch_op(name: str) -> torch._ops.OpOverload | None:
+    """The torch op that the IR calls ``name``, or None when there is none that may run here."""
+    namespace, _, rest = name.partition(".")
+    packet_name, _, overload = rest.partition(".")
+    if not packet_name or name in _FORBIDDEN:
+        return None
+    packet = getattr(getattr(torch.ops, namespace), packet_name, None)
+    found = getattr(packet, overload or "default", None)
+    if not isinstance(found, torch._ops.OpOverload) or found._schema.is_mutable:
+        return None
+    return found

@@ -1,0 +1,193 @@
+"""ONNX files that run anywhere ONNX does: weights inside, names of the user's choice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from regraft.backends.ort.emit import Target, emit_function
+from regraft.backends.ort.lower import lowering_of
+from regraft.backends.protocol import ConstantStore
+from regraft.errors import BackendError, OptionError
+from regraft.ir import Function
+
+#: The oldest and newest standard that the lowerings speak.
+MIN_OPSET, MAX_OPSET = 20, 23
+DEFAULT_OPSET = 23
+
+#: Protobuf's own limit is 2 GB; a file near it loads slowly.
+_SINGLE_FILE_BYTES = 1_500_000_000
+
+
+def export_model(
+    function: Function,
+    store: ConstantStore,
+    *,
+    opset: int | None = None,
+    contrib: bool = False,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> ir.Model:
+    """``function`` as an ONNX model that holds its weights.
+
+    Args:
+        opset: version of the standard ops, 20 to 23; None takes the newest of them.
+        contrib: use ONNX Runtime's own ops too; without them any ONNX implementation will do.
+        input_names: a name for each input, instead of ``in.0``...
+        output_names: a name for each output, instead of ``out.0``...
+
+    Raises:
+        OptionError: a version or a name that cannot be.
+        BackendError: an op has no lowering.
+    """
+    opset = DEFAULT_OPSET if opset is None else opset
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise OptionError(
+            "this opset is not supported", "opset", repr(opset), f"a number from {MIN_OPSET} to {MAX_OPSET}"
+        )
+    _check_names("input_names", input_names, len(function.args))
+    _check_names("output_names", output_names, len(function.results))
+    if set(input_names or ()) & set(output_names or ()):
+        raise OptionError(
+            "inputs and outputs share a name", "output_names", repr(output_names), "other names"
+        )
+    target = Target(contrib=contrib, opset=opset, shared=False)
+    return emit_function(function, lowering_of, store, target, input_names, output_names).model
+
+
+def _check_names(option: str, names: Sequence[str] | None, count: int) -> None:
+    if names is not None and (len(set(names)) != count or len(names) != count or not all(names)):
+        raise OptionError("the names do not fit", option, repr(list(names)), f"{count} distinct names")
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """What ``export_onnx_file`` wrote.
+
+    Fields:
+        files: the model, and the weights beside it if they are there.
+        opset: version of the standard ops.
+        operators: ``op``, or ``domain::op`` outside the standard, -> nodes, those of subgraphs included.
+        inputs, outputs: names in the order of the function's arguments and results.
+        bytes: size of all files.
+    """
+
+    files: tuple[Path, ...]
+    opset: int
+    operators: dict[str, int]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    bytes: int
+
+
+def export_onnx_file(
+    function: Function,
+    store: ConstantStore,
+    path: str | Path,
+    *,
+    opset: int | None = None,
+    contrib: bool = True,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    external: bool | None = None,
+) -> WrittenFile:
+    """``export_model`` and ``write_model`` in one; inputs are called as in the model's Python.
+
+    Raises:
+        OptionError: a version or a name that cannot be, or a path that cannot be written.
+        BackendError: an op has no lowering.
+    """
+    inputs = list(input_names) if input_names else argument_names(function, output_names or ())
+    model = export_model(
+        function, store, opset=opset, contrib=contrib, input_names=inputs, output_names=output_names
+    )
+    files = write_model(model, path, external=external)
+    return WrittenFile(
+        tuple(files),
+        model.graph.opset_imports[""],
+        operator_counts(model),
+        tuple(value.name or "" for value in model.graph.inputs),
+        tuple(value.name or "" for value in model.graph.outputs),
+        sum(file.stat().st_size for file in files),
+    )
+
+
+def argument_names(function: Function, taken: Sequence[str]) -> list[str]:
+    """The arguments' own names, told apart from each other and from ``taken``."""
+    names: list[str] = []
+    for index, arg in enumerate(function.args):
+        hint = name = arg.hint or f"input_{index}"
+        count = 1
+        while name in names or name in taken:
+            count += 1
+            name = f"{hint}_{count}"
+        names.append(name)
+    return names
+
+
+def operator_counts(model: ir.Model) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def write_model(model: ir.Model, path: str | Path, *, external: bool | None = None) -> list[Path]:
+    """Write ``model`` to ``path``, whole or not at all, once it has passed a check and a trial load.
+
+    Args:
+        external: put the weights into ``<path>.data``; None does so when they are large.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OptionError: ``path`` cannot be written.
+        BackendError: the model is not valid ONNX, or ONNX Runtime cannot load it.
+    """
+    path = Path(path)
+    if external is None:
+        external = weight_bytes(model) > _SINGLE_FILE_BYTES
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise OptionError(f"cannot write to '{path.parent}': {error.strerror}") from error
+    try:
+        data = f"{path.name}.data" if external else None
+        ir.save(model, folder / path.name, external_data=data)
+        _check(folder / path.name)
+        # The weights first: a model never appears under its name without them.
+        names = [name for name in (data, path.name) if name is not None and (folder / name).exists()]
+        for name in names:
+            os.replace(folder / name, path.parent / name)
+        return [path.parent / name for name in reversed(names)]
+    except OSError as error:
+        raise OptionError(f"cannot write '{path}': {error.strerror}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def _check(file: Path) -> None:
+    try:
+        onnx.checker.check_model(str(file))
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.log_severity_level = 3
+        onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BackendError(f"the exported model does not load: {error}", backend="ort") from error

@@ -1,0 +1,87 @@
+"""The lowering tables, one module a family of ops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from regraft.backends.ort.dtypes import ONNX_TYPES, carrier, kernel_type
+from regraft.backends.ort.emit import Lowering
+from regraft.backends.ort.lower import (
+    attention,
+    control,
+    create,
+    elementwise,
+    indexing,
+    matmul,
+    nn,
+    reduce,
+    structured,
+    views,
+)
+from regraft.ir import DType, Op, TensorType
+
+_FAMILIES = (
+    elementwise,
+    reduce,
+    views,
+    matmul,
+    nn,
+    attention,
+    indexing,
+    create,
+    control,
+    structured,
+)
+
+#: Op name -> how it is emitted.
+LOWERINGS: Mapping[str, Lowering] = {
+    name: lowering for family in _FAMILIES for name, lowering in family.LOWERINGS.items()
+}
+
+#: Handled by the emitter itself.
+STRUCTURAL = ("rg.const", "cf.yield")
+
+
+def lowering_of(op: Op) -> Lowering | None:
+    """How ``op`` is emitted: by the table, or as a user's op says itself."""
+    own = op.definition.lowerings.get("ort")
+    return Lowering(own) if own is not None else LOWERINGS.get(op.name)
+
+
+def supports(op: Op) -> str | None:
+    """Why ``op`` cannot run on ONNX Runtime; None when it can, with everything in its regions."""
+    for value in (*op.operands, *op.results):
+        if not isinstance(value.type, TensorType):
+            return "it is ordered by a token"
+        if value.tensor.dtype not in ONNX_TYPES:
+            return f"ONNX Runtime has no tensors of type {value.tensor.dtype.value}"
+        if value.tensor.device != "cpu":
+            return f"it runs on {value.tensor.device}, this back end on cpu"
+    for region in op.regions:
+        for inner in region.ops:
+            reason = supports(inner)
+            if reason is not None:
+                return f"{inner.name} in its region: {reason}"
+    if op.name in STRUCTURAL:
+        return None
+    lowering = lowering_of(op)
+    if lowering is None:
+        return "there is no lowering to ONNX"
+    return _kernels(op, lowering) or lowering.check(op)
+
+
+def _kernels(op: Op, lowering: Lowering) -> str | None:
+    """Why a kernel that the op needs does not take its type."""
+    dtype = _type_of(op, lowering.typed_by)
+    for kernel in lowering.kernels:
+        if dtype is not None and kernel_type(kernel, dtype) is None:
+            return f"ONNX Runtime has no {carrier(dtype).value} kernel for {kernel}"
+    return None
+
+
+def _type_of(op: Op, typed_by: str | None) -> DType | None:
+    if typed_by:
+        return op.operand(typed_by).tensor.dtype
+    if typed_by is None and op.operands:
+        return op.operands[0].tensor.dtype
+    return op.results[0].tensor.dtype if op.results else None

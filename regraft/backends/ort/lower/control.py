@@ -1,0 +1,79 @@
+"""Conditions and loops as ``If`` and ``Loop``."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from regraft.backends.ort.dtypes import ONNX_TYPES, carrier
+from regraft.backends.ort.emit import Emitter, Lowering
+from regraft.ir import DType, Op, Region, Value
+
+
+def _cond(e: Emitter, op: Op) -> list[ir.Value]:
+    """The branches take nothing: what they use they see from outside, without a copy."""
+    operands = [e.get(v) for v in op.variadic("operands")]
+    branches: list[ir.Graph] = []
+    for name, region in zip(("then_branch", "else_branch"), op.regions, strict=True):
+        with e.nested():
+            results = [e.get(v) for v in e.run_region(region, operands)]
+            branches.append(e.graph(name, results))
+    then, other = branches
+    pred = e.operand(op, "pred")
+    if not op.results:
+        return []
+    return e.ops("If", len(op.results), pred, then_branch=then, else_branch=other)
+
+
+def _while(e: Emitter, op: Op) -> list[ir.Value]:
+    """``Loop`` tests at the end of a trip, so the condition is emitted twice: before it and in it."""
+    condition, body = op.regions
+    start = [e.get(v) for v in op.operands]
+    carried = [i for i, (arg, out) in enumerate(zip(body.args, body.results, strict=True)) if arg is not out]
+    (first,) = e.run_region(condition, start)
+    enter = e.get(first)
+    with e.nested():
+        inputs = [e.value("trip", DType.I64, ()), e.value("go", DType.BOOL, ())]
+        inner = list(start)  # values that no trip changes stay outside: a carried one is copied
+        for i in carried:
+            inner[i] = _argument(e, body.args[i])
+            inputs.append(inner[i])
+        after = [e.get(v) for v in e.run_region(body, inner)]
+        e.forget(condition)
+        (again,) = e.run_region(condition, after)
+        results = [e.get(again), *(after[i] for i in carried)]
+        graph = e.graph("body", results, inputs)
+    e.forget(condition)
+    final = (
+        e.ops("Loop", len(carried), None, enter, *(start[i] for i in carried), body=graph) if carried else []
+    )
+    by_index = dict(zip(carried, final, strict=True))
+    return [by_index.get(i, start[i]) for i in range(len(start))]
+
+
+def _argument(e: Emitter, arg: Value) -> ir.Value:
+    """An input of a loop's body. Its sizes are left open: they may change from trip to trip."""
+    dtype = carrier(arg.tensor.dtype)
+    value = e.value("carried", dtype, None)
+    value.type = ir.TensorType(ONNX_TYPES[dtype])
+    value.shape = ir.Shape([d if isinstance(d, int) else None for d in arg.tensor.shape])
+    return value
+
+
+def _inside(region: Region | None) -> bool:
+    return region is not None and region.parent is not None
+
+
+def _check_op(e: Emitter, op: Op) -> list[ir.Value]:
+    e.checks.append((e.operand(op, "pred"), str(op.attr("message"))))
+    return []
+
+
+def _check_place(op: Op) -> str | None:
+    return "a check inside a branch or a loop" if _inside(op.parent) else None
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "cf.cond": Lowering(_cond),
+    "cf.while": Lowering(_while),
+    "rg.check": Lowering(_check_op, check=_check_place),
+}

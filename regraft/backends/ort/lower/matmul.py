@@ -1,0 +1,69 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from regraft.backends.ort.emit import Emitter, Lowering, constant_of, peel_transpose
+from regraft.backends.ort.lower.elementwise import dtype_of
+from regraft.ir import Dim, DType, Op, Value
+
+
+def linear(
+    e: Emitter, x: ir.Value, shape: Sequence[Dim], weight: Value, bias: ir.Value | None, dtype: DType
+) -> ir.Value:
+    """``x @ weight.T + bias`` for ``x`` of ``shape`` and ``weight[N, K]``.
+
+    The weight stays as torch holds it: a transposed copy would double its memory. A weight that is
+    itself the transpose of a constant is used untransposed.
+    """
+    constant = constant_of(weight)
+    base, flipped = (None, False) if constant is None else peel_transpose(constant)
+    w = e.get(weight) if base is None else e.weight(base)
+    if len(shape) == 1:
+        row = e.op("Unsqueeze", x, e.ints(0))
+        return e.op("Squeeze", linear(e, row, (1, *shape), weight, bias, dtype), e.ints(0))
+    if len(shape) == 2 and dtype.is_float:
+        return e.op("Gemm", x, w, bias, transB=int(not flipped))
+    product = times(e, x, w, dtype, transpose=not flipped)
+    return product if bias is None else e.kernel("Add", dtype, product, bias)
+
+
+def times(
+    e: Emitter,
+    a: ir.Value,
+    b: ir.Value,
+    dtype: DType,
+    *,
+    transpose: bool = False,
+    rank: int = 2,
+    scale: float = 1,
+) -> ir.Value:
+    """``scale * a @ b``, or ``scale * a @ b.T`` over the last two of the ``rank`` axes of ``b``."""
+    if scale != 1 and dtype == DType.F64:  # an attribute holds only f32
+        a, scale = e.op("Mul", a, e.scalar(scale, dtype)), 1
+    if e.contrib_allowed and dtype.is_float and (transpose or scale != 1):
+        return e.contrib("FusedMatMul", a, b, transB=int(transpose), alpha=float(scale))
+    if transpose:
+        b = e.op("Transpose", b, perm=[*range(rank - 2), rank - 1, rank - 2])
+    if scale != 1:
+        a = e.op("Mul", a, e.scalar(scale, dtype))
+    return e.kernel("MatMul", dtype, a, b)
+
+
+def _linear(e: Emitter, op: Op) -> ir.Value:
+    x = op.operand("input")
+    return linear(e, e.get(x), x.tensor.shape, op.operand("weight"), e.optional(op, "bias"), dtype_of(op))
+
+
+def _matmul(e: Emitter, op: Op) -> ir.Value:
+    a, b = e.inputs_of(op)
+    return e.kernel("MatMul", dtype_of(op), a, b)
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "aten.linear": Lowering(_linear, ("MatMul",)),
+    "aten.matmul": Lowering(_matmul, ("MatMul",)),
+}

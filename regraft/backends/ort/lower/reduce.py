@@ -1,0 +1,181 @@
+"""Reductions, scans and softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from regraft.backends.ort.dtypes import carrier
+from regraft.backends.ort.emit import Emitter, Lowering
+from regraft.backends.ort.lower.elementwise import dtype_of
+from regraft.ir import Dim, DType, Op
+from regraft.ir import dims as algebra
+
+
+def axes_of(op: Op) -> tuple[int, ...]:
+    """The axes that ``op`` reduces, non-negative."""
+    rank = op.operand("self").tensor.rank
+    dims = op.attrs.get("dim")
+    if dims is None or dims == ():
+        return tuple(range(rank))
+    given = dims if isinstance(dims, tuple) else (dims,)
+    return tuple(d % rank for d in given if isinstance(d, int)) if rank else ()
+
+
+def reduced(
+    e: Emitter, op_type: str, x: ir.Value, axes: Sequence[int], keepdim: bool, dtype: DType
+) -> ir.Value:
+    """``op_type`` over ``axes``; no axes leave ``x`` as it is (to ONNX they would mean all)."""
+    if not axes:
+        return x
+    wide = e.wide(op_type, dtype)
+    result = e.op(op_type, e.cast(x, dtype, wide), e.ints(*axes), keepdims=int(keepdim))
+    return e.cast(result, wide, dtype)
+
+
+def _accumulate(op_type: str) -> Lowering:
+    """Sums and means, computed in the result's type."""
+
+    def emit(e: Emitter, op: Op) -> ir.Value:
+        to = carrier(op.result.tensor.dtype)
+        x = e.cast(e.operand(op, "self"), dtype_of(op), to)
+        return reduced(e, op_type, x, axes_of(op), bool(op.attrs.get("keepdim", False)), to)
+
+    return Lowering(emit, (op_type,), "")
+
+
+def _extremum(op_type: str) -> Lowering:
+    def emit(e: Emitter, op: Op) -> ir.Value:
+        return reduced(e, op_type, e.operand(op, "self"), axes_of(op), op.attr("keepdim"), dtype_of(op))
+
+    return Lowering(emit, (op_type,))
+
+
+def _position(op_type: str) -> Lowering:
+    def emit(e: Emitter, op: Op) -> ir.Value:
+        x, rank = e.operand(op, "self"), op.operand("self").tensor.rank
+        if rank == 0:
+            return e.scalar(0, DType.I64)
+        if op.attr("dim") is not None:
+            return _arg(e, op_type, x, axes_of(op)[0], op.attr("keepdim"), dtype_of(op))
+        flat = e.op("Reshape", x, e.ints(-1))
+        found = _arg(e, op_type, flat, 0, False, dtype_of(op))
+        return e.reshape(found, (), op.result.tensor.shape)
+
+    return Lowering(emit, (op_type,))
+
+
+def _arg(e: Emitter, op_type: str, x: ir.Value, axis: int, keepdim: bool, dtype: DType) -> ir.Value:
+    x = e.cast(x, dtype, e.wide(op_type, dtype))
+    return e.op(op_type, x, axis=axis, keepdims=int(keepdim))
+
+
+def _extremum_and_position(value_op: str, position_op: str) -> Lowering:
+    def emit(e: Emitter, op: Op) -> list[ir.Value]:
+        x, dtype, keepdim = e.operand(op, "self"), dtype_of(op), op.attr("keepdim")
+        axes = axes_of(op)
+        if not axes:
+            return [x, e.scalar(0, DType.I64)]
+        return [
+            reduced(e, value_op, x, axes, keepdim, dtype),
+            _arg(e, position_op, x, axes[0], keepdim, dtype),
+        ]
+
+    return Lowering(emit, (value_op, position_op))
+
+
+def _truth(op_type: str) -> Lowering:
+    """``any`` is the maximum over 0 and 1, ``all`` the minimum.
+
+    A sum would do for both, but ORT's bool kernels came late: i32 is safe everywhere.
+    """
+
+    def emit(e: Emitter, op: Op) -> ir.Value:
+        x, dtype = e.operand(op, "self"), dtype_of(op)
+        if dtype != DType.BOOL:
+            x = e.op("Not", e.kernel("Equal", dtype, x, e.scalar(0, dtype), keep=False))
+        if op_type == "all":
+            x = e.op("Not", x)
+        keepdim = bool(op.attrs.get("keepdim", False))
+        # Counting, because the maximum of nothing is an error and its sum is 0.
+        count = reduced(e, "ReduceSum", e.cast(x, DType.BOOL, DType.I32), axes_of(op), keepdim, DType.I32)
+        test = "Equal" if op_type == "all" else "Greater"
+        return e.op(test, count, e.scalar(0, DType.I32))
+
+    return Lowering(emit)
+
+
+def _variance(e: Emitter, op: Op) -> ir.Value:
+    x, dtype, axes = e.operand(op, "self"), dtype_of(op), axes_of(op)
+    correction = op.attr("correction")
+    correction = 1 if correction is None else correction
+    shape = op.operand("self").tensor.shape
+    spread = e.op("Sub", x, reduced(e, "ReduceMean", x, axes, True, dtype))
+    squares = e.op("Mul", spread, spread)
+    total = reduced(e, "ReduceSum", squares, axes, op.attr("keepdim"), dtype)
+    return e.op("Div", total, _degrees(e, algebra.product(shape[a] for a in axes), correction, dtype))
+
+
+def _degrees(e: Emitter, count: Dim, correction: float, dtype: DType) -> ir.Value:
+    """``max(count - correction, 0)``."""
+    if isinstance(count, int):
+        return e.scalar(max(count - correction, 0), dtype)
+    if correction == int(correction):
+        return e.cast(e.size_scalar(algebra.maximum(count - int(correction), 0)), DType.I64, dtype)
+    left = e.op("Sub", e.cast(e.size_scalar(count), DType.I64, dtype), e.scalar(correction, dtype))
+    return e.op("Max", left, e.scalar(0, dtype))
+
+
+def _topk(e: Emitter, op: Op) -> list[ir.Value]:
+    x, dtype, rank = e.operand(op, "self"), dtype_of(op), op.operand("self").tensor.rank
+    if rank == 0:
+        return [x, e.scalar(0, DType.I64)]
+    axis = op.attr("dim") % rank
+    wide = e.wide("TopK", dtype)
+    attrs = {"axis": axis, "largest": int(op.attr("largest")), "sorted": int(op.attr("sorted"))}
+    values, indices = e.ops("TopK", 2, e.cast(x, dtype, wide), e.size(op.attr("k")), **attrs)
+    return [e.cast(values, wide, dtype), indices]
+
+
+def _cumsum(e: Emitter, op: Op) -> ir.Value:
+    to = carrier(op.result.tensor.dtype)
+    x = e.cast(e.operand(op, "self"), dtype_of(op), to)
+    rank = op.operand("self").tensor.rank
+    if rank == 0:
+        return x
+    wide = e.wide("CumSum", to)
+    summed = e.op("CumSum", e.cast(x, to, wide), e.scalar(op.attr("dim") % rank, DType.I64))
+    return e.cast(summed, wide, to)
+
+
+def softmax(e: Emitter, op: Op) -> ir.Value:
+    to = carrier(op.result.tensor.dtype)
+    x = e.cast(e.operand(op, "self"), dtype_of(op), to)
+    rank = op.operand("self").tensor.rank
+    op_type = "LogSoftmax" if op.name.startswith("aten.log") else "Softmax"
+    if rank == 0:
+        x = e.op("Reshape", x, e.ints(1))
+        return e.op("Reshape", e.op(op_type, x, axis=0), e.ints())
+    return e.op(op_type, x, axis=op.attr("dim") % rank)
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "aten.sum.dim_IntList": _accumulate("ReduceSum"),
+    "aten.mean.dim": _accumulate("ReduceMean"),
+    "aten.amax": _extremum("ReduceMax"),
+    "aten.amin": _extremum("ReduceMin"),
+    "aten.argmax": _position("ArgMax"),
+    "aten.argmin": _position("ArgMin"),
+    "aten.max.dim": _extremum_and_position("ReduceMax", "ArgMax"),
+    "aten.min.dim": _extremum_and_position("ReduceMin", "ArgMin"),
+    "aten.any": _truth("any"),
+    "aten.any.dim": _truth("any"),
+    "aten.all": _truth("all"),
+    "aten.all.dim": _truth("all"),
+    "aten.var.correction": Lowering(_variance),
+    "aten.topk": Lowering(_topk, ("TopK",)),
+    "aten.cumsum": Lowering(_cumsum, ("CumSum",), ""),
+    "aten.softmax.int": Lowering(softmax, ("Softmax",), ""),
+    "aten.log_softmax.int": Lowering(softmax, ("LogSoftmax",), ""),
+}

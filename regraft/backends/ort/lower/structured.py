@@ -1,0 +1,49 @@
+"""Feed-forward blocks."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from regraft.backends.ort.emit import Emitter, Lowering
+from regraft.backends.ort.lower import elementwise
+from regraft.backends.ort.lower.elementwise import dtype_of
+from regraft.backends.ort.lower.matmul import linear
+from regraft.ir import Dim, DType, Op
+
+
+def activate(e: Emitter, name: str, x: ir.Value, dtype: DType) -> ir.Value:
+    """The activation ``name`` of ``rg.ffn``."""
+    if name == "silu":
+        return elementwise.silu(e, x, dtype)
+    if name in ("gelu", "gelu_tanh"):
+        return elementwise.gelu(e, x, dtype, "tanh" if name == "gelu_tanh" else "none")
+    return e.op({"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}[name], x)
+
+
+def _ffn(e: Emitter, op: Op) -> ir.Value:
+    x, shape, dtype = e.operand(op, "x"), op.operand("x").tensor.shape, dtype_of(op)
+
+    def project(value: ir.Value, name: str, inner: Dim) -> ir.Value:
+        bias = e.optional(op, f"{name}_bias")
+        return linear(e, value, (*shape[:-1], inner), op.operand(f"{name}_weight"), bias, dtype)
+
+    up = project(x, "up", shape[-1])
+    if op.optional("gate_weight") is None:
+        hidden = activate(e, op.attr("activation"), up, dtype)
+    else:
+        bias, gate_weight = e.optional(op, "gate_bias"), op.optional("gate_weight")
+        assert gate_weight is not None
+        gate = linear(e, x, shape, gate_weight, bias, dtype)
+        hidden = e.op("Mul", activate(e, op.attr("activation"), gate, dtype), up)
+    return project(hidden, "down", op.operand("down_weight").tensor.shape[1])
+
+
+def _ffn_check(op: Op) -> str | None:
+    if dtype_of(op) == DType.F64 and op.attr("activation") == "gelu":
+        return "ONNX Runtime has no f64 kernel for Erf"
+    return None
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "rg.ffn": Lowering(_ffn, ("FusedMatMul",), check=_ffn_check),
+}

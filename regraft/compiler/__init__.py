@@ -1,0 +1,10 @@
+"""The compiler: capture, pipeline, choice of back ends, reports."""
+
+from __future__ import annotations
+
+from regraft.compiler.api import capture, compile, export_onnx
+from regraft.compiler.capture import Captured, capture_model
+from regraft.compiler.export import ExportReport
+from regraft.compiler.report import Report
+
+__all__ = ["Captured", "ExportReport", "Report", "capture", "capture_model", "compile", "export_onnx"]

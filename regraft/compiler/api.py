@@ -1,0 +1,190 @@
+"""The public calls: compile, capture, export_onnx."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regraft.backends import Backend
+from regraft.compiler.capture import Captured, capture_model
+from regraft.compiler.check import error_against_eager
+from regraft.compiler.export import ExportReport, write_onnx
+from regraft.compiler.materialise import Store, replacements
+from regraft.compiler.options import Fallback, Options, Verify
+from regraft.compiler.pipeline import Compilation
+from regraft.compiler.report import Report
+from regraft.errors import OptionError
+from regraft.ir import OPS, Exactness, Module, OpDef, Pass, Rewrite, Symbol, print_module
+from regraft.runtime import CompiledModel, Signature
+
+_DEFAULT_BACKENDS = ("ort",)
+
+
+def compile(
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    backends: Sequence[str | Backend] = _DEFAULT_BACKENDS,
+    fallback: Fallback = "error",
+    rewrites: Sequence[Rewrite | type[Rewrite]] = (),
+    passes: Sequence[tuple[str, Pass]] = (),
+    ops: Sequence[OpDef] = (),
+    exactness: Exactness = Exactness.REASSOCIATES,
+    verify: Verify = False,
+    dump: str | Path | None = None,
+    threads: int | None = None,
+) -> CompiledModel:
+    """Compile a model into one that is called the same way and returns the same values, faster.
+
+    Args:
+        model: an ``nn.Module`` in eval mode, an ``ExportedProgram``, or a function of tensors.
+        args, kwargs: example arguments. Tensors not made dynamic fix their shape; other values are
+            fixed as they are.
+        dynamic_shapes: the sizes that may vary, as in ``torch.export.export`` or by argument name:
+            ``{"input_ids": {0: Dim.AUTO, 1: Dim.AUTO}}``.
+        backends: back ends in order of preference. One whose library is missing is left out, and
+            the report says so.
+        fallback: what to do with an op that no back end takes: ``"error"``, or ``"eager"`` to run it
+            through torch, which the report counts.
+        rewrites: rewrites of your own, besides regraft's.
+        passes: pairs ``(stage, pass)`` of your own.
+        ops: definitions of your own ops.
+        exactness: the least exact kind of rewrite that may be applied.
+        verify: ``True`` compares the compiled model with eager in fp64 on the example arguments and
+            raises if it is off; ``"each"`` also checks the graph after every pass.
+        dump: a folder for the graph's text after each pass.
+        threads: worker threads of the back ends; None leaves it to each library.
+
+    Returns:
+        A ``CompiledModel`` with ``report`` and ``ir``.
+
+    Raises:
+        OptionError: an argument has a value it cannot have.
+        CaptureError: the model's Python cannot be turned into a graph.
+        UnsupportedOpError: ops that no executor takes, all of them.
+        NumericsMismatch: ``verify`` found a result that is off by more than the numerics rule.
+    """
+    options = Options.checked(
+        backends=backends,
+        fallback=fallback,
+        rewrites=rewrites,
+        passes=passes,
+        ops=ops,
+        exactness=exactness,
+        verify=verify,
+        dump=dump,
+        threads=threads,
+    )
+    start = time.perf_counter()
+    captured = capture_model(model, args, kwargs, dynamic_shapes, options.table)
+    compilation = _rewritten(captured, options)
+    compiled = _lowered(compilation, Store(compilation.module))
+    compilation.report.time["total"] = time.perf_counter() - start
+    if options.verify:
+        compilation.report.error = error_against_eager(model, compiled, captured)
+    return compiled
+
+
+def _rewritten(captured: Captured, options: Options) -> Compilation:
+    report = Report(notes=list(options.notes), time=dict(captured.seconds))
+    function = captured.module.main
+    sizes = _example_sizes(function.signature, function.symbols, captured)
+    compilation = Compilation(captured.module, options, report, sizes)
+    compilation.rewrite()
+    return compilation
+
+
+def _example_sizes(
+    signature: Signature, symbols: Sequence[Symbol], captured: Captured
+) -> dict[Symbol, int]:
+    values = signature.sizes(signature.flatten(captured.args, captured.kwargs)) if captured.traced else {}
+    return {s: values[s.name] for s in symbols if s.name in values}
+
+
+def _lowered(compilation: Compilation, store: Store) -> CompiledModel:
+    plan = compilation.lower(store)
+    report = compilation.report
+    constants = [c for c in compilation.module.constants() if hasattr(c, "storage")]
+    report.memory["constants"] = sum(c.storage.nbytes for c in constants)  # pyright: ignore
+    module = compilation.module
+
+    def refreshed(model: Any) -> CompiledModel:
+        return _lowered(compilation, Store(module, replacements(module, model)))
+
+    return CompiledModel(
+        module.main.signature, plan, report, print_module(module), _refresher=refreshed
+    )
+
+
+def capture(
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    ops: Sequence[OpDef] = (),
+) -> Module:
+    """The IR of a model as captured, before any rewrite; ``print_module`` gives its text.
+
+    Arguments and errors are those of ``compile``.
+    """
+    table = OPS.extended(tuple(ops)) if ops else OPS
+    return capture_model(model, args, kwargs, dynamic_shapes, table).module
+
+
+def export_onnx(
+    model: Any,
+    args: Sequence[Any],
+    path: str | Path,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    opset: int | None = None,
+    contrib: bool = True,
+    rewrites: Sequence[Rewrite | type[Rewrite]] = (),
+    passes: Sequence[tuple[str, Pass]] = (),
+    exactness: Exactness = Exactness.REASSOCIATES,
+) -> ExportReport:
+    """Write an optimised ONNX file that runs without torch and without regraft.
+
+    Args:
+        path: the file to write, with the suffix ``.onnx``. Weights of more than 2 GB go to a file
+            beside it with the suffix ``.onnx.data``.
+        opset: the opset of the default domain; None takes the newest that onnxruntime runs well.
+        contrib: allow onnxruntime's own operators (domain ``com.microsoft``), which are faster
+            there. ``False`` writes standard ONNX only.
+        The others are those of ``compile``.
+
+    Returns:
+        What was written: opset, operators and their counts, file sizes, and the compile's report.
+
+    Raises:
+        OptionError: ``path`` has another suffix or cannot be written; nothing is written.
+        The errors of ``compile``.
+    """
+    target = Path(path)
+    if target.suffix != ".onnx":
+        raise OptionError(f"path must end in .onnx, got '{target.name}'")
+    if not target.parent.is_dir():
+        raise OptionError(f"the folder '{target.parent}' does not exist")
+    options = Options.checked(
+        backends=("ort",),
+        fallback="error",
+        rewrites=rewrites,
+        passes=passes,
+        ops=(),
+        exactness=exactness,
+        verify=False,
+        dump=None,
+        threads=None,
+    )
+    captured = capture_model(model, args, kwargs, dynamic_shapes, options.table)
+    compilation = _rewritten(captured, options)
+    with torch.no_grad():
+        return write_onnx(compilation, Store(compilation.module), target, opset, contrib)

@@ -1,0 +1,127 @@
+"""From the arguments of an fx node to those of an op definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from regraft.ir import (
+    Arity,
+    AttrSpec,
+    Builder,
+    DType,
+    Expr,
+    OpDef,
+    Operand,
+    OpTable,
+    Trait,
+    Value,
+)
+from regraft.runtime import DTYPE_NAMES
+
+#: Parameters about where and how a result is stored. Types carry the device; layout is not in the IR.
+PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking", "generator", "copy"})
+
+
+def overload_name(target: torch._ops.OpOverload) -> str:
+    """The IR's name of an overload: ``aten.add.Tensor``, and ``aten.linear`` for the default one."""
+    return str(target).removesuffix(".default")
+
+
+def call_arguments(
+    node: Node, target: torch._ops.OpOverload, value_of: Callable[[Node], Any]
+) -> dict[str, Any]:
+    """The node's arguments by schema name, in IR terms; those left at the schema's default are absent."""
+    schema = target._schema.arguments
+    given = {a.name: v for a, v in zip(schema, node.args, strict=False)} | dict(node.kwargs)
+    return {name: _convert(value, value_of) for name, value in given.items()}
+
+
+def _convert(value: Any, value_of: Callable[[Node], Any]) -> Any:
+    if isinstance(value, Node):
+        return value_of(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(_convert(v, value_of) for v in value)
+    if isinstance(value, torch.dtype):
+        return DType(DTYPE_NAMES[value])
+    return value
+
+
+def definition_for(
+    target: torch._ops.OpOverload, arguments: Mapping[str, Any], table: OpTable, builder: Builder
+) -> tuple[OpDef, dict[str, Any]]:
+    """The definition to use for a call, and the call's arguments in that definition's terms."""
+    name = overload_name(target)
+    bound = dict(arguments)
+    schema = {a.name: a for a in target._schema.arguments}
+    numbers = [n for n, v in bound.items() if _is_number(v) and isinstance(schema[n].type, torch.TensorType)]
+    if numbers:
+        name, bound = _scalar_overload(name, bound, numbers, table, builder)
+    definition = table.get(name) or _opaque(name, target)
+    known = {p.name for p in definition.params}
+    for unknown in [n for n in bound if n not in known]:
+        if unknown not in PLACEMENT and not _is_default(bound[unknown], schema.get(unknown)):
+            return _opaque(name, target), dict(arguments)
+        del bound[unknown]
+    return definition, bound
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, complex, Expr))
+
+
+def _scalar_overload(
+    name: str, bound: dict[str, Any], numbers: list[str], table: OpTable, builder: Builder
+) -> tuple[str, dict[str, Any]]:
+    """A number where the schema has a tensor: the scalar overload, or a 0-d tensor when there is none."""
+    base, _, overload = name.rpartition(".")
+    scalar = f"{base}.Scalar"
+    if overload == "Tensor" and scalar in table and numbers == ["other"] and not isinstance(bound["other"], Expr):
+        return scalar, bound
+    for each in numbers:
+        bound[each] = _number_tensor(bound[each], builder)
+    return name, bound
+
+
+def _number_tensor(value: Any, builder: Builder) -> Value:
+    if isinstance(value, Expr):
+        return builder.rg.dim_value(value)
+    dtype = DType.BOOL if isinstance(value, bool) else DType.I64 if isinstance(value, int) else DType.F32
+    return builder.aten.full((), value, dtype)
+
+
+def _is_default(value: Any, argument: Any) -> bool:
+    return argument is not None and argument.has_default_value() and value == argument.default_value
+
+
+def _opaque(name: str, target: torch._ops.OpOverload) -> OpDef:
+    """A definition for an op outside the table: its result types are those seen at capture."""
+    params = tuple(_param(argument) for argument in target._schema.arguments if argument.name not in PLACEMENT)
+    traits = Trait.NONE if target._schema.is_mutable else Trait.PURE
+    if torch.Tag.nondeterministic_seeded in target.tags:
+        traits = Trait.RANDOM
+    return OpDef(name, params, _no_rule, traits, opaque=True)
+
+
+def _no_rule(site: Any) -> Any:
+    raise TypeError(f"{site.definition.name} has no type rule")
+
+
+def _param(argument: Any) -> Operand | AttrSpec:
+    text = str(argument.type)
+    arities = {
+        "Tensor": Arity.SINGLE,
+        "Optional[Tensor]": Arity.OPTIONAL,
+        "List[Tensor]": Arity.VARIADIC,
+        "List[Optional[Tensor]]": Arity.OPTIONAL_LIST,
+    }
+    if text in arities:
+        return Operand(argument.name, arities[text])
+    if argument.has_default_value():
+        default = argument.default_value
+        return AttrSpec(argument.name, tuple(default) if isinstance(default, list) else default)
+    return AttrSpec(argument.name)
+

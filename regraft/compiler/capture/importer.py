@@ -1,0 +1,260 @@
+"""From an ``ExportedProgram`` in functional form to the IR.
+
+Ops come over one to one. Sizes become dims, so that no integer arithmetic stays in the graph;
+parameters, buffers and lifted tensors become constants, tied ones a single constant; casts that
+torch does implicitly become ops.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+from torch.fx import Node
+
+from regraft.compiler.capture.arguments import call_arguments, definition_for, overload_name
+from regraft.compiler.capture.promotion import promoted
+from regraft.compiler.capture.signature import make_signature
+from regraft.compiler.capture.sizes import Sizes
+from regraft.errors import CaptureError
+from regraft.ir import (
+    Builder,
+    Function,
+    Leaf,
+    Location,
+    Module,
+    Op,
+    OpTable,
+    Region,
+    TensorType,
+    Value,
+    dims,
+    refines,
+)
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+#: Nodes that say something about sizes only; dims carry it already.
+_SIZE_OPS = ("aten.sym_size.int", "aten.sym_numel", "aten.sym_stride.int", "aten.sym_storage_offset")
+#: Facts about tensors that the import itself establishes.
+_ASSERTS = ("aten._assert_tensor_metadata",)
+
+
+def import_program(
+    program: ExportedProgram,
+    table: OpTable,
+    names: Sequence[str],
+    positional: Sequence[str],
+    defaults: Mapping[str, Any],
+) -> Module:
+    """The module of ``program``; ``names`` are its parameters in order, see ``Signature`` for the rest.
+
+    Raises:
+        CaptureError: the program mutates an argument or a buffer, or returns what is not a tensor.
+    """
+    _refuse_mutation(program)
+    return _Importer(program, table).run(names, positional, defaults)
+
+
+def _refuse_mutation(program: ExportedProgram) -> None:
+    for spec in program.graph_signature.output_specs:
+        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+            what = "buffer" if spec.kind is OutputKind.BUFFER_MUTATION else "argument"
+            raise CaptureError(
+                f"the model writes to its {what} '{spec.target}'",
+                hint="return the new value instead of writing it in place",
+            )
+
+
+class _Importer:
+    """The state of one import: values and constants by fx name."""
+
+    def __init__(self, program: ExportedProgram, table: OpTable) -> None:
+        self.program = program
+        self.table = table
+        self.sizes = Sizes(program)
+        self.region = Region()
+        self.values: dict[str, Value | tuple[Value, ...]] = {}
+        self.pending: dict[str, Leaf] = {}
+        self.leaves: dict[Any, Leaf] = {}
+
+    def run(self, names: Sequence[str], positional: Sequence[str], defaults: Mapping[str, Any]) -> Module:
+        self._add_inputs()
+        for node in self.program.graph.nodes:
+            if node.op == "call_function":
+                self._add_call(node)
+        self._add_results()
+        symbols, specs = self.sizes.input_symbols([a.type for a in self.region.args])
+        signature = make_signature(self.program, self.region.args, specs, names, positional, defaults)
+        return Module({"forward": Function("forward", self.region, symbols, signature=signature)})
+
+    def _add_inputs(self) -> None:
+        nodes = {n.name: n for n in self.program.graph.nodes if n.op == "placeholder"}
+        for spec in self.program.graph_signature.input_specs:
+            if spec.kind is InputKind.USER_INPUT:
+                if isinstance(spec.arg, TensorArgument):
+                    node = nodes[spec.arg.name]
+                    self.values[node.name] = self.region.add_arg(self.sizes.tensor_type(node.meta["val"]), node.name)
+                elif not isinstance(spec.arg, ConstantArgument):
+                    raise CaptureError(
+                        f"the argument '{spec.arg.name}' is a number that may change from call to call",
+                        hint="pass it as a tensor, or leave it out of dynamic_shapes to fix its value",
+                    )
+            elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+                self.pending[spec.arg.name] = self._leaf(str(spec.target))
+            else:
+                raise CaptureError(f"the model's input '{spec.arg.name}' is a {spec.kind.name.lower()}")
+
+    def _leaf(self, target: str) -> Leaf:
+        stored = self.program.state_dict.get(target, self.program.constants.get(target))
+        assert isinstance(stored, torch.Tensor), f"{target} is not in the program"
+        tensor = stored.detach()
+        key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device)
+        # An empty tensor has no storage to be shared, and its pointer says nothing.
+        identity = key if tensor.numel() else target
+        return self.leaves.setdefault(identity, Leaf(target, self.sizes.tensor_type(tensor), tensor))
+
+    def _builder(self, node: Node) -> Builder:
+        return Builder(self.table, self.region, loc=location_of(node))
+
+    def _value(self, node: Node) -> Any:
+        """The IR value of an argument node; a constant enters the graph where it is first used."""
+        if node.name in self.pending:
+            leaf = self.pending.pop(node.name)
+            existing = [v for v in self.values.values() if isinstance(v, Value) and _constant_of(v) is leaf]
+            value = existing[0] if existing else self._builder(node).constant(leaf)
+            value.hint = value.hint or leaf.name
+            self.values[node.name] = value
+        if node.name in self.values:
+            return self.values[node.name]
+        size = node.meta.get("val")
+        if isinstance(size, (int, torch.SymInt)):
+            return self.sizes.dim(size)
+        if isinstance(size, (float, bool)):
+            return size
+        raise CaptureError(
+            f"'{node.name}' is a {type(size).__name__}, which a graph of tensors cannot hold",
+            location=str(location_of(node)),
+        )
+
+    def _add_call(self, node: Node) -> None:
+        if node.target is operator.getitem:
+            source, index = node.args
+            assert isinstance(source, Node) and isinstance(index, int)
+            values = self.values[source.name]
+            self.values[node.name] = values[index] if isinstance(values, tuple) else values
+            return
+        if not isinstance(node.target, torch._ops.OpOverload):
+            if isinstance(node.meta.get("val"), (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)):
+                return
+            raise CaptureError(
+                f"{_target_name(node)} is not an operation on tensors that can be captured yet",
+                location=str(location_of(node)),
+            )
+        name = overload_name(node.target)
+        if name in _SIZE_OPS or name in _ASSERTS or _is_size_assert(node):
+            return
+        self._add_op(node, node.target)
+
+    def _add_op(self, node: Node, target: torch._ops.OpOverload) -> None:
+        builder = self._builder(node)
+        arguments = call_arguments(node, target, self._value)
+        result_types = [self.sizes.tensor_type(v) for v in _results(node)]
+        definition, bound = definition_for(target, arguments, self.table, builder)
+        bound = promoted(definition, bound, result_types, builder)
+        if definition.opaque:
+            op = Op.create(definition, (), bound, result_types=result_types, loc=builder.loc)
+        else:
+            op = self._create(definition, bound, builder.loc)
+            _check_types(op, result_types)
+        builder.insert(op)
+        for result, type in zip(op.results, result_types, strict=True):
+            result.hint = node.name
+            result.type = type
+        many = isinstance(node.meta["val"], (tuple, list))
+        self.values[node.name] = op.results if many else op.results[0]
+
+    def _create(self, definition: Any, bound: Mapping[str, Any], loc: Location) -> Op:
+        try:
+            return Op.create(definition, (), bound, loc=loc)
+        except TypeError as error:
+            raise CaptureError(f"{definition.name}: {error}", location=str(loc)) from error
+
+    def _add_results(self) -> None:
+        nodes = {n.name: n for n in self.program.graph.nodes}
+        results: list[Value] = []
+        for spec in self.program.graph_signature.output_specs:
+            if isinstance(spec.arg, ConstantArgument):
+                continue
+            if not isinstance(spec.arg, TensorArgument):
+                raise CaptureError(
+                    f"the model returns '{spec.arg.name}', a size",
+                    hint="return tensors; a caller can read a size from a tensor's shape",
+                )
+            results.append(self._value(nodes[spec.arg.name]))
+        Builder(self.table, self.region).create("cf.yield", (results,))
+
+
+def _constant_of(value: Value) -> Any:
+    return value.op.attr("value") if value.op is not None and value.op.name == "rg.const" else None
+
+
+def _results(node: Node) -> list[torch.Tensor]:
+    value = node.meta.get("val")
+    results = list(value) if isinstance(value, (tuple, list)) else [value]
+    if not all(isinstance(v, torch.Tensor) for v in results):
+        raise CaptureError(
+            f"{_target_name(node)} gives a {type(value).__name__}, not tensors; a size that depends on data "
+            "cannot be captured yet",
+            location=str(location_of(node)),
+        )
+    return results
+
+
+def _is_size_assert(node: Node) -> bool:
+    """Whether ``node`` asserts a fact about sizes that holds for every input of the exported range."""
+    name = _target_name(node)
+    if not name.startswith(("aten._assert_scalar", "aten.sym_constrain_range")):
+        return False
+    condition = node.args[0]
+    value = condition.meta.get("val") if isinstance(condition, Node) else condition
+    unbacked = getattr(getattr(value, "node", None), "shape_env", None)
+    if unbacked is not None and torch.fx.experimental.symbolic_shapes.free_unbacked_symbols(value):
+        raise CaptureError(
+            "a size or a check depends on the value of a tensor, which cannot be captured yet",
+            location=str(location_of(node)),
+        )
+    return True
+
+
+def _check_types(op: Op, expected: Sequence[TensorType]) -> None:
+    for result, type in zip(op.results, expected, strict=True):
+        assert isinstance(result.type, TensorType)
+        same = result.type.dtype == type.dtype and result.type.rank == type.rank
+        if not same or not (refines(type, result.type) or refines(result.type, type) or _may_equal(result.type, type)):
+            raise CaptureError(
+                f"{op.name} was captured with the type {type}, but its rule gives {result.type}; "
+                "this is a bug in regraft's op table",
+                location=str(op.loc),
+            )
+
+
+def _may_equal(a: TensorType, b: TensorType) -> bool:
+    return all(dims.eq(x, y) is not False for x, y in zip(a.shape, b.shape, strict=True))
+
+
+def _target_name(node: Node) -> str:
+    return str(node.target).removesuffix(".default")
+
+
+def location_of(node: Node) -> Location:
+    """The user's source line and module path that made ``node``."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    file, line = frames[-1] if frames else ("", "0")
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return Location(file, int(line), path.removeprefix("L['self']").lstrip("."))

@@ -1,0 +1,114 @@
+"""Symbols and dims of an exported program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from regraft.errors import CaptureError
+from regraft.ir import Dim, DType, Symbol, TensorType, Type, dims, from_sympy
+from regraft.runtime import DTYPE_NAMES, SymbolSpec
+
+#: torch.export calls a size it never specialised "at least 2"; the graph it gives holds for 1 too.
+_UNCHECKED_LOWER_BOUND = 2
+
+
+class Sizes:
+    """Turns torch's SymInts into dims, with symbols named ``s0, s1, ...`` in order of appearance."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self._ranges = program.range_constraints
+        self._symbols: dict[str, Symbol] = {}
+
+    def dim(self, size: int | torch.SymInt) -> Dim:
+        """The dim of a size.
+
+        Raises:
+            CaptureError: the size depends on the data, or uses an operator that dims do not have.
+        """
+        if isinstance(size, int):
+            return size
+        expression = size.node.expr
+        if expression.is_Integer:
+            return int(expression)
+        for symbol in sorted(expression.free_symbols, key=str):
+            self._register(symbol)
+        try:
+            return from_sympy(expression, self._symbols)
+        except ValueError as error:
+            raise CaptureError(f"the size {expression} cannot be expressed: {error}") from error
+
+    def _register(self, symbol: Any) -> None:
+        name = str(symbol)
+        if name in self._symbols:
+            return
+        if not name.startswith("s"):
+            raise CaptureError(
+                "a size depends on the value of a tensor, which cannot be captured yet",
+                hint="pad to a fixed size, or mask instead of selecting",
+            )
+        bounds = self._ranges.get(symbol)
+        low, high = (0, None) if bounds is None else (_bound(bounds.lower), _bound(bounds.upper))
+        low = 1 if low == _UNCHECKED_LOWER_BOUND else low
+        self._symbols[name] = Symbol(f"s{len(self._symbols)}", low or 0, high)
+
+    def tensor_type(self, tensor: torch.Tensor) -> TensorType:
+        """The IR type of a real or fake tensor.
+
+        Raises:
+            CaptureError: it is sparse, quantized or of a dtype without a name here.
+        """
+        if tensor.layout is not torch.strided or tensor.dtype not in DTYPE_NAMES:
+            raise CaptureError(f"tensors of dtype {tensor.dtype} and layout {tensor.layout} are not supported")
+        shape = tuple(self.dim(d) for d in tensor.shape)
+        return TensorType(DType(DTYPE_NAMES[tensor.dtype]), shape, tensor.device.type)
+
+    def input_symbols(self, inputs: Sequence[Type]) -> tuple[tuple[Symbol, ...], tuple[SymbolSpec, ...]]:
+        """The symbols, and for each the input axis from which a call's value is solved.
+
+        Raises:
+            CaptureError: a symbol appears only in expressions that cannot be solved for it.
+        """
+        symbols = tuple(self._symbols.values())
+        sites = [
+            (i, axis, dim)
+            for i, type in enumerate(inputs)
+            if isinstance(type, TensorType)
+            for axis, dim in enumerate(type.shape)
+        ]
+        return symbols, tuple(_spec(symbol, sites) for symbol in symbols)
+
+
+def _spec(symbol: Symbol, sites: Sequence[tuple[int, int, Dim]]) -> SymbolSpec:
+    found: list[tuple[int, SymbolSpec]] = []
+    for index, axis, dim in sites:
+        line = linear_in(dim, symbol)
+        if line is not None:
+            scale, offset = line
+            spec = SymbolSpec(
+                symbol.name, index, axis, symbol.lo, symbol.hi, symbol.divisor, scale=scale, offset=offset
+            )
+            found.append((abs(scale) + (offset != 0), spec))
+    if not found:
+        raise CaptureError(f"the size {symbol.name} cannot be computed from the shapes of the arguments")
+    return min(found, key=lambda each: each[0])[1]
+
+
+def linear_in(dim: Dim, symbol: Symbol) -> tuple[int, int] | None:
+    """``(scale, offset)`` when ``dim`` is ``scale * symbol + offset``, else None."""
+    if isinstance(dim, int) or set(dims.symbols_of(dim)) != {symbol}:
+        return None
+    offset = dims.substitute(dim, {symbol: 0})
+    at_one = dims.substitute(dim, {symbol: 1})
+    if not isinstance(offset, int) or not isinstance(at_one, int):
+        return None
+    scale = at_one - offset
+    line = dims.as_expr(symbol) * scale + offset
+    return (scale, offset) if scale and line == dim else None
+
+
+def _bound(value: Any) -> int | None:
+    return int(value) if value.is_Integer else None

@@ -1,0 +1,39 @@
+"""Comparing a compiled model with the original: the numerics rule on the example arguments."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from regraft.compiler.capture import Captured
+from regraft.runtime import CompiledModel
+from regraft.testing import assert_close
+
+
+def error_against_eager(model: Any, compiled: CompiledModel, captured: Captured) -> float:
+    """The error of ``compiled`` against ``model`` in fp64, on the arguments of the capture.
+
+    The model is copied to fp64 and back, so this takes memory for two more sets of weights.
+
+    Raises:
+        NumericsMismatch: the error is beyond what the numerics rule allows.
+    """
+    actual = _tensors(compiled(*captured.args, **captured.kwargs))
+    runner = model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    with torch.no_grad():
+        eager = _tensors(runner(*captured.args, **captured.kwargs))
+        double = copy.deepcopy(runner).double() if isinstance(runner, torch.nn.Module) else runner
+        args, kwargs = pytree.tree_map(_to_double, (captured.args, captured.kwargs))
+        expected = _tensors(double(*args, **kwargs))
+    return assert_close(actual, expected, eager=eager, reassociates=True)
+
+
+def _tensors(result: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+
+
+def _to_double(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf

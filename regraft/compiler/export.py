@@ -1,0 +1,91 @@
+"""Writing an ONNX file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regraft.backends import backend
+from regraft.compiler.materialise import Store
+from regraft.compiler.partition import assign
+from regraft.compiler.pipeline import Compilation
+from regraft.compiler.report import Report
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What ``export_onnx`` wrote.
+
+    Fields:
+        path: the file.
+        opset: version of the default domain.
+        operators: ``domain::op`` -> nodes (the default domain has no prefix).
+        inputs, outputs: names in the order of the flat arguments and results.
+        bytes: size of the file and of the weights beside it.
+        compile: the report of the rewrites.
+    """
+
+    path: Path
+    opset: int
+    operators: dict[str, int]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    bytes: int
+    compile: Report
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "path": str(self.path),
+            "opset": self.opset,
+            "operators": dict(self.operators),
+            "inputs": list(self.inputs),
+            "outputs": list(self.outputs),
+            "bytes": self.bytes,
+            "compile": self.compile.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        operators = ", ".join(f"{name} {count}" for name, count in sorted(self.operators.items()))
+        return f"{self.path}: opset {self.opset}, {self.bytes / 1e6:.1f} MB\n{operators}"
+
+
+def write_onnx(
+    compilation: Compilation, store: Store, path: Path, opset: int | None, contrib: bool
+) -> ExportReport:
+    """Lower the whole module to one ONNX graph and write it to ``path``, whole or not at all.
+
+    Raises:
+        UnsupportedOpError: an op has no ONNX form; all of them are listed.
+        OptionError: ``path`` cannot be written, or the opset is not one that can be emitted.
+    """
+    from regraft.backends.ort import export_onnx_file
+
+    function = compilation.module.main
+    assign(function, (backend("ort"),), None, compilation.options.table)
+    names = output_names(function.signature)
+    written = export_onnx_file(function, store, path, opset=opset, contrib=contrib, output_names=names)
+    return ExportReport(
+        path, written.opset, written.operators, written.inputs, written.outputs, written.bytes, compilation.report
+    )
+
+
+def output_names(signature: Any) -> tuple[str, ...]:
+    """A name for each flat result: the key of the result's dict or output class, else ``output_N``."""
+    keys = _keys(signature.out_structure)
+    leaves = [key for key, out in zip(keys, signature.outputs, strict=True) if isinstance(out, int)]
+    return tuple(key or f"output_{i}" for i, key in enumerate(leaves))
+
+
+def _keys(structure: Any) -> list[str]:
+    """A name for each leaf, empty where the structure has none."""
+    context = structure.context
+    if structure.is_leaf():
+        return [""]
+    children = structure.children()
+    names = context if isinstance(context, list) and len(context) == len(children) else [""] * len(children)
+    keys: list[str] = []
+    for name, child in zip(names, children, strict=True):
+        keys += [str(name)] if child.is_leaf() else [f"{name}_{i}" for i, _ in enumerate(_keys(child))]
+    return keys

@@ -1,0 +1,122 @@
+"""The options of a compile, checked once at the edge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from regraft.backends import BUILTIN, Backend, backend
+from regraft.errors import BackendError, OptionError
+from regraft.ir import OPS, STAGES, Exactness, OpDef, OpTable, Pass, Rewrite
+
+Fallback = Literal["error", "eager"]
+Verify = bool | Literal["each"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asked for; see ``regraft.compile`` for the fields."""
+
+    backends: tuple[Backend, ...]
+    notes: tuple[str, ...]
+    fallback: Fallback
+    rewrites: tuple[Rewrite, ...]
+    passes: tuple[Pass, ...]
+    table: OpTable
+    exactness: Exactness
+    verify: Verify
+    dump: Path | None
+    threads: int | None
+
+    @staticmethod
+    def checked(
+        *,
+        backends: Sequence[Any],
+        fallback: Any,
+        rewrites: Sequence[Any],
+        passes: Sequence[Any],
+        ops: Sequence[Any],
+        exactness: Any,
+        verify: Any,
+        dump: Any,
+        threads: Any,
+    ) -> Options:
+        """Options from a user's arguments.
+
+        Raises:
+            OptionError: one has a value it cannot have; the message names it.
+            BackendError: no back end of the list is installed.
+        """
+        _require(fallback in ("error", "eager"), "fallback", fallback, "'error' or 'eager'")
+        _require(isinstance(exactness, Exactness), "exactness", exactness, "an Exactness")
+        _require(verify in (True, False, "each"), "verify", verify, "True, False or 'each'")
+        _require(threads is None or (isinstance(threads, int) and threads > 0), "threads", threads, "a positive int")
+        for op in ops:
+            _require(isinstance(op, OpDef), "ops", op, "OpDefs")
+        chosen, notes = _backends(backends)
+        return Options(
+            chosen,
+            notes,
+            fallback,
+            tuple(_rewrite(r) for r in rewrites),
+            tuple(_staged(entry) for entry in passes),
+            OPS.extended(tuple(ops)) if ops else OPS,
+            exactness,
+            verify,
+            None if dump is None else Path(dump),
+            threads,
+        )
+
+
+def _require(condition: bool, name: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise OptionError(f"'{name}' cannot be this", option=name, value=repr(value), expected=expected)
+
+
+def _backends(wanted: Sequence[Any]) -> tuple[tuple[Backend, ...], tuple[str, ...]]:
+    """The back ends that are installed, in order; a note for each that is not."""
+    if isinstance(wanted, str) or not wanted:
+        _require(False, "backends", wanted, f"a list of back ends, of: {', '.join(sorted(BUILTIN))}")
+    chosen: list[Backend] = []
+    notes: list[str] = []
+    for entry in wanted:
+        if not isinstance(entry, str):
+            _require(hasattr(entry, "supports") and hasattr(entry, "lower"), "backends", entry, "names or Backends")
+            chosen.append(entry)
+            continue
+        _require(entry in BUILTIN, "backends", entry, f"one of: {', '.join(sorted(BUILTIN))}")
+        try:
+            chosen.append(backend(entry))
+        except BackendError as error:
+            notes.append(f"{error.message}; left out")
+    if not chosen:
+        raise BackendError("none of the back ends asked for is installed: " + "; ".join(notes))
+    return tuple(chosen), tuple(notes)
+
+
+def _rewrite(entry: Any) -> Rewrite:
+    if isinstance(entry, type) and issubclass(entry, Rewrite):
+        entry = entry()
+    _require(isinstance(entry, Rewrite), "rewrites", entry, "Rewrite classes or instances")
+    return entry
+
+
+class _Staged:
+    """A user's pass, in the stage the user gave."""
+
+    def __init__(self, stage: str, inner: Pass) -> None:
+        self.name = inner.name
+        self.stage = stage
+        self.after = getattr(inner, "after", ())
+        self.before = getattr(inner, "before", ())
+        self.run = inner.run
+
+
+def _staged(entry: Any) -> Pass:
+    _require(isinstance(entry, (tuple, list)) and len(entry) == 2, "passes", entry, "pairs (stage, Pass)")
+    stage, inner = entry
+    _require(stage in STAGES, "passes", stage, f"a stage: {', '.join(STAGES)}")
+    _require(hasattr(inner, "name") and hasattr(inner, "run"), "passes", inner, "a Pass with a name and run()")
+    return _Staged(stage, inner)

@@ -1,0 +1,200 @@
+"""Which back end runs what, and the plan that results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from regraft.backends import Backend, ConstantStore, LowerOptions
+from regraft.errors import UnsupportedOp, UnsupportedOpError
+from regraft.ir import Function, Op, OpTable, Region, Rewriter, Trait, Value, clone_op
+from regraft.runtime import Plan, Step
+
+#: Ops that belong to every piece and are copied into it.
+_COPIED = Trait.CONSTANT_LIKE
+
+
+@dataclass
+class Piece:
+    """Ops that one back end runs in one call, as a function of their own."""
+
+    backend: Backend
+    function: Function
+    inputs: tuple[Value, ...]
+    results: tuple[Value, ...]
+    ops: int
+
+
+@dataclass
+class Assignment:
+    """The back end of each op, and the reasons why preferred ones were passed over."""
+
+    backend: dict[Op, Backend] = field(default_factory=dict[Op, Backend])
+    fallbacks: dict[tuple[str, str, str], int] = field(default_factory=dict[tuple[str, str, str], int])
+
+
+def assign(
+    function: Function, backends: Sequence[Backend], fallback: Backend | None, table: OpTable
+) -> Assignment:
+    """Give each op to the first back end that takes it; decompose those that nobody takes.
+
+    Raises:
+        UnsupportedOpError: ops remain without a back end; all of them, with every reason.
+    """
+    assignment = Assignment()
+    missing: dict[Op, dict[str, str]] = {}
+    pending = list(function.body.ops)
+    while pending:
+        op = pending.pop(0)
+        if op.has(Trait.TERMINATOR) or op.has(_COPIED):
+            continue
+        reasons = _place(op, backends, assignment)
+        if reasons is None:
+            continue
+        if op.definition.decompose is not None:
+            pending = _decompose(op, table) + pending
+        elif fallback is not None and fallback.supports(op) is None:
+            assignment.backend[op] = fallback
+            for name, reason in reasons.items():
+                key = (op.name, name, reason)
+                assignment.fallbacks[key] = assignment.fallbacks.get(key, 0) + 1
+        else:
+            missing[op] = reasons
+    if missing:
+        raise UnsupportedOpError(_grouped(missing))
+    return assignment
+
+
+def _place(op: Op, backends: Sequence[Backend], assignment: Assignment) -> dict[str, str] | None:
+    """None when a back end took ``op``, else every back end's reason."""
+    reasons: dict[str, str] = {}
+    for backend in backends:
+        reason = backend.supports(op)
+        if reason is None:
+            assignment.backend[op] = backend
+            return None
+        reasons[backend.name] = reason
+    return reasons
+
+
+def _decompose(op: Op, table: OpTable) -> list[Op]:
+    assert op.definition.decompose is not None
+    rewriter = Rewriter(table, f"decompose {op.name}")
+    builder = rewriter.before(op)
+    rewriter.replace(op, op.definition.decompose(builder, op))
+    return [made for made in builder.made if made.parent is not None]
+
+
+def _grouped(missing: dict[Op, dict[str, str]]) -> tuple[UnsupportedOp, ...]:
+    by_name: dict[str, list[Op]] = {}
+    for op in missing:
+        by_name.setdefault(op.name, []).append(op)
+    return tuple(
+        UnsupportedOp(
+            name,
+            len(ops),
+            tuple(dict.fromkeys(str(op.loc) for op in ops)),
+            {backend: reason for op in ops for backend, reason in missing[op].items()},
+        )
+        for name, ops in sorted(by_name.items())
+    )
+
+
+def cut(function: Function, assignment: Assignment) -> list[Piece]:
+    """The function as pieces in execution order, each as large as the order of data allows."""
+    groups = _groups(function, assignment)
+    results = set(function.results)
+    return [_piece(function, backend, ops, results) for backend, ops in groups]
+
+
+def _groups(function: Function, assignment: Assignment) -> list[tuple[Backend, list[Op]]]:
+    """Runs of ops for one back end: take all that is ready for it before turning to the next."""
+    waiting = {op: _producers(op, assignment) for op in assignment.backend}
+    waiting = {op: waiting[op] for op in function.body.ops if op in waiting}
+    groups: list[tuple[Backend, list[Op]]] = []
+    done: set[Op] = set()
+    while waiting:
+        ready = next(op for op, needs in waiting.items() if needs <= done)
+        backend = assignment.backend[ready]
+        taken: list[Op] = []
+        for op, needs in list(waiting.items()):
+            if assignment.backend[op] is backend and needs <= done:
+                taken.append(op)
+                done.add(op)
+                del waiting[op]
+        groups.append((backend, taken))
+    return groups
+
+
+def _producers(op: Op, assignment: Assignment) -> set[Op]:
+    return {v.op for v in op.operands if v.op is not None and v.op in assignment.backend}
+
+
+def _piece(function: Function, backend: Backend, ops: Sequence[Op], results: set[Value]) -> Piece:
+    inside = set(ops)
+    made = {r for op in ops for r in op.results}
+    read = dict.fromkeys(v for op in ops for v in op.operands if v not in made)
+    inputs = tuple(v for v in read if not _is_constant(v))
+    outputs = tuple(
+        r for op in ops for r in op.results if r in results or any(use.op not in inside for use in r.uses)
+    )
+    region = Region([v.type for v in inputs])
+    mapping: dict[Value, Value] = {}
+    for outer, inner in zip(inputs, region.args, strict=True):
+        inner.hint = outer.hint
+        mapping[outer] = inner
+    for constant in (v.op for v in read if _is_constant(v)):
+        assert constant is not None
+        region.append(clone_op(constant, mapping))
+    for op in ops:
+        region.append(clone_op(op, mapping))
+    region.append(Op.create(function.body.terminator.definition, ([mapping[v] for v in outputs],)))
+    piece = Function(f"{function.name}_{backend.name}", region, function.symbols)
+    return Piece(backend, piece, inputs, outputs, len(ops))
+
+
+def _is_constant(value: Value) -> bool:
+    return value.op is not None and value.op.has(_COPIED)
+
+
+def make_plan(
+    function: Function, pieces: Sequence[Piece], fallback: Backend, store: ConstantStore, options: LowerOptions
+) -> Plan:
+    """Lower every piece and number the values between them."""
+    pieces = [*pieces, *_constant_results(function, fallback)]
+    slots: dict[Value, int] = {value: i for i, value in enumerate(function.args)}
+    for piece in pieces:
+        for value in piece.results:
+            slots.setdefault(value, len(slots))
+    last_read = {v: i for i, piece in enumerate(pieces) for v in piece.inputs}
+    kept = {*function.args, *function.results}
+    steps = tuple(
+        Step(
+            piece.backend.lower(piece.function, store, options),
+            tuple(slots[v] for v in piece.inputs),
+            tuple(slots[v] for v in piece.results),
+            tuple(slots[v] for v, i in last_read.items() if i == index and v not in kept),
+        )
+        for index, piece in enumerate(pieces)
+    )
+    return Plan(len(function.args), len(slots), steps, tuple(slots[v] for v in function.results))
+
+
+def _constant_results(function: Function, backend: Backend) -> Iterable[Piece]:
+    """A piece for results that are constants: no op computes them, yet each call returns them fresh."""
+    constants = tuple(dict.fromkeys(v for v in function.results if _is_constant(v)))
+    if constants:
+        region = Region()
+        mapping: dict[Value, Value] = {}
+        for value in constants:
+            assert value.op is not None
+            region.append(clone_op(value.op, mapping))
+        definition = function.body.terminator.definition
+        region.append(Op.create(definition, ([mapping[v] for v in constants],)))
+        yield Piece(backend, Function(f"{function.name}_constants", region), (), constants, 0)
+
+
+def executor_counts(assignment: Assignment) -> dict[str, int]:
+    """Ops per back end."""
+    return dict(Counter(backend.name for backend in assignment.backend.values()))

@@ -1,0 +1,93 @@
+"""The stages of a compile, from a captured module to a plan."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from regraft.backends import LowerOptions, backend
+from regraft.compiler.dump import Dumper
+from regraft.compiler.materialise import Store
+from regraft.compiler.options import Options
+from regraft.compiler.partition import assign, cut, executor_counts, make_plan
+from regraft.compiler.report import Report
+from regraft.ir import (
+    STAGES,
+    Function,
+    Module,
+    PassContext,
+    RewriteStats,
+    Symbol,
+    bytes_of,
+    flops_of,
+    run_stage,
+    verify,
+)
+from regraft.rewrites import default_passes
+from regraft.runtime import Plan
+
+
+@dataclass
+class Compilation:
+    """One compile on its way: the module, the options and the report that grows with it."""
+
+    module: Module
+    options: Options
+    report: Report
+    sizes: Mapping[Symbol, int]
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of the block to the report's phase ``name``."""
+        start = time.perf_counter()
+        yield
+        self.report.time[name] = self.report.time.get(name, 0.0) + time.perf_counter() - start
+
+    def rewrite(self) -> None:
+        """Run every stage over the module, which changes in place."""
+        self.report.captured = dict(Counter(op.name for op in self.module.main.walk()))
+        self._count("before")
+        with self.phase("rewrites"):
+            self._run_stages()
+        self._count("after")
+
+    def _run_stages(self) -> None:
+        dumper = Dumper(self.options.dump)
+        dumper.write("captured", self.module)
+        verify(self.module, "captured", table=self.options.table)
+
+        def observe(name: str, module: Module, seconds: float) -> None:
+            self.report.passes.append((name, seconds))
+            dumper.write(name, module)
+            if self.options.verify == "each":
+                verify(module, None, after_pass=name, table=self.options.table)
+
+        context = PassContext(self.options.table, self.options.exactness, observer=observe)
+        passes = (*default_passes(self.options.rewrites), *self.options.passes)
+        for stage in STAGES:
+            run_stage(passes, stage, self.module, context)
+            verify(self.module, stage, table=self.options.table)
+        self.report.rewrites = dict[str, RewriteStats](context.stats)
+
+    def _count(self, when: str) -> None:
+        ops = [op for op in self.module.main.walk() if op.name != "rg.const"]
+        self.report.flops[when] = sum(flops_of(op, self.sizes) for op in ops)
+        self.report.bytes[when] = sum(bytes_of(op, self.sizes) for op in ops)
+
+    def lower(self, store: Store) -> Plan:
+        """Partition the module, lower its pieces and join them into a plan."""
+        function: Function = self.module.main
+        eager = backend("eager")
+        with self.phase("partition"):
+            fallback = eager if self.options.fallback == "eager" else None
+            assignment = assign(function, self.options.backends, fallback, self.options.table)
+            pieces = cut(function, assignment)
+        with self.phase("lower"):
+            plan = make_plan(function, pieces, eager, store, LowerOptions(self.options.threads))
+            store.drop_results()
+        self.report.executors = executor_counts(assignment)
+        self.report.fallbacks = dict(assignment.fallbacks)
+        return plan

@@ -1,0 +1,63 @@
+"""Constants: leaves that torch owns, and recipes that compute one constant from others.
+
+A rewrite never touches a weight's values. It writes ordinary ops over constants, and the ``fold``
+stage gathers them into recipes; ``compiler/materialise`` alone evaluates those, after choosing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from regraft.ir.core import Region
+from regraft.ir.opdef import Constant
+from regraft.ir.types import TensorType
+
+
+class Leaf(Constant):
+    """A parameter, buffer or literal of the model.
+
+    Identity is the object: tied weights are one leaf. ``storage`` is the tensor that holds the
+    values (never read here); ``name`` is its qualified name in the model.
+    """
+
+    __slots__ = ("name", "storage", "type")
+
+    def __init__(self, name: str, type: TensorType, storage: Any = None) -> None:
+        self.name = name
+        self.type = type
+        self.storage = storage
+
+    def __repr__(self) -> str:
+        return f"<leaf {self.name}: {self.type}>"
+
+
+class Recipe(Constant):
+    """A constant computed by a pure region without arguments and with one result."""
+
+    __slots__ = ("body", "name", "type")
+
+    def __init__(self, body: Region, name: str = "") -> None:
+        (result_type,) = body.result_types
+        assert isinstance(result_type, TensorType)
+        self.name = name
+        self.type = result_type
+        self.body = body
+
+    def constants(self) -> Iterator[Constant]:
+        """The constants the recipe reads, in order, repeated as they are repeated."""
+        for op in self.body.walk():
+            if op.name == "rg.const":
+                yield op.attr("value")
+
+    def __repr__(self) -> str:
+        return f"<recipe {self.name}: {self.type}, {len(self.body)} ops>"
+
+
+def leaves(constant: Constant) -> Iterator[Leaf]:
+    """Every leaf that ``constant`` depends on."""
+    if isinstance(constant, Leaf):
+        yield constant
+    elif isinstance(constant, Recipe):
+        for inner in constant.constants():
+            yield from leaves(inner)

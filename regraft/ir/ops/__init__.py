@@ -1,0 +1,25 @@
+"""The built-in op table: one module a family, one record an op."""
+
+from __future__ import annotations
+
+from regraft.ir.opdef import OpTable
+from regraft.ir.ops import control, conv, create, elementwise, indexing, matmul, nn, reduce, structured, views
+from regraft.ir.ops.rules import PLACEMENT
+from regraft.ir.ops.structured import ACTIVATIONS
+
+OPS = OpTable(
+    [
+        *elementwise.OPS,
+        *reduce.OPS,
+        *views.OPS,
+        *matmul.OPS,
+        *conv.OPS,
+        *nn.OPS,
+        *indexing.OPS,
+        *create.OPS,
+        *control.OPS,
+        *structured.OPS,
+    ]
+)
+
+__all__ = ["ACTIVATIONS", "OPS", "PLACEMENT"]

@@ -1,0 +1,121 @@
+"""Regions, constants, and the bridge between sizes and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from regraft.ir.dims import Dim, eq
+from regraft.ir.dtypes import DType
+from regraft.ir.opdef import SAFE, CallSite, Constant, Trait
+from regraft.ir.ops.rules import define, refuse, require
+from regraft.ir.types import TensorType, Type
+
+
+def _yield(_: CallSite) -> Sequence[Type]:
+    return ()
+
+
+def _condition(site: CallSite) -> Sequence[Type]:
+    """Both branches take the operands; where their results differ in a size, a symbol stands for both."""
+    _require_bool(site, site.type("pred"), "the predicate")
+    then, other = site.regions
+    for region in site.regions:
+        _require_types(site, region.arg_types, site.operand_types[1:], "a branch's arguments")
+    if len(then.result_types) != len(other.result_types):
+        refuse(site, f"the branches yield {len(then.result_types)} and {len(other.result_types)} values")
+    fresh = iter(site.symbols)
+    pairs = zip(then.result_types, other.result_types, strict=True)
+    return tuple(_join(site, a, b, fresh) for a, b in pairs)
+
+
+def _loop(site: CallSite) -> Sequence[Type]:
+    """The condition and the body take the carried values; the body yields them again."""
+    condition, body = site.regions
+    if len(condition.result_types) != 1:
+        refuse(site, f"the condition yields {len(condition.result_types)} values, expected one")
+    _require_bool(site, condition.result_types[0], "the condition")
+    _require_types(site, condition.arg_types, body.arg_types, "the condition's arguments")
+    if len(body.result_types) != len(body.arg_types) or len(body.arg_types) != len(site.operand_types):
+        refuse(site, "the operands, the body's arguments and the values it yields differ in number")
+    fresh = iter(site.symbols)
+    rows = zip(site.operand_types, body.arg_types, body.result_types, strict=True)
+    return tuple(
+        _join(site, _join(site, start, carried, fresh), again, fresh) for start, carried, again in rows
+    )
+
+
+def _require_bool(site: CallSite, found: Type, what: str) -> None:
+    if not isinstance(found, TensorType) or found.dtype != DType.BOOL or found.shape != ():
+        refuse(site, f"{what} is {found}, expected bool[]")
+
+
+def _require_types(site: CallSite, found: Sequence[Type], expected: Sequence[Type], what: str) -> None:
+    if len(found) != len(expected):
+        refuse(site, f"{what} are {len(found)}, expected {len(expected)}")
+    for position, (a, b) in enumerate(zip(found, expected, strict=True)):
+        if not _may_be(a, b):
+            refuse(site, f"{what}: number {position} is {a}, expected {b}")
+
+
+def _may_be(a: Type, b: Type) -> bool:
+    """Whether the types are equal, or differ only in sizes that are not proved different."""
+    if not isinstance(a, TensorType) or not isinstance(b, TensorType):
+        return a == b
+    same = a.dtype == b.dtype and a.rank == b.rank and a.device == b.device
+    return same and all(eq(x, y) is not False for x, y in zip(a.shape, b.shape, strict=True))
+
+
+def _join(site: CallSite, a: Type, b: Type, fresh: Any) -> Type:
+    """The type of a value that is an ``a`` or a ``b``."""
+    if not isinstance(a, TensorType) or not isinstance(b, TensorType) or a == b:
+        require(a == b, site, f"a value is {a} on one path and {b} on the other")
+        return a
+    if a.dtype != b.dtype or a.rank != b.rank or a.device != b.device:
+        refuse(site, f"a value is {a} on one path and {b} on the other")
+    return a.with_shape(tuple(_join_dim(site, x, y, fresh) for x, y in zip(a.shape, b.shape, strict=True)))
+
+
+def _join_dim(site: CallSite, a: Dim, b: Dim, fresh: Any) -> Dim:
+    if eq(a, b) is True:
+        return a
+    symbol = next(fresh, None)
+    if symbol is None:
+        refuse(site, f"a size is {a} on one path and {b} on the other, and the op defines no symbol for it")
+    return symbol
+
+
+def _const(site: CallSite) -> TensorType:
+    value = site.attr("value")
+    if not isinstance(value, Constant):
+        refuse(site, f"the value is {value!r}, expected a constant")
+    return value.type
+
+
+def _dim_value(site: CallSite) -> TensorType:
+    site.dim_attr("value")
+    return TensorType(DType.I64, ())
+
+
+def _bind_dim(site: CallSite) -> Sequence[Type]:
+    found = site.type("x")
+    if found.dtype != DType.I64 or found.shape != ():
+        refuse(site, f"the operand is {found}, expected i64[]")
+    return ()
+
+
+def _check(site: CallSite) -> Sequence[Type]:
+    _require_bool(site, site.type("pred"), "the predicate")
+    return ()
+
+
+# cf.cond and cf.while are not PURE: their regions may hold an rg.check, which the definition cannot know.
+OPS = (
+    define("cf.yield(Tensor[] values)", _yield, SAFE | Trait.TERMINATOR),
+    define("cf.cond(Tensor pred, Tensor[] operands)", _condition, Trait.NONE, regions=2),
+    define("cf.while(Tensor[] operands)", _loop, Trait.NONE, regions=2),
+    define("rg.const(Constant value)", _const, SAFE | Trait.CONSTANT_LIKE),
+    define("rg.dim_value(Dim value)", _dim_value),
+    define("rg.bind_dim(Tensor x)", _bind_dim, Trait.NONE),
+    define("rg.check(Tensor pred, str message='')", _check, Trait.NONE),
+)

@@ -1,0 +1,187 @@
+"""Matrix products. ``aten.linear`` and ``aten.matmul`` are the two forms that stay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regraft.ir.dims import Dim
+from regraft.ir.opdef import SAFE, CallSite, InferRule, Trait
+from regraft.ir.ops.rules import (
+    Shape,
+    broadcast,
+    define,
+    one,
+    refuse,
+    require,
+    require_equal,
+    require_rank,
+    require_scalar_fits,
+    result_types,
+    same_dtype,
+    spelling,
+)
+from regraft.ir.ops.views import view
+from regraft.ir.types import TensorType
+
+# -- type rules --------------------------------------------------------------------------------
+
+
+def linear_type(
+    site: CallSite, x: TensorType, weight: TensorType, bias: TensorType | None, suffix: str = ""
+) -> TensorType:
+    """``x[..., K]``, ``weight[N, K]``, ``bias[N]`` -> ``[..., N]``."""
+    require(x.rank > 0, site, "the input has rank 0")
+    require(weight.rank == 2, site, f"the {suffix}weight has rank {weight.rank}, expected 2")
+    require_equal(site, x.shape[-1], weight.shape[1], f"the input's features and the {suffix}weight's")
+    width = weight.shape[0]
+    if bias is not None:
+        require(bias.rank == 1, site, f"the {suffix}bias has rank {bias.rank}, expected 1")
+        width = require_equal(site, width, bias.shape[0], f"the sizes of {suffix}weight and bias")
+    dtype = same_dtype(site, (x, weight, bias))
+    return TensorType(dtype, (*x.shape[:-1], width), x.device)
+
+
+def _linear(site: CallSite) -> TensorType:
+    return linear_type(site, site.type("input"), site.type("weight"), site.optional("bias"))
+
+
+def matmul_shape(site: CallSite, a: Shape, b: Shape) -> Shape:
+    """The shape of ``a @ b`` as torch.matmul defines it, vectors and batches included."""
+    if not a or not b:
+        refuse(site, "an operand has rank 0")
+    left = a if len(a) > 1 else (1, *a)
+    right = b if len(b) > 1 else (*b, 1)
+    require_equal(site, left[-1], right[-2], "the inner sizes")
+    batch = broadcast(site, [left[:-2], right[:-2]])
+    rows = () if len(a) == 1 else (left[-2],)
+    columns = () if len(b) == 1 else (right[-1],)
+    return (*batch, *rows, *columns)
+
+
+def _matmul(site: CallSite) -> TensorType:
+    a, b = site.type("self"), site.type("other")
+    return TensorType(same_dtype(site, (a, b)), matmul_shape(site, a.shape, b.shape), a.device)
+
+
+def _product(rank: int, first: str = "self", second: str = "mat2") -> InferRule:
+    """``mm`` and ``bmm``: both operands have ``rank``, nothing broadcasts."""
+
+    def infer(site: CallSite) -> TensorType:
+        a, b = require_rank(site, first, rank), require_rank(site, second, rank)
+        batch = tuple(
+            require_equal(site, x, y, "the batch sizes")
+            for x, y in zip(a.shape[:-2], b.shape[:-2], strict=True)
+        )
+        require_equal(site, a.shape[-1], b.shape[-2], "the inner sizes")
+        return TensorType(same_dtype(site, (a, b)), (*batch, a.shape[-2], b.shape[-1]), a.device)
+
+    return infer
+
+
+def _with_addend(rule: InferRule, first: str, second: str) -> InferRule:
+    """``beta * self + alpha * (first @ second)``, where ``self`` broadcasts to the product."""
+
+    def infer(site: CallSite) -> TensorType:
+        result = rule(site)
+        assert isinstance(result, TensorType)
+        dtype = same_dtype(site, (site.type("self"), site.type(first), site.type(second)))
+        require_scalar_fits(site, dtype, site.attr("alpha"), site.attr("beta"))
+        shape = broadcast(site, [site.type("self").shape, result.shape])
+        require(len(shape) == result.rank, site, "the addend has more axes than the product")
+        return result.with_shape(shape)
+
+    return infer
+
+
+def _vectors(site: CallSite) -> TensorType:
+    a, b = require_rank(site, "self", 1), require_rank(site, "vec2", 1)
+    return TensorType(same_dtype(site, (a, b)), (*a.shape, *b.shape), a.device)
+
+
+# -- counts ------------------------------------------------------------------------------------
+
+
+def product_flops(inner: str) -> Any:
+    """2 operations per element of the result and of the last axis of ``inner``."""
+
+    def flops(site: CallSite) -> Dim:
+        (result,) = result_types(site)
+        assert isinstance(result, TensorType)
+        return 2 * result.numel * site.type(inner).shape[-1]
+
+    return flops
+
+
+# -- decompositions ----------------------------------------------------------------------------
+
+
+def is_constant(value: Any) -> bool:
+    """Whether ``value`` depends on constants alone."""
+    op = value.op
+    if op is None:
+        return False
+    if op.has(Trait.CONSTANT_LIKE):
+        return True
+    return op.has(Trait.PURE) and not op.regions and bool(op.operands) and all(map(is_constant, op.operands))
+
+
+def is_weight(value: Any) -> bool:
+    """Whether ``x @ value`` is a linear layer: the matrix is known at compile time."""
+    return value.tensor.rank == 2 and is_constant(value)
+
+
+def product_of(b: Any, x: Any, y: Any) -> Any:
+    """``x @ y``, as ``aten.linear`` when ``y`` is a weight."""
+    if is_weight(y) and x.tensor.rank > 0:
+        return b.aten.linear(x, b.aten.permute(y, (1, 0)), None)
+    return b.aten.matmul(x, y)
+
+
+def _by_matmul(second: str) -> Any:
+    return one(lambda b, op: product_of(b, op.operand("self"), op.operand(second)))
+
+
+def _times(b: Any, value: Any, factor: Any) -> Any:
+    return value if factor == 1 else b.aten.mul.Scalar(value, factor)
+
+
+def _sum_by_parts(first: str, second: str) -> Any:
+    def rule(b: Any, op: Any) -> Any:
+        x, y, addend = op.operand(first), op.operand(second), op.operand("self")
+        alpha, beta = op.attr("alpha"), op.attr("beta")
+        is_bias = addend.tensor.rank == 1 and addend.tensor.shape == y.tensor.shape[-1:]
+        if alpha == beta == 1 and is_bias and is_weight(y):
+            return b.aten.linear(x, b.aten.permute(y, (1, 0)), addend)
+        product = _times(b, product_of(b, x, y), alpha)
+        # torch ignores the addend at beta 0, even where it is nan.
+        return product if beta == 0 else b.aten.add.Tensor(product, _times(b, addend, beta))
+
+    return one(rule)
+
+
+def _outer(b: Any, op: Any) -> Any:
+    column = op.operand("self")
+    return b.aten.mul.Tensor(view(b, column, (*column.tensor.shape, 1)), op.operand("vec2"))
+
+
+# -- the table ---------------------------------------------------------------------------------
+
+OPS = (
+    define(
+        "aten.linear(Tensor input, Tensor weight, Tensor? bias=None)", _linear, SAFE, product_flops("input")
+    ),
+    define("aten.matmul(Tensor self, Tensor other)", _matmul, SAFE, product_flops("self")),
+    spelling("aten.mm(Tensor self, Tensor mat2)", _product(2), _by_matmul("mat2")),
+    spelling("aten.bmm(Tensor self, Tensor mat2)", _product(3), _by_matmul("mat2")),
+    spelling(
+        "aten.addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1)",
+        _with_addend(_product(2, "mat1", "mat2"), "mat1", "mat2"),
+        _sum_by_parts("mat1", "mat2"),
+    ),
+    spelling(
+        "aten.baddbmm(Tensor self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1)",
+        _with_addend(_product(3, "batch1", "batch2"), "batch1", "batch2"),
+        _sum_by_parts("batch1", "batch2"),
+    ),
+    spelling("aten.outer(Tensor self, Tensor vec2)", _vectors, one(_outer)),
+)

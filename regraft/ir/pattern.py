@@ -1,0 +1,276 @@
+"""Patterns: traced Python over ops, matched read-only.
+
+``pattern(self, op, x, w)`` is called once with placeholder nodes; the ops it writes become a small
+DAG whose root is what it returns. Matching walks from a root op towards its operands. An attribute
+that the pattern does not write must have its default; ``op.attr("eps")`` binds one instead.
+Commutative operands are tried both ways. Matching builds nothing and changes nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from regraft.errors import RewriteError
+from regraft.ir.builder import OpNamespace
+from regraft.ir.core import Op, Value
+from regraft.ir.opdef import Arity, OpDef, OpTable, Trait
+
+_MAX_STEPS = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Var:
+    """Matches any value and binds it; the same variable must match the same value."""
+
+    name: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class AttrVar:
+    """Binds an attribute's value; the same variable must match an equal value."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class OpNode:
+    """Matches one op, by definition name, operands and attributes."""
+
+    definition: OpDef
+    bound: Mapping[str, Any]
+    index: int = 0
+    shared: bool = False
+
+    def __iter__(self) -> Iterator[OpNode]:
+        raise TypeError("use op.results(node, n) to match an op with several results")
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """Matches the first alternative that lets the rest of the pattern match."""
+
+    alternatives: tuple[Node, ...]
+
+
+Node: TypeAlias = Var | OpNode | OneOf
+Bindings: TypeAlias = dict[Any, Any]
+
+
+class PatternBuilder(OpNamespace):
+    """The ``op`` argument of ``pattern``: the op builders, plus a few pattern-only words."""
+
+    def call(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> OpNode:
+        definition = self.lookup(name)
+        return OpNode(definition, definition.bind(args, kwargs))
+
+    def attr(self, name: str) -> AttrVar:
+        """Bind whatever value an attribute has, as ``match.attr(name)``."""
+        return AttrVar(name)
+
+    def one_of(self, *alternatives: Node) -> OneOf:
+        """Any of several spellings."""
+        return OneOf(alternatives)
+
+    def optional(self, var: Var) -> Var:
+        """An operand that may be absent; the match then holds None for it."""
+        return Var(var.name, optional=True)
+
+    def shared(self, node: OpNode) -> OpNode:
+        """An inner op that may have users outside the match; it stays in the graph."""
+        return OpNode(node.definition, node.bound, node.index, shared=True)
+
+    def result(self, node: OpNode, index: int) -> OpNode:
+        """The result ``index`` of an op with several."""
+        return OpNode(node.definition, node.bound, index, node.shared)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A traced pattern: its root node and its variables in the order of the function's arguments."""
+
+    root: OpNode
+    variables: tuple[str, ...]
+
+    @staticmethod
+    def trace(function: Callable[..., Any], table: OpTable) -> tuple[Pattern, ...]:
+        """Patterns of ``function(op, *variables)``; several when its root is ``op.one_of``.
+
+        Raises:
+            RewriteError: it does not return an op.
+        """
+        names = tuple(inspect.signature(function).parameters)[1:]
+        root = function(PatternBuilder(table), *(Var(name) for name in names))
+        roots = root.alternatives if isinstance(root, OneOf) else (root,)
+        for each in roots:
+            if not isinstance(each, OpNode):
+                raise RewriteError(f"{function.__qualname__} must return an op, not {type(each).__name__}")
+        return tuple(Pattern(r, names) for r in roots if isinstance(r, OpNode))
+
+
+@dataclass(frozen=True)
+class Declined:
+    """Why a rewrite does not apply here, and the value that is to blame."""
+
+    reason: str
+    culprit: Value | None = None
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a pattern matched: values and attributes by variable name, and the ops in between."""
+
+    root: Op
+    values: Mapping[str, Value | None]
+    attrs: Mapping[str, Any]
+    ops: tuple[Op, ...]
+    shared: frozenset[Op] = frozenset()
+
+    def __getattr__(self, name: str) -> Value:
+        values = object.__getattribute__(self, "values")
+        if name not in values or values[name] is None:
+            raise AttributeError(f"the match has no value '{name}'")
+        return values[name]
+
+    def optional(self, name: str) -> Value | None:
+        """The value bound to ``name``, or None when the operand was absent."""
+        return self.values.get(name)
+
+    def attr(self, name: str) -> Any:
+        return self.attrs[name]
+
+    def decline(self, reason: str, culprit: Value | None = None) -> Declined:
+        return Declined(reason, culprit)
+
+    def outside_use(self) -> Value | None:
+        """An inner value that something outside the match uses and the rewrite would not keep."""
+        inside = set(self.ops)
+        for op in self.ops:
+            if op is self.root or op in self.shared:
+                continue
+            for result in op.results:
+                if any(use.op not in inside for use in result.uses):
+                    return result
+        return None
+
+
+@dataclass
+class _Search:
+    """One attempt at one root: a step budget and the furthest failure, for ``explain``."""
+
+    steps: int = 0
+    deepest: int = -1
+    failure: Declined | None = None
+
+    def fail(self, depth: int, reason: str, culprit: Value | None) -> None:
+        if depth > self.deepest:
+            self.deepest, self.failure = depth, Declined(reason, culprit)
+
+
+def match_pattern(pattern: Pattern, root: Op) -> Match | Declined:
+    """Match ``pattern`` with ``root`` as its root op.
+
+    Raises:
+        RewriteError: the search passed its step limit (a pattern with too many alternatives).
+    """
+    search = _Search()
+    if root.name != pattern.root.definition.name:
+        return Declined(f"{root.name} is not {pattern.root.definition.name}", root.results[0])
+    for found in _match_op(pattern.root, root, {}, search):
+        ops = tuple(dict.fromkeys(v for v in found.values() if isinstance(v, Op)))
+        shared = frozenset(v for k, v in found.items() if isinstance(k, OpNode) and k.shared)
+        values = {n: found.get(n) for n in pattern.variables}
+        attrs = {k.name: v for k, v in found.items() if isinstance(k, AttrVar)}
+        return Match(root, values, attrs, ops, shared)
+    return search.failure or Declined("the operands differ", root.results[0])
+
+
+def _match_value(node: Node, value: Value | None, bound: Bindings, search: _Search) -> Iterator[Bindings]:
+    search.steps += 1
+    if search.steps > _MAX_STEPS:
+        raise RewriteError("a pattern took too many steps; use fewer alternatives")
+    if isinstance(node, Var):
+        if value is None and not node.optional:
+            search.fail(len(bound), f"'{node.name}' is absent", None)
+        elif node.name not in bound or bound[node.name] is value:
+            yield {**bound, node.name: value}
+        else:
+            search.fail(len(bound), f"'{node.name}' stands for two different values", value)
+    elif isinstance(node, OneOf):
+        for alternative in node.alternatives:
+            yield from _match_value(alternative, value, bound, search)
+    elif value is not None:
+        if value.op is None or value.op.name != node.definition.name or value.index != node.index:
+            maker = value.op.name if value.op else "an input"
+            search.fail(len(bound), f"expected {node.definition.name}, found {maker}", value)
+        elif node in bound:
+            if bound[node] is value.op:
+                yield bound
+        else:
+            yield from _match_op(node, value.op, bound, search)
+
+
+def _match_op(node: OpNode, op: Op, bound: Bindings, search: _Search) -> Iterator[Bindings]:
+    with_attrs = _match_attrs(node, op, {**bound, node: op}, search)
+    if with_attrs is None:
+        return
+    for arguments in _operand_orders(node, op):
+        yield from _match_all(arguments, 0, with_attrs, search)
+
+
+def _match_attrs(node: OpNode, op: Op, bound: Bindings, search: _Search) -> Bindings | None:
+    for spec in node.definition.attrs:
+        expected, actual = node.bound[spec.name], op.attrs[spec.name]
+        if isinstance(expected, AttrVar):
+            if expected in bound and bound[expected] != actual:
+                search.fail(len(bound), f"attribute '{spec.name}' differs between ops", op.results[0])
+                return None
+            bound[expected] = actual
+        elif not _attrs_equal(expected, actual):
+            reason = f"attribute '{spec.name}' is {actual!r}, expected {expected!r}"
+            search.fail(len(bound), reason, op.results[0])
+            return None
+    return bound
+
+
+def _attrs_equal(expected: Any, actual: Any) -> bool:
+    if isinstance(expected, (list, tuple)):
+        expected = tuple(expected)
+    return expected == actual and isinstance(expected, bool) == isinstance(actual, bool)
+
+
+def _operand_orders(node: OpNode, op: Op) -> Iterator[list[tuple[Node, Value | None]]]:
+    pairs: list[tuple[Node, Value | None]] = []
+    actual = op.arguments()
+    for operand in node.definition.operands:
+        expected, value = node.bound[operand.name], actual[operand.name]
+        if operand.arity in (Arity.SINGLE, Arity.OPTIONAL):
+            if expected is None:
+                if value is not None:
+                    return
+                continue
+            pairs.append((expected, value))
+        else:
+            if len(expected) != len(value):
+                return
+            pairs += zip(expected, value, strict=True)
+    yield pairs
+    # x + alpha * y does not commute, whatever the trait says of addition.
+    if op.has(Trait.COMMUTATIVE) and op.attrs.get("alpha", 1) == 1 and len(pairs) >= 2:
+        (first, a), (second, b) = pairs[:2]
+        yield [(first, b), (second, a), *pairs[2:]]
+
+
+def _match_all(
+    pairs: Sequence[tuple[Node, Value | None]], start: int, bound: Bindings, search: _Search
+) -> Iterator[Bindings]:
+    if start == len(pairs):
+        yield bound
+        return
+    node, value = pairs[start]
+    for found in _match_value(node, value, bound, search):
+        yield from _match_all(pairs, start + 1, found, search)
+

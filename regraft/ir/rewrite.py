@@ -1,0 +1,143 @@
+"""The unit of extension: one rewrite is one class with ``pattern``, ``check`` and ``rewrite``."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+from regraft.errors import OptionError
+from regraft.ir.builder import Builder
+from regraft.ir.core import Value
+from regraft.ir.dims import symbol
+from regraft.ir.dtypes import DType
+from regraft.ir.opdef import OpTable
+from regraft.ir.pattern import Declined, Match, Pattern
+from regraft.ir.types import TensorType
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """How far a rewrite's result may be from the original.
+
+    ``EXACT`` keeps every bit, ``REASSOCIATES`` changes the order of floating-point operations only,
+    and ``APPROX(tolerance)`` may err by ``tolerance`` relative to the largest output; that last kind
+    runs only when the user asks for it.
+    """
+
+    rank: int
+    tolerance: float = 0.0
+
+    EXACT: ClassVar[Exactness]
+    REASSOCIATES: ClassVar[Exactness]
+
+    @staticmethod
+    def APPROX(tolerance: float) -> Exactness:  # noqa: N802 - reads as a third member
+        return Exactness(2, tolerance)
+
+    def allows(self, other: Exactness) -> bool:
+        """Whether a compile at this level may apply a rewrite of level ``other``."""
+        return (other.rank, other.tolerance) <= (self.rank, self.tolerance)
+
+    def __str__(self) -> str:
+        return ("exact", "reassociates", f"approx({self.tolerance:g})")[self.rank]
+
+
+Exactness.EXACT = Exactness(0)
+Exactness.REASSOCIATES = Exactness(1)
+
+
+#: ``build(op, *inputs)``. Spelled out by number of inputs, so that the parameters of a lambda have types.
+Build: TypeAlias = (
+    Callable[[Any], Any]
+    | Callable[[Any, Any], Any]
+    | Callable[[Any, Any, Any], Any]
+    | Callable[[Any, Any, Any, Any], Any]
+    | Callable[[Any, Any, Any, Any, Any], Any]
+    | Callable[[Any, Any, Any, Any, Any, Any], Any]
+    | Callable[[Any, Any, Any, Any, Any, Any, Any], Any]
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A small graph to try a rewrite on.
+
+    Fields:
+        build: ``build(op, *inputs)`` writes the graph with the op builders and returns its results.
+        inputs: types of the inputs, as text (``f32[B, 8]``; a name is a size of any value) or as types;
+            those named in ``constants`` (by position) become constants.
+        reason: for a counterexample, a part of the reason the rewrite must give for declining.
+        count: how often the rewrite fires on it.
+    """
+
+    build: Build
+    inputs: tuple[TensorType | str, ...]
+    constants: tuple[int, ...] = ()
+    reason: str = ""
+    count: int = 1
+
+    @property
+    def types(self) -> tuple[TensorType, ...]:
+        return tuple(parse_type(each) if isinstance(each, str) else each for each in self.inputs)
+
+
+def parse_type(text: str) -> TensorType:
+    """A tensor type from ``dtype[size, ...]``, where a size is a number or a symbol's name.
+
+    Raises:
+        OptionError: the text is not a type.
+    """
+    found = _TYPE.fullmatch(text)
+    if found is None or found[1] not in (dtype.value for dtype in DType):
+        raise OptionError(f"'{text}' is not a type; write one like 'f32[B, 8]'")
+    sizes = [part.strip() for part in found[2].split(",") if part.strip()]
+    shape = tuple(int(size) if size.isdigit() else symbol(size) for size in sizes)
+    return TensorType(DType(found[1]), shape)
+
+
+_TYPE = re.compile(r"(\w+)\[((?:\w+(?:, *)?)*)\]")
+
+
+class Rewrite:
+    """Base class of rewrites.
+
+    Subclasses write ``pattern(self, op, ...)`` (what to look for), optionally ``check(self, m)``
+    (conditions on the match; return ``m.decline(reason, culprit)`` to pass), and
+    ``rewrite(self, op, m)`` (the replacement of the root's results, built with the same ``op``
+    builders). ``examples`` must fire and ``counterexamples`` must not; tests are derived from both.
+    """
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+    stage: ClassVar[str] = "recover"
+    after: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    examples: ClassVar[Sequence[Example]] = ()
+    counterexamples: ClassVar[Sequence[Example]] = ()
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    # The arguments of ``pattern`` are the subclass's variables, hence Callable and not a method.
+    pattern: Callable[..., Any]
+
+    def check(self, m: Match) -> Declined | None:
+        return None
+
+    def rewrite(self, op: Builder, m: Match) -> Value | Sequence[Value]:
+        raise NotImplementedError(f"{self.name}.rewrite")
+
+    def patterns(self, table: OpTable) -> tuple[Pattern, ...]:
+        return Pattern.trace(self.pattern, table)
+
+    def fingerprint(self) -> str:
+        """Identifies the rewrite's behaviour in cache keys: a hash of its source."""
+        try:
+            source = inspect.getsource(type(self))
+        except OSError:  # defined without a file: identity is the best there is
+            source = f"{type(self).__qualname__}@{id(type(self))}"
+        return hashlib.sha256(source.encode()).hexdigest()[:16]

@@ -1,0 +1,174 @@
+"""The one way to change a graph.
+
+A :class:`Rewriter` inserts, replaces and erases ops, tells its listeners, tags new ops with the
+rewrite that made them, spends fuel and counts. It refuses what would lose a value that is in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from regraft.errors import RewriteError
+from regraft.ir.builder import Builder
+from regraft.ir.core import UNKNOWN, Location, Op, Region, Use, Value
+from regraft.ir.dims import eq
+from regraft.ir.opdef import OpTable, Trait
+from regraft.ir.types import TensorType, Type
+
+
+@dataclass
+class Fuel:
+    """How many applications are still allowed (None: any number), to bisect a miscompile."""
+
+    left: int | None = None
+    spent: int = 0
+
+    def take(self) -> bool:
+        """Spend one unit; False when there is none left."""
+        if self.left is not None and self.spent >= self.left:
+            return False
+        self.spent += 1
+        return True
+
+
+@dataclass
+class RewriteStats:
+    """What one rewrite did in one compile. ``seconds`` is time spent matching and applying."""
+
+    hits: int = 0
+    declined: dict[str, int] = field(default_factory=dict[str, int])
+    seconds: float = 0.0
+
+
+class Listener(Protocol):
+    """Hears of every change, in order."""
+
+    def inserted(self, op: Op) -> None: ...
+    def replaced(self, op: Op, values: Sequence[Value]) -> None: ...
+    def modified(self, op: Op) -> None: ...
+    def erased(self, op: Op) -> None: ...
+
+
+class Rewriter:
+    """Mutates the graph around one op on behalf of ``made_by`` (a rewrite's or pass's name)."""
+
+    def __init__(self, table: OpTable, made_by: str, listeners: Iterable[Listener] = ()) -> None:
+        self.table = table
+        self.made_by = made_by
+        self.listeners = tuple(listeners)
+        self.touched: dict[Op, None] = {}
+
+    def before(self, op: Op) -> Builder:
+        """A builder that inserts before ``op``; new ops carry its location and this rewrite's name."""
+        assert op.parent is not None, f"{op.name} is not in a region"
+        return _ListeningBuilder(self, op.parent, op, op.loc.tagged(self.made_by))
+
+    def at_end(self, region: Region, loc: Location = UNKNOWN) -> Builder:
+        return _ListeningBuilder(self, region, None, loc.tagged(self.made_by))
+
+    def replace(self, op: Op, values: Sequence[Value]) -> None:
+        """Use ``values`` in place of the results of ``op``, and erase it.
+
+        A replacement's type must equal the old one or refine it (static inside dynamic).
+
+        Raises:
+            RewriteError: the number or the types of the values differ.
+        """
+        if len(values) != len(op.results):
+            raise RewriteError(
+                f"'{self.made_by}' replaces {op.name} ({len(op.results)} results) by {len(values)} values"
+            )
+        for old, new in zip(op.results, values, strict=True):
+            if old is new:
+                raise RewriteError(f"'{self.made_by}' replaces {op.name} by its own result")
+            if not refines(new.type, old.type):
+                raise RewriteError(
+                    f"'{self.made_by}' replaces {op.name}: {old.type} by a {new.type}; "
+                    "insert a cast or a view when the types should differ"
+                )
+            self.replace_uses(old, new)
+        for listener in self.listeners:
+            listener.replaced(op, values)
+        self.erase(op)
+
+    def replace_uses(
+        self, old: Value, new: Value, where: Callable[[Use], bool] = lambda use: True
+    ) -> None:
+        """Point the uses of ``old`` that ``where`` accepts at ``new``."""
+        for use in [use for use in old.uses if where(use)]:
+            self.set_operand(use.op, use.index, new)
+        new.hint = new.hint or old.hint
+
+    def set_operand(self, op: Op, index: int, value: Value) -> None:
+        op.set_operand(index, value)
+        self.touched[op] = None
+        for listener in self.listeners:
+            listener.modified(op)
+
+    def erase(self, op: Op) -> None:
+        """Remove an op none of whose results are used.
+
+        Raises:
+            RewriteError: a result still has users.
+        """
+        for result in op.results:
+            if result.uses:
+                user = next(iter(result.uses)).op
+                raise RewriteError(f"'{self.made_by}' erases {op.name}, but {user.name} still uses it")
+        for region in op.regions:
+            for inner in list(region.reversed_ops):
+                self.erase(inner)
+        op.drop_operands()
+        if op.parent is not None:
+            op.parent.remove(op)
+        self.touched.pop(op, None)
+        for listener in self.listeners:
+            listener.erased(op)
+
+    def erase_if_unused(self, op: Op) -> bool:
+        """Erase a pure op without users, and then the producers this leaves unused."""
+        pending, erased = [op], False
+        while pending:
+            candidate = pending.pop()
+            if not is_dead(candidate):
+                continue
+            producers = [v.op for v in candidate.operands if v.op is not None]
+            self.erase(candidate)
+            erased = True
+            pending += [p for p in dict.fromkeys(producers) if p.parent is not None]
+        return erased
+
+    def notify_inserted(self, op: Op) -> None:
+        self.touched[op] = None
+        for listener in self.listeners:
+            listener.inserted(op)
+
+
+class _ListeningBuilder(Builder):
+    """A builder that reports what it inserts to its rewriter."""
+
+    def __init__(self, rewriter: Rewriter, region: Region, anchor: Op | None, loc: Location) -> None:
+        super().__init__(rewriter.table, region, anchor, loc)
+        self._rewriter = rewriter
+
+    def insert(self, op: Op) -> Op:
+        super().insert(op)
+        self._rewriter.notify_inserted(op)
+        return op
+
+
+def is_dead(op: Op) -> bool:
+    """Whether nothing observes ``op``: it is pure and none of its results is used."""
+    return op.has(Trait.PURE) and not op.has(Trait.TERMINATOR) and not any(r.uses for r in op.results)
+
+
+def refines(new: Type, old: Type) -> bool:
+    """Whether a value of type ``new`` may stand where one of type ``old`` stood."""
+    if not isinstance(new, TensorType) or not isinstance(old, TensorType):
+        return new == old
+    same_kind = new.dtype == old.dtype and new.device == old.device and new.rank == old.rank
+    return same_kind and all(
+        isinstance(n, int) and eq(n, o) is not False or n == o for n, o in zip(new.shape, old.shape, strict=True)
+    )

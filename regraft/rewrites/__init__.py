@@ -1,0 +1,94 @@
+"""The rewrites that regraft ships, in families, and the passes that apply them.
+
+A family is an explicit tuple; the order within one never matters (see ``regraft.ir.in_order``).
+``default_passes`` is the part of the pipeline that works on the IR alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regraft.ir import Pass, Rewrite
+from regraft.rewrites import fold
+from regraft.rewrites.activation import ACTIVATION
+from regraft.rewrites.attention import ATTENTION
+from regraft.rewrites.canonical import CANONICAL, CanonicalSpellings
+from regraft.rewrites.ffn import FFN
+from regraft.rewrites.fold import FOLD
+from regraft.rewrites.norm import NORM
+from regraft.rewrites.simplify import Simplify
+
+__all__ = [
+    "ACTIVATION",
+    "ATTENTION",
+    "CANONICAL",
+    "FAMILIES",
+    "FFN",
+    "FOLD",
+    "NORM",
+    "CanonicalSpellings",
+    "Simplify",
+    "catalogue",
+    "default_passes",
+    "fold",
+]
+
+#: Family name -> its rewrites.
+FAMILIES: dict[str, tuple[Rewrite, ...]] = {
+    "canonical": CANONICAL,
+    "fold": FOLD,
+    "norm": NORM,
+    "activation": ACTIVATION,
+    "attention": ATTENTION,
+    "ffn": FFN,
+}
+
+_STAGES = ("canonicalize", "fold", "recover", "algebra", "fuse")
+
+
+def default_passes(rewrites: Sequence[Rewrite] = ()) -> tuple[Pass, ...]:
+    """The passes of a compile up to ``fuse``, with a user's ``rewrites`` beside the shipped ones.
+
+    Every stage applies its rewrites together with the canonical ones, to a common fixpoint, so that the
+    normal form holds between stages; and then gathers constants and removes what is left unused.
+    """
+    shipped = [rewrite for family in FAMILIES.values() for rewrite in family]
+    passes: list[Pass] = []
+    for stage in _STAGES:
+        own = [r for r in (*shipped, *rewrites) if r.stage == stage and r not in CANONICAL]
+        passes += _stage_passes(stage, own)
+    return tuple(passes)
+
+
+def _stage_passes(stage: str, rewrites: Sequence[Rewrite]) -> list[Pass]:
+    simplify = Simplify(f"{stage}.rewrite", stage, (*CANONICAL, *rewrites))
+    if stage == "canonicalize":
+        return [simplify]
+    cleanup: list[Pass] = []
+    previous = simplify.name
+    if stage == "fold":
+        indices = fold.ConstantIndices(f"{stage}.indices", stage, before=(simplify.name,))
+        cleanup.append(indices)
+    for name, make in (
+        ("merge", fold.CommonSubexpressions),
+        ("constants", fold.ConstantRecipes),
+        ("sweep", fold.DeadCode),
+    ):
+        cleanup.append(make(f"{stage}.{name}", stage, after=(previous,)))
+        previous = f"{stage}.{name}"
+    return [simplify, *cleanup]
+
+
+def catalogue() -> list[tuple[str, str, str, str]]:
+    """For each shipped rewrite: family, name, the equation of its docstring, exactness."""
+    return [
+        (family, rewrite.name, _equation(rewrite), str(rewrite.exactness))
+        for family, rewrites in FAMILIES.items()
+        for rewrite in sorted(rewrites, key=lambda r: r.name)
+    ]
+
+
+def _equation(rewrite: Rewrite) -> str:
+    """The first paragraph of the docstring, on one line."""
+    paragraph = (type(rewrite).__doc__ or "").strip().split("\n\n")[0]
+    return " ".join(paragraph.split())

@@ -1,0 +1,135 @@
+"""Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762), from its formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regraft.ir import (
+    Builder,
+    Declined,
+    DType,
+    Exactness,
+    Example,
+    Match,
+    PatternBuilder,
+    Rewrite,
+    Value,
+    Var,
+)
+from regraft.rewrites.support import broadcasts_to, same_dims
+
+
+class SpelledOutAttention(Rewrite):
+    """softmax(q kᵀ * scale + mask) v = scaled_dot_product_attention(q, k, v, mask)
+
+    ``kᵀ`` may be any value; transposing it again cancels the model's own transposition. A mask that is
+    added must have the type of the scores. Sources: ``eager_attention_forward`` of transformers, minGPT.
+    """
+
+    exactness = Exactness.REASSOCIATES
+
+    def pattern(self, op: PatternBuilder, query: Var, keys: Var, value: Var, mask: Var) -> Any:
+        products = op.aten.matmul(query, keys)
+        scores = op.one_of(
+            op.aten.mul.Scalar(products, op.attr("scale")),
+            op.aten.div.Scalar(products, op.attr("divisor")),
+            products,
+        )
+        masked = op.one_of(op.aten.add.Tensor(scores, mask), scores)
+        weights = op.aten.softmax.int(masked, op.attr("dim"), op.attr("dtype"))
+        wide = op.aten._to_copy(weights, dtype=op.attr("narrow"))
+        return op.one_of(op.aten.matmul(weights, value), op.aten.matmul(wide, value))
+
+    def check(self, m: Match) -> Declined | None:
+        query, keys, value = m.query.tensor, m.keys.tensor, m.value.tensor
+        rank = query.rank
+        if rank not in (3, 4) or keys.rank != rank or value.rank != rank:
+            return m.decline("the operands do not have rank 3 or 4 alike", m.query)
+        if m.attr("dim") != rank - 1:
+            return m.decline("the softmax is not over the keys", m.root.result)
+        batch = query.shape[:-2]
+        if not same_dims(keys.shape[:-2], batch) or not same_dims(value.shape[:-2], batch):
+            return m.decline("the batch sizes differ", m.keys)
+        if m.attr("dtype") not in (None, query.dtype, DType.F32):
+            return m.decline(f"the softmax is computed in {m.attr('dtype')!r}", m.root.result)
+        return self._check_mask(m)
+
+    def _check_mask(self, m: Match) -> Declined | None:
+        mask, query = m.optional("mask"), m.query.tensor
+        if mask is None:
+            return None
+        scores = (*query.shape[:-1], m.keys.tensor.shape[-1])
+        if mask.tensor.dtype != query.dtype:
+            return m.decline("the mask has another dtype", mask)
+        if not broadcasts_to(mask.tensor.shape, scores):
+            return m.decline("the mask does not broadcast to the scores", mask)
+        return None
+
+    def rewrite(self, op: Builder, m: Match) -> Value:
+        rank = m.query.tensor.rank
+        key = op.aten.permute(m.keys, (*range(rank - 2), rank - 1, rank - 2))
+        scale = 1 / m.attr("divisor") if "divisor" in m.attrs else m.attrs.get("scale", 1.0)
+        return op.aten.scaled_dot_product_attention(
+            m.query, key, m.value, m.optional("mask"), scale=float(scale)
+        )
+
+    examples = (
+        Example(
+            lambda op, q, k, v: _attention(op, q, k, v, scale=0.25),
+            ("f32[B, 2, S, 8]", "f32[B, 2, S, 8]", "f32[B, 2, S, 8]"),
+        ),
+        Example(
+            lambda op, q, k, v, m: _attention(op, q, k, v, m, divisor=4.0),
+            ("f32[2, 3, 5, 8]", "f32[2, 3, 7, 8]", "f32[2, 3, 7, 8]", "f32[2, 1, 5, 7]"),
+        ),
+        Example(
+            lambda op, q, k, v: _attention(op, q, k, v), ("f32[2, 5, 8]", "f32[2, 7, 8]", "f32[2, 7, 6]")
+        ),
+        Example(
+            lambda op, q, k, v: _attention(op, q, k, v, scale=0.5, dtype=DType.F32),
+            ("bf16[2, 3, 5, 8]", "bf16[2, 3, 7, 8]", "bf16[2, 3, 7, 8]"),
+        ),
+    )
+    counterexamples = (
+        Example(
+            lambda op, q, k, v: _attention(op, q, k, v, axis=1),
+            ("f32[2, 5, 8]", "f32[2, 5, 8]", "f32[2, 5, 8]"),
+            reason="not over the keys",
+        ),
+        Example(
+            lambda op, q, k, v: _attention(op, q, k, v),
+            ("f32[2, 3, 5, 8]", "f32[1, 3, 7, 8]", "f32[2, 3, 7, 8]"),
+            reason="batch sizes differ",
+        ),
+        Example(
+            lambda op, q, k, v, m: _attention(op, q, k, v, m),
+            ("f32[1, 5, 8]", "f32[1, 7, 8]", "f32[1, 7, 8]", "f32[3, 1, 5, 7]"),
+            reason="expected",
+        ),
+    )
+
+
+def _attention(
+    op: Builder,
+    q: Value,
+    k: Value,
+    v: Value,
+    mask: Value | None = None,
+    *,
+    scale: float | None = None,
+    divisor: float | None = None,
+    dtype: DType | None = None,
+    axis: int | None = None,
+) -> Value:
+    rank = q.tensor.rank
+    scores = op.aten.matmul(q, op.aten.permute(k, (*range(rank - 2), rank - 1, rank - 2)))
+    if scale is not None:
+        scores = op.aten.mul.Scalar(scores, scale)
+    if divisor is not None:
+        scores = op.aten.div.Scalar(scores, divisor)
+    if mask is not None:
+        scores = op.aten.add.Tensor(scores, mask)
+    weights = op.aten.softmax.int(scores, rank - 1 if axis is None else axis, dtype)
+    if dtype is not None:
+        weights = op.aten._to_copy(weights, dtype=q.tensor.dtype)
+    return op.aten.matmul(weights, v)

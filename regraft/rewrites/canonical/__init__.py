@@ -1,0 +1,55 @@
+"""The normal form: one spelling of each computation, so that a pattern need know only one."""
+
+from __future__ import annotations
+
+from regraft.ir import Rewrite
+from regraft.rewrites.canonical.chains import (
+    CastOfCast,
+    ExpandOfExpand,
+    PermuteOfPermute,
+    SliceOfSlice,
+    ViewOfView,
+)
+from regraft.rewrites.canonical.identities import (
+    AddZero,
+    AndTrue,
+    CatOfOne,
+    FullSlice,
+    MulOne,
+    NoOpCast,
+    NoOpExpand,
+    NoOpPermute,
+    NoOpView,
+)
+from regraft.rewrites.canonical.linears import AddBias, MatmulWithWeight, UnfoldedLinear
+from regraft.rewrites.canonical.operands import ConstantOnTheRight, NumberAsScalar, ScaledAddend
+from regraft.rewrites.canonical.powers import ReciprocalRoot, Root, Square
+from regraft.rewrites.canonical.spellings import CanonicalSpellings
+
+__all__ = ["CANONICAL", "CanonicalSpellings"]
+
+CANONICAL: tuple[Rewrite, ...] = (
+    AddBias(),
+    AddZero(),
+    AndTrue(),
+    CastOfCast(),
+    CatOfOne(),
+    ConstantOnTheRight(),
+    ExpandOfExpand(),
+    FullSlice(),
+    MatmulWithWeight(),
+    MulOne(),
+    NoOpCast(),
+    NoOpExpand(),
+    NoOpPermute(),
+    NoOpView(),
+    NumberAsScalar(),
+    PermuteOfPermute(),
+    ReciprocalRoot(),
+    Root(),
+    ScaledAddend(),
+    SliceOfSlice(),
+    Square(),
+    UnfoldedLinear(),
+    ViewOfView(),
+)

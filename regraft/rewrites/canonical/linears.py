@@ -1,0 +1,142 @@
+"""One spelling for a product with a weight: ``linear`` over the input's own shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regraft.ir import Builder, Declined, Exactness, Example, Match, PatternBuilder, Rewrite, Value, Var, dims
+from regraft.rewrites.support import is_known
+
+
+class MatmulWithWeight(Rewrite):
+    """matmul(x, W) = linear(x, Wᵀ), for a constant matrix W.
+
+    The transposed weight is laid out anew, so a library may add up in another order.
+    """
+
+    stage = "canonicalize"
+    exactness = Exactness.REASSOCIATES
+
+    def pattern(self, op: PatternBuilder, x: Var, weight: Var) -> Any:
+        return op.aten.matmul(x, weight)
+
+    def check(self, m: Match) -> Declined | None:
+        if m.weight.tensor.rank != 2:
+            return m.decline("the second operand is not a matrix", m.weight)
+        if not is_known(m.weight) or is_known(m.x):
+            return m.decline("the second operand alone must be constant", m.weight)
+        return None
+
+    def rewrite(self, op: Builder, m: Match) -> Value:
+        return op.aten.linear(m.x, op.aten.permute(m.weight, (1, 0)))
+
+    examples = (
+        Example(lambda op, x, w: op.aten.matmul(x, w), ("f32[2, S, 8]", "f32[8, 5]"), constants=(1,)),
+        Example(lambda op, x, w: op.aten.matmul(x, w), ("f32[3, 8]", "f32[8, 5]"), constants=(1,)),
+    )
+    counterexamples = (
+        Example(lambda op, x, w: op.aten.matmul(x, w), ("f32[3, 8]", "f32[8, 5]"), reason="must be constant"),
+        Example(
+            lambda op, x, w: op.aten.matmul(x, w),
+            ("f32[2, 3, 8]", "f32[2, 8, 5]"),
+            (1,),
+            reason="not a matrix",
+        ),
+    )
+
+
+class AddBias(Rewrite):
+    """linear(x, W) + b = linear(x, W, b), for a constant vector b."""
+
+    stage = "canonicalize"
+
+    def pattern(self, op: PatternBuilder, x: Var, weight: Var, bias: Var) -> Any:
+        return op.aten.add.Tensor(op.aten.linear(x, weight), bias)
+
+    def check(self, m: Match) -> Declined | None:
+        width = m.weight.tensor.shape[0]
+        if not is_known(m.bias):
+            return m.decline("the summand is not constant", m.bias)
+        if m.bias.tensor.rank != 1 or dims.eq(m.bias.tensor.shape[0], width) is not True:
+            return m.decline("the summand is not a vector of the output's width", m.bias)
+        return None
+
+    def rewrite(self, op: Builder, m: Match) -> Value:
+        return op.aten.linear(m.x, m.weight, m.bias)
+
+    exactness = Exactness.REASSOCIATES
+    examples = (
+        Example(
+            lambda op, x, w, b: op.aten.add.Tensor(op.aten.linear(x, w), b),
+            ("f32[2, 8]", "f32[5, 8]", "f32[5]"),
+            constants=(1, 2),
+        ),
+    )
+    counterexamples = (
+        Example(
+            lambda op, x, w, b: op.aten.add.Tensor(op.aten.linear(x, w), b),
+            ("f32[2, 8]", "f32[5, 8]", "f32[2, 1]"),
+            constants=(1, 2),
+            reason="not a vector",
+        ),
+        Example(
+            lambda op, x, w, b: op.aten.add.Tensor(op.aten.linear(x, w), b),
+            ("f32[2, 8]", "f32[5, 8]", "f32[5]"),
+            constants=(1,),
+            reason="not constant",
+        ),
+    )
+
+
+class UnfoldedLinear(Rewrite):
+    """view(linear(view(x, [M, K]), W, b), [..., N]) = linear(view(x, [..., K]), W, b)
+
+    A linear layer acts on the last dimension alone, so folding the others before it and unfolding them
+    after it is idle. Sources: ``Conv1D`` of transformers, and torch's own ``linear`` decomposition.
+    """
+
+    stage = "canonicalize"
+
+    def pattern(self, op: PatternBuilder, x: Var, weight: Var, bias: Var) -> Any:
+        folded = op.shared(op.aten.view(x, op.attr("folded")))
+        return op.aten.view(op.aten.linear(folded, weight, op.optional(bias)), op.attr("size"))
+
+    def check(self, m: Match) -> Declined | None:
+        size, width = m.attr("size"), m.weight.tensor.shape[0]
+        if not size or dims.eq(size[-1], width) is not True:
+            return m.decline("the view splits the linear layer's output", m.root.result)
+        rows, folded_rows = dims.product(size[:-1]), dims.product(m.attr("folded")[:-1])
+        if dims.eq(rows, folded_rows) is not True:
+            return m.decline("the number of rows is not known to stay", m.root.result)
+        return None
+
+    def rewrite(self, op: Builder, m: Match) -> Value:
+        shape = (*m.attr("size")[:-1], m.weight.tensor.shape[1])
+        return op.aten.linear(op.aten.view(m.x, shape), m.weight, m.optional("bias"))
+
+    examples = (
+        Example(
+            lambda op, x, w, b: _folded_linear(op, x, w, b, (*x.type.shape[:2], 5)),
+            ("f32[B, S, 8]", "f32[5, 8]", "f32[5]"),
+            constants=(1, 2),
+        ),
+        Example(
+            lambda op, x, w: _folded_linear(op, x, w, None, (2, 3, 5)),
+            ("f32[2, 3, 2, 4]", "f32[5, 8]"),
+            constants=(1,),
+        ),
+    )
+    counterexamples = (
+        Example(
+            lambda op, x, w: _folded_linear(op, x, w, None, (2, 3, 2, 3)),
+            ("f32[2, 3, 8]", "f32[6, 8]"),
+            constants=(1,),
+            reason="splits the linear layer's output",
+        ),
+    )
+
+
+def _folded_linear(op: Builder, x: Value, w: Value, b: Value | None, size: tuple[dims.Dim, ...]) -> Value:
+    width = w.tensor.shape[1]
+    rows = dims.floordiv(x.tensor.numel, width)
+    return op.aten.view(op.aten.linear(op.aten.view(x, (rows, width)), w, b), size)

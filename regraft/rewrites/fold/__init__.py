@@ -1,0 +1,28 @@
+"""What compile time can know: dead code, repeated code, constants, and facts about index arithmetic."""
+
+from __future__ import annotations
+
+from regraft.ir import Rewrite
+from regraft.rewrites.fold.affine import ALWAYS, NEVER, Affine, Fact, Magnitude, Where
+from regraft.rewrites.fold.common_subexpressions import CommonSubexpressions
+from regraft.rewrites.fold.dead_code import DeadCode
+from regraft.rewrites.fold.index_analysis import IndexAnalysis
+from regraft.rewrites.fold.indices import ConstantIndices, IotaIndex
+from regraft.rewrites.fold.recipes import ConstantRecipes
+
+__all__ = [
+    "ALWAYS",
+    "FOLD",
+    "NEVER",
+    "Affine",
+    "CommonSubexpressions",
+    "ConstantIndices",
+    "ConstantRecipes",
+    "DeadCode",
+    "Fact",
+    "IndexAnalysis",
+    "Magnitude",
+    "Where",
+]
+
+FOLD: tuple[Rewrite, ...] = (IotaIndex(),)

@@ -1,0 +1,432 @@
+"""What index arithmetic proves: which masks are all true, which are causal, which indices are constant.
+
+Models build masks and positions from ``arange`` and comparisons, so that nearly every mask in a graph
+is a statement about its own indices. The analysis walks from a value to its producers and returns an
+:class:`Affine` form of an integer tensor, a conjunction of inequalities :class:`Where` of a bool tensor,
+or None where it knows nothing. It changes nothing, and holds for every value of the symbols. A fact
+about an empty tensor is true of any tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+from regraft.ir import Dim, DType, Op, Value, dims
+from regraft.rewrites.fold.affine import (
+    ALWAYS,
+    NEVER,
+    Affine,
+    Fact,
+    Magnitude,
+    Where,
+    at_most_zero,
+    mapped,
+)
+
+_MAX_DEPTH = 150
+
+
+class IndexAnalysis:
+    """Facts about values, remembered while the graph does not change."""
+
+    def __init__(self) -> None:
+        self._facts: dict[Value, Fact | None] = {}
+        self._depth = 0
+
+    def fact(self, value: Value) -> Fact | None:
+        """What is known of ``value``; None for nothing."""
+        if value not in self._facts:
+            self._facts[value] = self._find(value)
+        return self._facts[value]
+
+    def affine(self, value: Value) -> Affine | None:
+        found = self.fact(value)
+        return found if isinstance(found, Affine) else None
+
+    def where(self, value: Value) -> Where | None:
+        found = self.fact(value)
+        return found if isinstance(found, Where) else None
+
+    def _find(self, value: Value) -> Fact | None:
+        op = value.op
+        rule = None if op is None else _RULES.get(op.name)
+        if op is None or rule is None or self._depth > _MAX_DEPTH:
+            return None
+        self._depth += 1
+        try:
+            found = rule(self, op)
+        finally:
+            self._depth -= 1
+        type = value.tensor
+        if isinstance(found, Affine):
+            found = found.within(type.shape)
+            return found if found.fits(type.dtype, type.shape) else None
+        return found
+
+
+Rule: TypeAlias = Callable[[IndexAnalysis, Op], "Fact | None"]
+
+
+def _integer(number: object) -> int | None:
+    """``number`` as an int, when it is one."""
+    if isinstance(number, float) and math.isfinite(number) and number.is_integer():
+        return int(number)
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
+
+
+def _as_dim(number: object) -> Dim | None:
+    return number if isinstance(number, dims.Expr) else _integer(number)
+
+
+# -- sources -----------------------------------------------------------------------------------
+
+
+def _arange(_: IndexAnalysis, op: Op) -> Fact | None:
+    start, step = _as_dim(op.attr("start")), _integer(op.attr("step"))
+    return None if start is None or step is None else Affine(start, (step,))
+
+
+def _full(_: IndexAnalysis, op: Op) -> Fact | None:
+    value, rank = op.attr("fill_value"), op.result.tensor.rank
+    if op.result.tensor.dtype is DType.BOOL:
+        return ALWAYS if value else NEVER
+    base = _as_dim(value)
+    return None if base is None or not op.result.tensor.dtype.is_integer else Affine(base, (0,) * rank)
+
+
+def _dim_value(_: IndexAnalysis, op: Op) -> Fact | None:
+    return Affine(op.attr("value"), ())
+
+
+# -- arithmetic --------------------------------------------------------------------------------
+
+
+def _pair(facts: IndexAnalysis, op: Op) -> tuple[Affine, Affine] | None:
+    """The two operands as affine forms over the axes of the result."""
+    rank = op.result.tensor.rank
+    a, b = (facts.affine(value) for value in op.operands[:2])
+    return None if a is None or b is None else (a.with_rank(rank), b.with_rank(rank))
+
+
+def _add(facts: IndexAnalysis, op: Op) -> Fact | None:
+    pair, alpha = _pair(facts, op), _integer(op.attr("alpha"))
+    return None if pair is None or alpha is None else pair[0] + pair[1].scaled(alpha)
+
+
+def _subtract(facts: IndexAnalysis, op: Op) -> Fact | None:
+    pair, alpha = _pair(facts, op), _integer(op.attr("alpha"))
+    return None if pair is None or alpha is None else pair[0] - pair[1].scaled(alpha)
+
+
+def _multiply(facts: IndexAnalysis, op: Op) -> Fact | None:
+    pair = _pair(facts, op)
+    for form, factor in () if pair is None else (pair, pair[::-1]):
+        if factor.is_uniform and isinstance(factor.base, int):
+            return form.scaled(factor.base)
+    return None
+
+
+def _add_scalar(facts: IndexAnalysis, op: Op) -> Fact | None:
+    form, number, alpha = facts.affine(op.operand("self")), _integer(op.attr("other")), op.attr("alpha")
+    return None if form is None or number is None or alpha != 1 else form.plus(number)
+
+
+def _multiply_scalar(facts: IndexAnalysis, op: Op) -> Fact | None:
+    form, number = facts.affine(op.operand("self")), _integer(op.attr("other"))
+    return None if form is None or number is None else form.scaled(number)
+
+
+def _negate(facts: IndexAnalysis, op: Op) -> Fact | None:
+    form = facts.affine(op.operand("self"))
+    return None if form is None else form.scaled(-1)
+
+
+def _absolute(facts: IndexAnalysis, op: Op) -> Fact | None:
+    form, type = facts.affine(op.operand("self")), op.result.tensor
+    if form is None or not form.scaled(-1).fits(type.dtype, type.shape):
+        return None
+    if form.is_at_least(0, type.shape):
+        return form
+    return form.scaled(-1) if form.is_at_most(0, type.shape) else Magnitude(form)
+
+
+def _extremum(sign: int) -> Rule:
+    """``maximum`` (sign 1) or ``minimum`` (-1) where one operand is always the one."""
+
+    def rule(facts: IndexAnalysis, op: Op) -> Fact | None:
+        pair, shape = _pair(facts, op), op.result.tensor.shape
+        for a, b in () if pair is None else (pair, pair[::-1]):
+            if (a - b).scaled(sign).is_at_least(0, shape):
+                return a
+        return None
+
+    return rule
+
+
+# -- comparisons and logic ---------------------------------------------------------------------
+
+
+def _compare(name: str) -> Rule:
+    def rule(facts: IndexAnalysis, op: Op) -> Fact | None:
+        shape = op.result.tensor.shape
+        if "other" not in op.attrs:
+            pair = _pair(facts, op)
+            return None if pair is None else _compared(name, pair[0] - pair[1], shape)
+        fact, number = facts.fact(op.operand("self")), op.attr("other")
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            return None
+        if isinstance(fact, Magnitude):
+            return _compared_magnitude(name, fact.of, number, shape)
+        integer = _integer(number)
+        if not isinstance(fact, Affine) or integer is None:
+            return None
+        return _compared(name, fact.plus(-integer), shape)
+
+    return rule
+
+
+def _compared(name: str, difference: Affine, shape: Sequence[Dim]) -> Where | None:
+    """Where the difference of two tensors is ``name`` 0."""
+    d = difference.within(shape)
+    if name == "le":
+        return at_most_zero(d, shape)
+    if name == "lt":
+        return at_most_zero(d.plus(1), shape)
+    if name == "ge":
+        return at_most_zero(d.scaled(-1), shape)
+    if name == "gt":
+        return at_most_zero(d.scaled(-1).plus(1), shape)
+    equal = at_most_zero(d, shape).both(at_most_zero(d.scaled(-1), shape))
+    return equal if name == "eq" else _negated(equal, shape)
+
+
+def _compared_magnitude(name: str, form: Affine, number: float, shape: Sequence[Dim]) -> Where | None:
+    """Where ``|form|`` is below a bound: two inequalities."""
+    if name not in ("le", "lt"):
+        return None
+    bound = math.floor(number) if name == "le" else math.ceil(number) - 1
+    return at_most_zero(form.plus(-bound), shape).both(at_most_zero(form.scaled(-1).plus(-bound), shape))
+
+
+def _negated(where: Where, shape: Sequence[Dim]) -> Where | None:
+    """The complement, where it is a conjunction: of one inequality, or of a constant."""
+    if where.never:
+        return ALWAYS
+    if where.is_always:
+        return NEVER
+    if len(where.constraints) > 1:
+        return None
+    (only,) = where.constraints
+    return at_most_zero(only.scaled(-1).plus(1), shape)
+
+
+def _and(facts: IndexAnalysis, op: Op) -> Fact | None:
+    a, b = (_broadcast_where(facts, value, op) for value in op.operands)
+    if a is not None and b is not None:
+        return a.both(b)
+    return NEVER if (a and a.never) or (b and b.never) else None
+
+
+def _or(facts: IndexAnalysis, op: Op) -> Fact | None:
+    a, b = (_broadcast_where(facts, value, op) for value in op.operands)
+    if (a and a.is_always) or (b and b.is_always):
+        return ALWAYS
+    if a and a.never:
+        return b
+    return a if b and b.never else None
+
+
+def _not(facts: IndexAnalysis, op: Op) -> Fact | None:
+    found = facts.where(op.operand("self"))
+    return None if found is None else _negated(found, op.result.tensor.shape)
+
+
+def _broadcast_where(facts: IndexAnalysis, value: Value, op: Op) -> Where | None:
+    found, rank = facts.where(value), op.result.tensor.rank
+    if found is None or found.never:
+        return found
+    return Where(frozenset(c.with_rank(rank) for c in found.constraints))
+
+
+def _select(facts: IndexAnalysis, op: Op) -> Fact | None:
+    """``where`` with a condition that is always or never true."""
+    condition, type = facts.where(op.operand("condition")), op.result.tensor
+    if condition is None or condition.constraints:
+        return None
+    picked = facts.fact(op.operand("other" if condition.never else "self"))
+    return mapped(picked, lambda form: form.with_rank(type.rank), type.shape)
+
+
+def _cast(facts: IndexAnalysis, op: Op) -> Fact | None:
+    fact, type = facts.fact(op.operand("self")), op.result.tensor
+    if isinstance(fact, Where):
+        if type.dtype is DType.BOOL:
+            return fact
+        uniform = not fact.constraints and type.dtype.is_integer
+        return Affine(0 if fact.never else 1, (0,) * type.rank) if uniform else None
+    if isinstance(fact, Affine) and type.dtype is DType.BOOL:
+        return _compared("ne", fact, type.shape)
+    return fact if isinstance(fact, Affine) and type.dtype.is_integer else None
+
+
+# -- rearrangements ----------------------------------------------------------------------------
+
+
+def _view(facts: IndexAnalysis, op: Op) -> Fact | None:
+    fact, source, target = (
+        facts.fact(op.operand("self")),
+        op.operand("self").tensor.shape,
+        op.result.tensor.shape,
+    )
+    if isinstance(fact, Affine) and fact.is_uniform:
+        return Affine(fact.base, (0,) * len(target))
+    if isinstance(fact, Where) and not fact.constraints:
+        return fact
+    axes = _same_axes(source, target)
+    return None if axes is None else mapped(fact, lambda form: form.on_axes(axes), target)
+
+
+def _same_axes(source: Sequence[Dim], target: Sequence[Dim]) -> list[int | None] | None:
+    """For each axis of ``target`` the axis of ``source`` it is; None unless only axes of size 1 differ."""
+    kept = [axis for axis, size in enumerate(source) if size != 1]
+    sizes = [size for size in target if size != 1]
+    if len(kept) != len(sizes) or any(
+        dims.eq(source[a], s) is not True for a, s in zip(kept, sizes, strict=True)
+    ):
+        return None
+    remaining = iter(kept)
+    return [None if size == 1 else next(remaining) for size in target]
+
+
+def _expand(facts: IndexAnalysis, op: Op) -> Fact | None:
+    type = op.result.tensor
+    return mapped(facts.fact(op.operand("self")), lambda form: form.with_rank(type.rank), type.shape)
+
+
+def _permute(facts: IndexAnalysis, op: Op) -> Fact | None:
+    axes: tuple[int, ...] = op.attr("dims")
+    axes = tuple(axis % max(len(axes), 1) for axis in axes)
+    return mapped(facts.fact(op.operand("self")), lambda form: form.on_axes(axes), op.result.tensor.shape)
+
+
+def _slice(facts: IndexAnalysis, op: Op) -> Fact | None:
+    axis: int = op.attr("dim")
+    start, step = op.attr("start"), op.attr("step")
+    if axis < 0 or start is None or not isinstance(step, int) or dims.le(0, start) is not True:
+        return None
+
+    def change(form: Affine) -> Affine:
+        scale: int = form.coefficients[axis]
+        shifted = form.plus(start * scale)
+        return Affine(shifted.base, _replaced(form.coefficients, axis, scale * step))
+
+    return mapped(facts.fact(op.operand("self")), change, op.result.tensor.shape)
+
+
+def _replaced(values: tuple[int, ...], index: int, value: int) -> tuple[int, ...]:
+    return (*values[:index], value, *values[index + 1 :])
+
+
+def _concatenate(facts: IndexAnalysis, op: Op) -> Fact | None:
+    """Pieces that continue one another along the axis."""
+    axis: int = op.attr("dim")
+    pieces = op.variadic("tensors")
+    forms = [facts.affine(piece) for piece in pieces]
+    sizes = [piece.tensor.shape[axis] for piece in pieces]
+    longest = next((i for i, size in enumerate(sizes) if size != 1), 0)
+    chosen = forms[longest]
+    if chosen is None:
+        return None
+    if all(size == 1 for size in sizes) and len(sizes) > 1 and forms[1] is not None:
+        step = forms[1].base - chosen.base
+        if not isinstance(step, int):
+            return None
+        chosen = Affine(chosen.base, _replaced(chosen.coefficients, axis, step))
+    scale = chosen.coefficients[axis]
+    offset: Dim = 0
+    whole = chosen.plus(-1 * scale * sum(sizes[:longest], 0))
+    for form, size in zip(forms, sizes, strict=True):
+        expected = whole.plus(scale * offset)
+        if form is None or not _agree(form, expected, axis if size == 1 else None):
+            return None
+        offset = offset + size
+    return whole
+
+
+def _agree(a: Affine, b: Affine, ignored: int | None) -> bool:
+    """Whether two forms are equal, leaving one axis out of account."""
+    pairs = zip(a.coefficients, b.coefficients, strict=True)
+    return dims.eq(a.base, b.base) is True and all(x == y or i == ignored for i, (x, y) in enumerate(pairs))
+
+
+# -- indexing and scans ------------------------------------------------------------------------
+
+
+def _index(facts: IndexAnalysis, op: Op) -> Fact | None:
+    """``x[i, j, ...]`` with an affine index, proved to lie inside, for every axis."""
+    type, source = op.result.tensor, op.operand("self").tensor
+    indices = [None if index is None else facts.affine(index) for index in op.optional_list("indices")]
+    places = [form for form in indices if form is not None]
+    values = [value for value in op.optional_list("indices") if value is not None]
+    if len(places) != source.rank or len(indices) != source.rank:
+        return None
+    for form, value, size in zip(places, values, source.shape, strict=True):
+        low, high = form.extremes(value.tensor.shape)
+        if dims.le(0, low) is not True or dims.le(high + 1, size) is not True:
+            return None
+
+    def change(form: Affine) -> Affine:
+        result = Affine(form.base, (0,) * type.rank)
+        for coefficient, place in zip(form.coefficients, places, strict=True):
+            result = result + place.with_rank(type.rank).scaled(coefficient)
+        return result
+
+    return mapped(facts.fact(op.operand("self")), change, type.shape)
+
+
+def _running_sum(facts: IndexAnalysis, op: Op) -> Fact | None:
+    """``cumsum`` of a tensor of one number: its multiples."""
+    fact, type, axis = facts.fact(op.operand("self")), op.result.tensor, op.attr("dim")
+    if isinstance(fact, Where) and not fact.constraints:
+        fact = Affine(0 if fact.never else 1, (0,) * type.rank)
+    if (
+        not isinstance(fact, Affine)
+        or not fact.is_uniform
+        or not isinstance(fact.base, int)
+        or type.rank == 0
+    ):
+        return None
+    return Affine(fact.base, _replaced(fact.coefficients, axis % type.rank, fact.base))
+
+
+_COMPARISONS = ("eq", "ne", "le", "lt", "ge", "gt")
+
+_RULES: Mapping[str, Rule] = {
+    "aten.arange.start_step": _arange,
+    "aten.full": _full,
+    "rg.dim_value": _dim_value,
+    "aten.add.Tensor": _add,
+    "aten.sub.Tensor": _subtract,
+    "aten.mul.Tensor": _multiply,
+    "aten.add.Scalar": _add_scalar,
+    "aten.mul.Scalar": _multiply_scalar,
+    "aten.neg": _negate,
+    "aten.abs": _absolute,
+    "aten.maximum": _extremum(1),
+    "aten.minimum": _extremum(-1),
+    **{f"aten.{name}.{kind}": _compare(name) for name in _COMPARISONS for kind in ("Tensor", "Scalar")},
+    "aten.bitwise_and.Tensor": _and,
+    "aten.bitwise_or.Tensor": _or,
+    "aten.bitwise_not": _not,
+    "aten.where.self": _select,
+    "aten._to_copy": _cast,
+    "aten.view": _view,
+    "aten.expand": _expand,
+    "aten.permute": _permute,
+    "aten.slice.Tensor": _slice,
+    "aten.cat": _concatenate,
+    "aten.index.Tensor": _index,
+    "aten.cumsum": _running_sum,
+}

@@ -1,0 +1,29 @@
+"""Running compiled models. Nothing here needs the compiler, so an artefact runs without it."""
+
+from __future__ import annotations
+
+from regraft.runtime.artefact import load
+from regraft.runtime.dims import compile_dim
+from regraft.runtime.dtypes import DTYPE_NAMES, TORCH_DTYPES
+from regraft.runtime.executable import ArtefactReader, ArtefactWriter, Executable
+from regraft.runtime.model import CompiledModel
+from regraft.runtime.plan import Plan, Step
+from regraft.runtime.signature import ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
+
+__all__ = [
+    "DTYPE_NAMES",
+    "TORCH_DTYPES",
+    "ArtefactReader",
+    "ArtefactWriter",
+    "CompiledModel",
+    "Executable",
+    "ParamSpec",
+    "Plan",
+    "Signature",
+    "Step",
+    "SymbolSpec",
+    "TensorSpec",
+    "ValueSpec",
+    "compile_dim",
+    "load",
+]

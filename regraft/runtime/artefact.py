@@ -1,0 +1,295 @@
+"""Artefacts: a compiled model as a folder.
+
+``manifest.json`` names the format, the producer and every other file with its SHA-256; constants are
+in ``weights.safetensors``; back ends add files of their own. Nothing is pickled, nothing outside the
+folder is read, and the folder appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from regraft.errors import ArtefactError
+from regraft.runtime.executable import Executable
+from regraft.runtime.model import CompiledModel, SavedReport
+from regraft.runtime.plan import Plan, Step
+from regraft.runtime.signature import ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
+
+FORMAT = (1, 0)
+
+#: Back end -> the module whose ``load(record, reader)`` rebuilds its executables.
+LOADERS = {
+    "ort": "regraft.backends.ort.run",
+    "eager": "regraft.backends.eager.run",
+    "example": "regraft.backends.example.run",
+}
+#: Back ends whose files hold machine code.
+NATIVE: frozenset[str] = frozenset()
+
+_MANIFEST = "manifest.json"
+_WEIGHTS = "weights.safetensors"
+_MAX_MANIFEST = 64 << 20
+
+
+class _FolderWriter:
+    """Writes files into a folder that is not in its place yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tensors: dict[str, Tensor] = {}
+        self.hashes: dict[str, str] = {}
+
+    def add_tensor(self, name: str, tensor: Tensor) -> None:
+        self.tensors[name] = tensor.detach().contiguous()
+
+    def add_file(self, name: str, content: bytes) -> None:
+        (self.folder / _plain(name)).write_bytes(content)
+        self.hashes[name] = hashlib.sha256(content).hexdigest()
+
+    def write_weights(self) -> None:
+        # safetensors refuses tensors that share storage; a tied weight is one name already.
+        separate = {name: tensor.clone() if _shares(tensor) else tensor for name, tensor in self.tensors.items()}
+        save_file(separate, self.folder / _WEIGHTS)
+        self.hashes[_WEIGHTS] = _file_hash(self.folder / _WEIGHTS)
+
+
+def _shares(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+
+
+class _FolderReader:
+    """Reads an artefact's files after checking their hashes."""
+
+    def __init__(self, folder: Path, hashes: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.hashes = hashes
+        for name in (_WEIGHTS, *hashes):
+            path = folder / _plain(name)
+            if name not in hashes or not path.is_file():
+                raise ArtefactError(f"the artefact lacks '{name}'", str(folder))
+            if _file_hash(path) != hashes[name]:
+                raise ArtefactError(f"'{name}' is damaged: its SHA-256 is not the manifest's", str(path))
+        self._weights = safe_open(folder / _WEIGHTS, framework="pt")
+
+    def tensor(self, name: str) -> Tensor:
+        try:
+            return self._weights.get_tensor(name)
+        except SafetensorError as error:
+            raise ArtefactError(f"the artefact lacks the constant '{name}'", str(self.folder)) from error
+
+    def file(self, name: str) -> bytes:
+        if name not in self.hashes:
+            raise ArtefactError(f"the artefact does not list '{name}'", str(self.folder))
+        return (self.folder / _plain(name)).read_bytes()
+
+
+def _plain(name: str) -> str:
+    """``name`` when it is a file name and nothing more."""
+    if not name or name in (".", "..") or any(c in name for c in "/\\\0:"):
+        raise ArtefactError(f"'{name}' is not a file name")
+    return name
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(model: CompiledModel, path: Path) -> None:
+    """Write ``model`` to the new folder ``path``; see ``CompiledModel.save``."""
+    if path.exists():
+        raise ArtefactError("there is something at this path already", str(path))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise ArtefactError(f"cannot write here: {error.strerror}", str(path)) from error
+    try:
+        _write(model, folder)
+        os.chmod(folder, 0o755)
+        os.rename(folder, path)
+    except OSError as error:
+        raise ArtefactError(f"cannot write the artefact: {error}", str(path)) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(model: CompiledModel, folder: Path) -> None:
+    writer = _FolderWriter(folder)
+    steps = [_step_record(step, writer) for step in model.plan.steps]
+    writer.add_file("graph.ir", model.ir.encode())
+    writer.write_weights()
+    manifest = {
+        "format": list(FORMAT),
+        "producer": "regraft",
+        "files": writer.hashes,
+        "signature": _signature_record(model.signature),
+        "plan": {
+            "inputs": model.plan.inputs,
+            "slots": model.plan.slots,
+            "results": list(model.plan.results),
+            "steps": steps,
+        },
+        "report": model.report.to_dict(),
+    }
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _step_record(step: Step, writer: _FolderWriter) -> dict[str, Any]:
+    return {
+        "backend": step.executable.backend,
+        "record": step.executable.save(writer),
+        "inputs": list(step.inputs),
+        "outputs": list(step.outputs),
+        "dead": list(step.dead),
+    }
+
+
+def load(path: str | Path, *, allow_native: bool = False) -> CompiledModel:
+    """A compiled model from the folder that ``CompiledModel.save`` wrote.
+
+    Args:
+        path: the folder.
+        allow_native: load machine code from the artefact. Only for artefacts you trust.
+
+    Raises:
+        ArtefactError: it is not an artefact, is damaged or of a newer format, or holds native code
+            that was not allowed.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    try:
+        reader = _FolderReader(folder, dict(manifest["files"]))
+        plan = _plan_from(manifest["plan"], reader, allow_native)
+        signature = _signature_from(manifest["signature"])
+        report = SavedReport(dict(manifest["report"]))
+        return CompiledModel(signature, plan, report, reader.file("graph.ir").decode())
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ArtefactError(f"the manifest is malformed: {error!r}", str(folder)) from error
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / _MANIFEST
+    try:
+        if path.stat().st_size > _MAX_MANIFEST:
+            raise ArtefactError("the manifest is too large", str(path))
+        manifest = json.loads(path.read_bytes())
+        major, minor = manifest["format"]
+    except OSError as error:
+        raise ArtefactError(f"not an artefact: {error.strerror}", str(path)) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtefactError(f"the manifest is malformed: {error!r}", str(path)) from error
+    if major != FORMAT[0]:
+        raise ArtefactError(f"format {major}.{minor} cannot be read; this is format {FORMAT[0]}.x", str(path))
+    return manifest
+
+
+def _plan_from(record: Mapping[str, Any], reader: _FolderReader, allow_native: bool) -> Plan:
+    steps = tuple(
+        Step(
+            _executable(step["backend"], step["record"], reader, allow_native),
+            tuple(step["inputs"]),
+            tuple(step["outputs"]),
+            tuple(step["dead"]),
+        )
+        for step in record["steps"]
+    )
+    return Plan(record["inputs"], record["slots"], steps, tuple(record["results"]))
+
+
+def _executable(backend: str, record: Any, reader: _FolderReader, allow_native: bool) -> Executable:
+    if backend not in LOADERS:
+        raise ArtefactError(f"it needs the back end '{backend}', which this version does not know")
+    if backend in NATIVE and not allow_native:
+        raise ArtefactError(f"it holds native code ('{backend}'); pass allow_native=True if you trust it")
+    return import_module(LOADERS[backend]).load(record, reader)
+
+
+def _signature_record(signature: Signature) -> dict[str, Any]:
+    return {
+        "params": [
+            {
+                "name": param.name,
+                "leaves": [_leaf_record(leaf) for leaf in param.leaves],
+                "structure": None if param.structure is None else pytree.treespec_dumps(param.structure),
+            }
+            for param in signature.params
+        ],
+        "positional": list(signature.positional),
+        "defaults": {name: value for name, value in signature.defaults.items() if _is_json(value)},
+        "symbols": [dataclasses.asdict(symbol) for symbol in signature.symbols],
+        "outputs": [o if isinstance(o, int) else _leaf_record(o) for o in signature.outputs],
+        "out_structure": pytree.treespec_dumps(signature.out_structure),
+    }
+
+
+def _is_json(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _leaf_record(leaf: TensorSpec | ValueSpec) -> dict[str, Any]:
+    if isinstance(leaf, ValueSpec) and not _is_json(leaf.value):
+        raise ArtefactError(f"the value of '{leaf.name}', {leaf.value!r}, cannot be saved")
+    return dataclasses.asdict(leaf)
+
+
+def _signature_from(record: Mapping[str, Any]) -> Signature:
+    params = tuple(
+        ParamSpec(
+            param["name"],
+            tuple(_leaf_from(leaf) for leaf in param["leaves"]),
+            None if param["structure"] is None else _structure(param["structure"]),
+        )
+        for param in record["params"]
+    )
+    outputs = tuple(o if isinstance(o, int) else ValueSpec(o["name"], o["value"]) for o in record["outputs"])
+    return Signature(
+        params,
+        tuple(record["positional"]),
+        dict(record["defaults"]),
+        tuple(SymbolSpec(**symbol) for symbol in record["symbols"]),
+        outputs,
+        _structure(record["out_structure"]),
+    )
+
+
+def _leaf_from(record: Mapping[str, Any]) -> TensorSpec | ValueSpec:
+    if "dtype" in record:
+        return TensorSpec(record["name"], record["dtype"], tuple(record["shape"]), record["device"])
+    return ValueSpec(record["name"], record["value"])
+
+
+def _structure(text: str) -> pytree.TreeSpec:
+    """The pytree that ``text`` describes; classes outside torch register when their module loads."""
+    _register_types(json.loads(text)[1])
+    try:
+        return pytree.treespec_loads(text)
+    except NotImplementedError as error:
+        raise ArtefactError(f"the result's type is not known here; import its module first: {error}") from error
+
+
+def _register_types(record: Any) -> None:
+    if not isinstance(record, dict):
+        return
+    name = record.get("type")
+    # Only transformers' output classes: importing a module that a file names is running its code.
+    if isinstance(name, str) and name.startswith("transformers."):
+        try:
+            import_module(name.rpartition(".")[0])
+        except ImportError as error:
+            raise ArtefactError(f"the result is a {name}; install transformers to load this") from error
+    for child in record.get("children_spec", ()):
+        _register_types(child)

@@ -1,0 +1,47 @@
+"""What the runtime asks of compiled code, and what saving and loading asks of storage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class ArtefactWriter(Protocol):
+    """Collects the files of an artefact."""
+
+    def add_tensor(self, name: str, tensor: Tensor) -> None:
+        """Store a constant under ``name``; a name may be added again with the same tensor."""
+        ...
+
+    def add_file(self, name: str, content: bytes) -> None: ...
+
+
+class ArtefactReader(Protocol):
+    """Reads the files of an artefact, their hashes checked."""
+
+    def tensor(self, name: str) -> Tensor: ...
+    def file(self, name: str) -> bytes: ...
+
+
+class Executable(Protocol):
+    """A lowered piece of a model.
+
+    ``run`` must be safe to call from several threads at once. Its results are fresh tensors: never
+    arguments, constants or views of them.
+    """
+
+    backend: str
+
+    def run(self, inputs: Sequence[Tensor], sizes: Mapping[str, int]) -> list[Tensor]:
+        """Compute the results for ``inputs``; ``sizes`` gives every symbol's value in this call."""
+        ...
+
+    def save(self, writer: ArtefactWriter) -> dict[str, Any]:
+        """A JSON record from which the back end's ``run.load(record, reader)`` rebuilds this.
+
+        Raises:
+            BackendError: it holds something that cannot be saved, such as a Python function.
+        """
+        ...

@@ -1,0 +1,84 @@
+"""The compiled model: what ``regraft.compile`` and ``regraft.load`` return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regraft.errors import RegraftError
+from regraft.runtime.plan import Plan
+from regraft.runtime.signature import Signature
+
+Refresher = Callable[[Any], "CompiledModel"]
+
+
+@dataclass
+class CompiledModel:
+    """A model ready to run.
+
+    Call it as the original: it takes the same arguments and returns the same kind of result.
+
+    Fields:
+        signature: how it is called.
+        plan: what a call does.
+        report: what the compile did; ``report.to_dict()`` is JSON.
+        ir: the final graph in text form.
+    """
+
+    signature: Signature
+    plan: Plan
+    report: Any
+    ir: str
+    training: bool = field(default=False, init=False)
+    _refresher: Refresher | None = field(default=None, repr=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model. Safe to call from several threads at once.
+
+        Raises:
+            ShapeError: an argument differs from what the model was compiled for.
+        """
+        with torch.inference_mode():
+            tensors = self.signature.flatten(args, kwargs)
+            sizes = self.signature.sizes(tensors)
+            results = self.plan.run(tensors, sizes)
+        return self.signature.unflatten(results)
+
+    def refresh(self, model: Any) -> None:
+        """Take over the weights that ``model`` has now, without capturing it again.
+
+        Raises:
+            RegraftError: this artefact was loaded from disk, or ``model`` has other parameters.
+        """
+        if self._refresher is None:
+            raise RegraftError("a loaded artefact cannot be refreshed; compile the model again")
+        self.plan = self._refresher(model).plan
+
+    def save(self, path: str | Path) -> None:
+        """Write an artefact folder that ``regraft.load`` reads, whole or not at all.
+
+        Raises:
+            ArtefactError: ``path`` exists or cannot be written.
+            BackendError: a part of the model cannot be saved.
+        """
+        from regraft.runtime.artefact import save
+
+        save(self, Path(path))
+
+    def eval(self) -> CompiledModel:
+        """Itself: a compiled model is always in inference mode."""
+        return self
+
+
+@dataclass(frozen=True)
+class SavedReport:
+    """The report of a model that was loaded: what the compile wrote down."""
+
+    content: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.content)

@@ -1,0 +1,47 @@
+"""The plan: calls of executables over numbered slots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from regraft.runtime.executable import Executable
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call: slots it reads, slots it fills, and slots nobody reads afterwards."""
+
+    executable: Executable
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    dead: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in order. Slots 0 to ``inputs - 1`` are the flat inputs."""
+
+    inputs: int
+    slots: int
+    steps: tuple[Step, ...]
+    results: tuple[int, ...]
+
+    def run(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> list[Tensor]:
+        """The flat results. Thread-safe: each call has slots of its own."""
+        slots: list[Tensor | None] = [*tensors, *[None] * (self.slots - self.inputs)]
+        for step in self.steps:
+            outputs = step.executable.run([_filled(slots[i]) for i in step.inputs], sizes)
+            for slot, tensor in zip(step.outputs, outputs, strict=True):
+                slots[slot] = tensor
+            for slot in step.dead:
+                slots[slot] = None
+        # A result is never an argument: a caller may write to either without touching the other.
+        return [_filled(slots[i]).clone() if i < self.inputs else _filled(slots[i]) for i in self.results]
+
+
+def _filled(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "a plan reads a slot that no step has filled"
+    return tensor

@@ -1,0 +1,228 @@
+"""From the user's arguments to flat tensors and sizes, and from flat results to the user's value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from regraft.errors import ShapeError
+from regraft.runtime.dims import compile_dim
+from regraft.runtime.dtypes import DTYPE_NAMES, TORCH_DTYPES
+
+
+@dataclass(frozen=True)
+class SymbolSpec:
+    """A size that the inputs define: axis ``axis`` of input ``input`` is ``scale * symbol + offset``."""
+
+    name: str
+    input: int
+    axis: int
+    lo: int = 0
+    hi: int | None = None
+    divisor: int = 1
+    scale: int = 1
+    offset: int = 0
+
+    def solve(self, extent: int, where: str) -> int:
+        """The symbol's value when its axis has ``extent`` elements.
+
+        Raises:
+            ShapeError: no allowed value gives that extent.
+        """
+        value, rest = divmod(extent - self.offset, self.scale)
+        if rest:
+            raise ShapeError(f"{where} is {extent}; it must be {self.scale}*{self.name} + {self.offset}")
+        if value < self.lo or (self.hi is not None and value > self.hi):
+            upper = "inf" if self.hi is None else str(self.hi)
+            raise ShapeError(f"{where} is {extent}; the model was compiled for {self.name} in [{self.lo}, {upper}]")
+        if value % self.divisor:
+            raise ShapeError(f"{where} is {extent}; {self.name} must be a multiple of {self.divisor}")
+        return value
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor argument: its name in messages, dtype name, dims as numbers or text, and device."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class ValueSpec:
+    """An argument that is not a tensor: capture fixed its value."""
+
+    name: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One parameter of the model's ``forward``: its leaves, and its structure unless it is one leaf."""
+
+    name: str
+    leaves: tuple[TensorSpec | ValueSpec, ...]
+    structure: pytree.TreeSpec | None = None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How a compiled function is called.
+
+    Fields:
+        params: the captured parameters, in the order of ``forward``.
+        positional: names of ``forward``'s positional parameters, captured or not, in order.
+        defaults: parameters that were not captured -> their default; passing that value is fine.
+        symbols: the sizes that the inputs define.
+        outputs: for each leaf of the result, the index of a flat result or a fixed value.
+        out_structure: the result's pytree.
+    """
+
+    params: tuple[ParamSpec, ...]
+    positional: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    symbols: tuple[SymbolSpec, ...]
+    outputs: tuple[int | ValueSpec, ...]
+    out_structure: pytree.TreeSpec
+    _checks: tuple[_ShapeCheck, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        solved = {(s.input, s.axis) for s in self.symbols}
+        checks = [_ShapeCheck.of(i, spec, solved) for i, spec in enumerate(self.tensors)]
+        object.__setattr__(self, "_checks", tuple(checks))
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The flat tensor inputs."""
+        leaves = (leaf for param in self.params for leaf in param.leaves)
+        return tuple(leaf for leaf in leaves if isinstance(leaf, TensorSpec))
+
+    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """The flat tensors of a call.
+
+        Raises:
+            ShapeError: an argument is missing, unexpected, or differs from what was captured in
+                structure, type or fixed value.
+        """
+        given = self._by_name(args, kwargs)
+        flat: list[Tensor] = []
+        for param in self.params:
+            if param.name not in given:
+                raise ShapeError(f"missing argument '{param.name}'; the model was compiled with it")
+            value = given.pop(param.name)
+            leaves = [value] if param.structure is None else self._leaves(param, value)
+            for leaf, spec in zip(leaves, param.leaves, strict=True):
+                if isinstance(spec, TensorSpec):
+                    flat.append(_tensor(leaf, spec))
+                elif not _same_value(leaf, spec.value):
+                    raise ShapeError(
+                        f"argument '{spec.name}' is {leaf!r}; the model was compiled for {spec.value!r}. "
+                        "Compile again for another value"
+                    )
+        self._refuse_unexpected(given)
+        return flat
+
+    def _by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        if len(args) > len(self.positional):
+            raise ShapeError(f"expected at most {len(self.positional)} positional arguments, got {len(args)}")
+        given = dict(zip(self.positional, args, strict=False))
+        for name, value in kwargs.items():
+            if name in given:
+                raise ShapeError(f"argument '{name}' is given twice")
+            given[name] = value
+        return given
+
+    def _refuse_unexpected(self, given: Mapping[str, Any]) -> None:
+        for name, value in given.items():
+            if name not in self.defaults or not _same_value(value, self.defaults[name]):
+                known = ", ".join(p.name for p in self.params)
+                raise ShapeError(
+                    f"unexpected argument '{name}'; the model was compiled with: {known}. Compile again with it"
+                )
+
+    def _leaves(self, param: ParamSpec, value: Any) -> list[Any]:
+        leaves, structure = pytree.tree_flatten(value)
+        if structure != param.structure:
+            raise ShapeError(
+                f"argument '{param.name}' has the structure {structure}; it was captured as {param.structure}"
+            )
+        return leaves
+
+    def sizes(self, tensors: Sequence[Tensor]) -> dict[str, int]:
+        """The value of every symbol in a call; every dtype, device and shape is checked.
+
+        Raises:
+            ShapeError: one differs from what the model was compiled for.
+        """
+        sizes: dict[str, int] = {}
+        for check, tensor in zip(self._checks, tensors, strict=True):
+            check.kind(tensor)
+        for symbol in self.symbols:
+            extent = tensors[symbol.input].shape[symbol.axis]
+            where = f"dimension {symbol.axis} of '{self._checks[symbol.input].spec.name}'"
+            sizes[symbol.name] = symbol.solve(extent, where)
+        for check, tensor in zip(self._checks, tensors, strict=True):
+            check.extents(tensor, sizes)
+        return sizes
+
+    def unflatten(self, results: Sequence[Tensor]) -> Any:
+        """The user's result from the flat results."""
+        leaves = [results[o] if isinstance(o, int) else o.value for o in self.outputs]
+        return pytree.tree_unflatten(leaves, self.out_structure)
+
+
+@dataclass(frozen=True)
+class _ShapeCheck:
+    """The checks of one tensor argument, with its symbolic dims compiled."""
+
+    spec: TensorSpec
+    dtype: torch.dtype
+    dims: tuple[tuple[int, Any], ...]
+
+    @staticmethod
+    def of(index: int, spec: TensorSpec, solved: set[tuple[int, int]]) -> _ShapeCheck:
+        axes = [(a, compile_dim(d)) for a, d in enumerate(spec.shape) if (index, a) not in solved]
+        return _ShapeCheck(spec, TORCH_DTYPES[spec.dtype], tuple(axes))
+
+    def kind(self, tensor: Tensor) -> None:
+        spec = self.spec
+        if tensor.dtype != self.dtype:
+            got = DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype))
+            raise ShapeError(f"argument '{spec.name}' has dtype {got}; the model was compiled for {spec.dtype}")
+        if tensor.dim() != len(spec.shape):
+            raise ShapeError(
+                f"argument '{spec.name}' has shape {list(tensor.shape)}; "
+                f"the model was compiled for {_shape_text(spec)}"
+            )
+        if tensor.device.type != spec.device:
+            raise ShapeError(f"argument '{spec.name}' is on {tensor.device}; the model runs on {spec.device}")
+
+    def extents(self, tensor: Tensor, sizes: Mapping[str, int]) -> None:
+        for axis, size in self.dims:
+            if tensor.shape[axis] != size(sizes):
+                raise ShapeError(
+                    f"argument '{self.spec.name}' has shape {list(tensor.shape)}; dimension {axis} must be "
+                    f"{size(sizes)} (the model was compiled for {_shape_text(self.spec)}). "
+                    "Compile with dynamic_shapes for other sizes"
+                )
+
+
+def _shape_text(spec: TensorSpec) -> str:
+    return f"[{', '.join(str(d) for d in spec.shape)}]"
+
+
+def _tensor(leaf: Any, spec: TensorSpec) -> Tensor:
+    if not isinstance(leaf, Tensor):
+        raise ShapeError(f"argument '{spec.name}' is a {type(leaf).__name__}; the model was compiled for a tensor")
+    return leaf
+
+
+def _same_value(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b))

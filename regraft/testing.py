@@ -1,0 +1,527 @@
+"""Helpers for tests: the numerics rule, models without neutral weights, and tests derived from a rewrite.
+
+``check_rewrite(MyRewrite())`` is all a rewrite needs in a test; ``rewrite_cases`` gives its parts to
+``pytest.mark.parametrize``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from regraft.backends import LowerOptions, backend
+from regraft.errors import NumericsMismatch
+from regraft.ir import (
+    OPS,
+    Builder,
+    Constant,
+    Declined,
+    DType,
+    Example,
+    Exactness,
+    Function,
+    Leaf,
+    Match,
+    Module,
+    Op,
+    OpDef,
+    OpTable,
+    PassContext,
+    Recipe,
+    Region,
+    Rewrite,
+    RewritePass,
+    Symbol,
+    TensorType,
+    Value,
+    decide,
+    dims,
+    input_symbols,
+    print_module,
+    verify,
+)
+
+__all__ = ["RewriteCase", "assert_close", "check_rewrite", "randomise", "rewrite_cases"]
+
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+"""The largest error by dtype, relative to the reference's largest magnitude. There is no other tolerance."""
+
+# -- the numerics rule -------------------------------------------------------------------------
+
+
+def assert_close(
+    actual: Any,
+    expected: Any,
+    eager: Any = None,
+    *,
+    reassociates: bool = False,
+    suspect: str | None = None,
+) -> float:
+    """Check results by the numerics rule (docs/architecture.md, section 7) and return the largest error.
+
+    ``actual``, ``expected`` and ``eager`` are tensors or nested structures of tensors: the results to
+    judge, those of the same computation on fp64 copies, and those of eager torch at the model's dtype.
+    The error of an output is max|actual - expected| / max|expected|; it may be as large as the tolerance
+    of its dtype or as eager's own (twice that where a rewrite ``reassociates``). Integers and bools must
+    be equal. NaNs and infinities must stand where ``expected`` or ``eager`` has them.
+
+    Raises:
+        NumericsMismatch: an output is wrong; ``suspect`` is named in it.
+    """
+    found, wanted = _tensors(actual), _tensors(expected)
+    own = _tensors(eager) if eager is not None else [None] * len(wanted)
+    if not len(found) == len(wanted) == len(own):
+        counts = f"{len(found)} actual, {len(wanted)} expected, {len(own)} eager"
+        raise NumericsMismatch(f"the numbers of outputs differ: {counts}", "outputs", math.inf, 0.0, suspect)
+    worst = 0.0
+    for index, triple in enumerate(zip(found, wanted, own, strict=True)):
+        worst = max(worst, _check_output(f"output {index}", *triple, 2 if reassociates else 1, suspect))
+    return worst
+
+
+def _tensors(structure: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(structure) if isinstance(leaf, Tensor)]
+
+
+def _check_output(
+    name: str, actual: Tensor, expected: Tensor, eager: Tensor | None, slack: int, suspect: str | None
+) -> float:
+    problem = _unlike(actual, expected, eager)
+    if problem:
+        raise NumericsMismatch(problem, name, math.inf, 0.0, suspect)
+    if not actual.is_floating_point() and not actual.is_complex():
+        if torch.equal(actual, expected):
+            return 0.0
+        raise NumericsMismatch("integers and bools must be equal", name, math.inf, 0.0, suspect)
+    reference, got = _as_double(expected), _as_double(actual)
+    scale = _largest(reference)
+    limit = TOLERANCES[_real(actual.dtype)] * scale
+    distance = _distance(got, reference)
+    if eager is not None and not distance <= limit:
+        own = _as_double(eager)
+        if torch.equal(own.isfinite(), got.isfinite()):
+            distance = _distance(got, reference, both_finite=True) if _same_infinities(got, own) else math.inf
+        limit = max(limit, slack * _distance(own, reference, both_finite=True))
+    if distance <= limit:
+        return _relative(distance, scale)
+    tolerance = _relative(limit, scale)
+    raise NumericsMismatch("a result is wrong", name, _relative(distance, scale), tolerance, suspect)
+
+
+def _unlike(actual: Tensor, expected: Tensor, eager: Tensor | None) -> str | None:
+    """Why the outputs cannot be compared at all."""
+    if actual.shape != expected.shape:
+        return f"the shape is {list(actual.shape)}, expected {list(expected.shape)}"
+    if eager is not None and eager.shape != actual.shape:
+        return f"the shape is {list(actual.shape)}, eager's is {list(eager.shape)}"
+    if eager is not None and eager.dtype != actual.dtype:
+        return f"the dtype is {actual.dtype}, eager's is {eager.dtype}"
+    inexact = actual.is_floating_point() or actual.is_complex()
+    if inexact != (expected.is_floating_point() or expected.is_complex()):
+        return f"the dtype is {actual.dtype}, expected {expected.dtype}"
+    if not inexact and actual.dtype != expected.dtype:
+        return f"the dtype is {actual.dtype}, expected {expected.dtype}"
+    if inexact and expected.dtype not in (torch.float64, torch.complex128):
+        return f"the reference is {expected.dtype}; compute it in fp64"
+    return None
+
+
+def _as_double(value: Tensor) -> Tensor:
+    value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+    return value.detach().to("cpu", torch.float64)
+
+
+def _real(dtype: torch.dtype) -> torch.dtype:
+    return {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(dtype, dtype)
+
+
+def _largest(value: Tensor) -> float:
+    finite = value[value.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def _distance(a: Tensor, b: Tensor, both_finite: bool = False) -> float:
+    """The largest difference; infinite where NaNs and infinities stand in different places."""
+    finite = a.isfinite() & b.isfinite()
+    if not both_finite and not _same_infinities(a, b):
+        return math.inf
+    return float((a[finite] - b[finite]).abs().max()) if bool(finite.any()) else 0.0
+
+
+def _same_infinities(a: Tensor, b: Tensor) -> bool:
+    same_nans = torch.equal(a.isnan(), b.isnan())
+    return same_nans and torch.equal(a.isposinf(), b.isposinf()) and torch.equal(a.isneginf(), b.isneginf())
+
+
+def _relative(distance: float, scale: float) -> float:
+    if distance == 0:
+        return 0.0
+    return distance / scale if scale else math.inf
+
+
+# -- models for tests --------------------------------------------------------------------------
+
+_WEIGHTED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)  # pyright: ignore[reportPrivateUsage]
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter and float buffer values that make a difference; returns ``model``.
+
+    Fresh models hide mistakes: biases and LoRA's B are 0, the weights of norms 1, layer scales 1e-6 and
+    attention scores almost equal. Matrices are drawn anew with a standard deviation of 1 / √fan-in, embeddings with 1,
+    constant vectors around 0 or 1, running variances in [0.5, 1.5]; what has a structure of its own
+    (rotary frequencies, decays) keeps it, within 10 %. Integer buffers, masks and infinities stay.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    done: set[int] = set()
+    with torch.no_grad():
+        for module in model.modules():
+            named = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            for name, tensor in named:
+                if id(tensor) not in done and tensor.is_floating_point() and tensor.numel():
+                    done.add(id(tensor))
+                    tensor.copy_(_redrawn(module, name, tensor, generator))
+    return model
+
+
+def _redrawn(module: nn.Module, name: str, old: Tensor, generator: torch.Generator) -> Tensor:
+    def normal(std: float) -> Tensor:
+        return torch.randn(old.shape, generator=generator) * std
+
+    def around_one(spread: float) -> Tensor:
+        return 1 + spread * (2 * torch.rand(old.shape, generator=generator) - 1)
+
+    if name == "running_var":
+        return around_one(0.5)
+    if isinstance(module, nn.Embedding):
+        return normal(1.0)
+    if isinstance(module, _WEIGHTED) and old.dim() > 1:
+        return normal(1 / math.sqrt(old[0].numel()))
+    first = float(old.flatten()[0])
+    is_constant = bool((old == first).all())
+    if is_constant and first == 0:
+        return normal(0.2 if old.dim() < 2 else 1 / math.sqrt(old[0].numel()))
+    if is_constant and math.isfinite(first) and isinstance(old, nn.Parameter):
+        return around_one(0.4) * (first if abs(first) > 1 else 1.0)
+    if not isinstance(old, nn.Parameter) and len(torch.unique(old)) < 3:
+        return old  # a mask
+    return torch.where(old.isfinite(), old.cpu() * around_one(0.1).to(old.dtype), old.cpu())
+
+
+# -- running a graph ---------------------------------------------------------------------------
+
+
+class _Store:
+    """Values of constants, for the eager back end."""
+
+    def __init__(self) -> None:
+        self._names: dict[Constant, str] = {}
+
+    def name(self, constant: Constant) -> str:
+        return self._names.setdefault(constant, f"constant_{len(self._names)}")
+
+    def tensor(self, constant: Constant) -> Tensor:
+        if isinstance(constant, Recipe):
+            return _run(Function("recipe", constant.body), (), {}, self)[0]
+        assert isinstance(constant, Leaf), f"{constant} has no value"
+        return constant.storage
+
+
+def _run(
+    function: Function, inputs: Sequence[Tensor], sizes: Mapping[str, int], store: _Store | None = None
+) -> list[Tensor]:
+    executable = backend("eager").lower(function, store or _Store(), LowerOptions())
+    return executable.run(inputs, sizes)
+
+
+def _build(example: Example, table: OpTable, seed: int = 0) -> Module:
+    """The example's graph, with random values for its constants."""
+    region = Region()
+    builder = Builder(table, region)
+    generator = torch.Generator().manual_seed(seed)
+    values: list[Value] = []
+    for index, type in enumerate(example.types):
+        if index in example.constants:
+            leaf = Leaf(f"w{index}", type, _random(type, {}, generator))
+            values.append(builder.constant(leaf))
+        else:
+            values.append(region.add_arg(type, f"x{index}"))
+    built = example.build(builder, *values)
+    builder.create("cf.yield", ([built] if isinstance(built, Value) else list(built),))
+    function = Function("forward", region, input_symbols(region.args))
+    return Module({"forward": function})
+
+
+_TORCH_DTYPES = {
+    DType.BOOL: torch.bool,
+    DType.U8: torch.uint8,
+    DType.I8: torch.int8,
+    DType.I16: torch.int16,
+    DType.I32: torch.int32,
+    DType.I64: torch.int64,
+    DType.F16: torch.float16,
+    DType.BF16: torch.bfloat16,
+    DType.F32: torch.float32,
+    DType.F64: torch.float64,
+}
+
+
+def _random(type: TensorType, sizes: Mapping[Symbol, int], generator: torch.Generator) -> Tensor:
+    shape = [dims.substitute(size, sizes) for size in type.shape]
+    dtype = _TORCH_DTYPES[type.dtype]
+    if type.dtype.is_float:
+        return torch.randn(shape, generator=generator).to(dtype)
+    high = 2 if type.dtype is DType.BOOL else 3
+    return torch.randint(0, high, shape, generator=generator).to(dtype)
+
+
+def _in_double(module: Module, table: OpTable) -> Module:
+    """A copy in which every float type is f64, casts between float types included."""
+    function = module.main
+    region = Region([_widened(a.type) for a in function.args])
+    mapping: dict[Value, Value] = dict(zip(function.args, region.args, strict=True))
+    builder = Builder(table, region)
+    for op in function.body.ops:
+        arguments = {name: _mapped(value, mapping) for name, value in op.arguments().items()}
+        copy = builder.create(op.name, (), arguments)
+        mapping |= dict(zip(op.results, copy.results, strict=True))
+    return Module({"forward": Function("forward", region, function.symbols)})
+
+
+def _mapped(argument: Any, mapping: Mapping[Value, Value]) -> Any:
+    if isinstance(argument, tuple):
+        return tuple(_mapped(each, mapping) for each in argument)
+    if isinstance(argument, Value):
+        return mapping[argument]
+    if isinstance(argument, DType) and argument.is_float:
+        return DType.F64
+    if isinstance(argument, Leaf) and argument.type.dtype.is_float:
+        return Leaf(argument.name, argument.type.with_dtype(DType.F64), argument.storage.double())
+    return argument
+
+
+def _widened(type: Any) -> Any:
+    return type.with_dtype(DType.F64) if isinstance(type, TensorType) and type.dtype.is_float else type
+
+
+# -- tests derived from a rewrite --------------------------------------------------------------
+
+_SIZES = (5, 1, 0)
+"""The values of the first symbol of an example, one run each; the next symbols get larger ones."""
+
+
+@dataclass(frozen=True)
+class RewriteCase:
+    """One derived test; ``run()`` raises AssertionError or NumericsMismatch when it fails."""
+
+    id: str
+    run: Callable[[], None]
+
+
+def check_rewrite(rewrite: Rewrite, ops: Sequence[OpDef] = ()) -> None:
+    """Run every test that ``rewrite_cases`` derives.
+
+    Raises:
+        AssertionError: the rewrite breaks its contract; the message names the case.
+        NumericsMismatch: its results are wrong.
+    """
+    for case in rewrite_cases(rewrite, ops):
+        case.run()
+
+
+def rewrite_cases(rewrite: Rewrite, ops: Sequence[OpDef] = ()) -> list[RewriteCase]:
+    """The tests of a rewrite's examples and counterexamples, with ``ops`` beside the built-in ones."""
+    assert rewrite.examples, f"{rewrite.name} has no examples, so nothing shows that it fires"
+    table = OPS.extended(ops)
+    checks: Mapping[str, Callable[[_Trial], None]] = {
+        "fires": _check_fires,
+        "matching-changes-nothing": _check_read_only,
+        "idempotent": _check_idempotent,
+        "numerics": _check_numerics,
+        "mutants-are-caught": _check_mutants,
+    }
+    cases: list[RewriteCase] = []
+    for index, example in enumerate(rewrite.examples):
+        trial = _Trial(rewrite, example, table)
+        cases += [_case(rewrite, f"example{index}-{name}", check, trial) for name, check in checks.items()]
+    for index, example in enumerate(rewrite.counterexamples):
+        trial = _Trial(rewrite, example, table)
+        cases.append(_case(rewrite, f"counterexample{index}-declines", _check_declines, trial))
+    return cases
+
+
+def _case(rewrite: Rewrite, id: str, check: Callable[[_Trial], None], trial: _Trial) -> RewriteCase:
+    return RewriteCase(f"{rewrite.name}-{id}", lambda: check(trial))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    rewrite: Rewrite
+    example: Example
+    table: OpTable
+
+    def before(self) -> Module:
+        module = _build(self.example, self.table)
+        verify(module, None, table=self.table)
+        return module
+
+    def apply(self, module: Module) -> int:
+        """Apply the rewrite everywhere; how often it fired."""
+        context = PassContext(self.table, Exactness(2, math.inf))
+        RewritePass(self.rewrite.name, self.rewrite.stage, [self.rewrite]).run(module, context)
+        verify(module, None, table=self.table)
+        return context.stats_of(self.rewrite.name).hits
+
+    def after(self) -> Module:
+        module = self.before()
+        self.apply(module)
+        return module
+
+    def outcomes(self, module: Module) -> list[Match | Declined]:
+        """What the rewrite says of each op that a pattern of it may start at."""
+        patterns = self.rewrite.patterns(self.table)
+        return [
+            decide(self.rewrite, pattern, op)
+            for op in module.main.walk()
+            for pattern in patterns
+            if op.name == pattern.root.definition.name
+        ]
+
+
+def _check_fires(trial: _Trial) -> None:
+    module = trial.before()
+    text = print_module(module)
+    hits = trial.apply(module)
+    reasons = [o.reason for o in trial.outcomes(trial.before()) if isinstance(o, Declined)]
+    count = trial.example.count
+    assert hits == count, f"{trial.rewrite.name} fired {hits} times, expected {count}: {reasons}\n{text}"
+    assert print_module(module) != text, f"{trial.rewrite.name} left the text as it was:\n{text}"
+
+
+def _check_read_only(trial: _Trial) -> None:
+    module = trial.before()
+    text, uses = print_module(module), _use_counts(module)
+    trial.outcomes(module)
+    assert print_module(module) == text, f"matching changed the graph:\n{text}"
+    assert _use_counts(module) == uses, "matching left users on the graph's values"
+
+
+def _use_counts(module: Module) -> list[int]:
+    values = [*module.main.args, *(result for op in module.main.walk() for result in op.results)]
+    return [len(value.uses) for value in values]
+
+
+def _check_idempotent(trial: _Trial) -> None:
+    module = trial.after()
+    text = print_module(module)
+    assert trial.apply(module) == 0, f"{trial.rewrite.name} fires on its own result:\n{text}"
+    assert print_module(module) == text
+
+
+def _check_declines(trial: _Trial) -> None:
+    module, wanted = trial.before(), trial.example.reason
+    assert wanted, f"a counterexample of {trial.rewrite.name} gives no reason"
+    outcomes = trial.outcomes(module)
+    text = print_module(module)
+    assert not any(isinstance(o, Match) for o in outcomes), f"{trial.rewrite.name} fires on\n{text}"
+    reasons = [o.reason for o in outcomes if isinstance(o, Declined)]
+    assert any(wanted in reason for reason in reasons), f"expected '{wanted}' among {reasons}\n{text}"
+
+
+def _check_numerics(trial: _Trial) -> None:
+    before, after = trial.before(), trial.after()
+    is_exact = trial.rewrite.exactness == Exactness.EXACT
+    for inputs, sizes in _runs(before):
+        native, result = (_run(m.main, inputs, sizes) for m in (before, after))
+        wide = [x.double() if x.is_floating_point() else x for x in inputs]
+        expected, exact = (_run(_in_double(m, trial.table).main, wide, sizes) for m in (before, after))
+        if trial.rewrite.exactness.rank == 2:
+            _check_tolerance(trial.rewrite, exact, expected)
+            continue
+        assert_close(exact, expected, suspect=trial.rewrite.name)
+        assert_close(result, expected, native, reassociates=not is_exact, suspect=trial.rewrite.name)
+        if is_exact:
+            _check_bits(trial.rewrite, exact, expected)
+            _check_bits(trial.rewrite, result, native)
+
+
+def _check_tolerance(rewrite: Rewrite, actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        error, tolerance = _relative(_distance(a, b), _largest(b)), rewrite.exactness.tolerance
+        if error > tolerance:
+            raise NumericsMismatch("a result is wrong", f"output {index}", error, tolerance, rewrite.name)
+
+
+def _check_bits(rewrite: Rewrite, actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        same = torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+        signs = not a.is_floating_point() or torch.equal(a.signbit(), b.signbit())
+        if not same or not signs:
+            error = _relative(_distance(_as_double(a), _as_double(b)), _largest(_as_double(b)))
+            message = "an exact rewrite changes bits"
+            raise NumericsMismatch(message, f"output {index}", error, 0.0, rewrite.name)
+
+
+def _runs(module: Module) -> Iterator[tuple[list[Tensor], dict[str, int]]]:
+    """Random inputs, at several sizes when there are symbols."""
+    symbols = module.main.symbols
+    for base in _SIZES if symbols else (0,):
+        generator = torch.Generator().manual_seed(base)
+        values = {s: min(base + 2 * i, 1) if base < 2 else base + 2 * i for i, s in enumerate(symbols)}
+        inputs = [_random(a.tensor, values, generator) for a in module.main.args]
+        yield inputs, {symbol.name: value for symbol, value in values.items()}
+
+
+def _check_mutants(trial: _Trial) -> None:
+    """The numeric check must see a replacement that is slightly wrong, or it proves nothing."""
+    before = _in_double(trial.before(), trial.table)
+    inputs, sizes = next(_runs(before))
+    expected = _run(before.main, inputs, sizes)
+    limit = max(TOLERANCES[torch.float64], trial.rewrite.exactness.tolerance)
+    for describe, mutant in _mutants(trial):
+        actual = _run(_in_double(mutant, trial.table).main, inputs, sizes)
+        errors = [_error(a, b) for a, b in zip(actual, expected, strict=True)]
+        assert max(errors) > limit, f"nothing shows that {trial.rewrite.name} is wrong with {describe}"
+
+
+def _error(actual: Tensor, expected: Tensor) -> float:
+    if not actual.is_floating_point():
+        return 0.0 if torch.equal(actual, expected) else math.inf
+    return _relative(_distance(actual, expected), _largest(expected))
+
+
+def _mutants(trial: _Trial) -> Iterator[tuple[str, Module]]:
+    """The rewritten graph with each result, and each number of a new op, a little off."""
+    count = len(trial.after().main.results)
+    for index in range(count):
+        module = trial.after()
+        terminator = module.main.body.terminator
+        value = terminator.operands[index]
+        builder = Builder(trial.table, module.main.body, terminator)
+        terminator.set_operand(index, _altered(builder, value))
+        yield f"result {index} altered", module
+    for position, op in enumerate(_new_ops(trial, trial.after())):
+        for name, number in op.attrs.items():
+            if isinstance(number, float) and number:
+                module = trial.after()
+                _new_ops(trial, module)[position].attrs[name] = number * 1.25
+                yield f"{op.name}'s {name} at {number * 1.25}", module
+
+
+def _new_ops(trial: _Trial, module: Module) -> list[Op]:
+    return [op for op in module.main.walk() if trial.rewrite.name in op.loc.made_by]
+
+
+def _altered(builder: Builder, value: Value) -> Value:
+    dtype = value.tensor.dtype
+    if dtype is DType.BOOL:
+        return builder.aten.bitwise_not(value)
+    if dtype.is_integer:
+        return builder.aten.add.Scalar(value, 1)
+    return builder.aten.mul.Scalar(value, 1.001)

@@ -1,0 +1,50 @@
+"""A plain run takes a seeded sample of the tests marked `conformance` and none marked `slow`.
+
+An `-m` expression that names `conformance` takes over: `-m "conformance or not conformance"` is the full run.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.sampling import commit_hash, is_sampled
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("sample")
+    group.addoption("--sample-seed", help="seed of the conformance sample (the commit hash)")
+    group.addoption("--sample", type=float, default=0.1, help="fraction of conformance tests (0.1)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.sample_seed is None:
+        config.option.sample_seed = commit_hash(REPOSITORY)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    if is_full_run(config):
+        return "conformance: all tests"
+    fraction, seed = config.option.sample, config.option.sample_seed
+    return f"conformance: a sample, repeat it with --sample={fraction} --sample-seed={seed}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if is_full_run(config):
+        return
+    kept = [item for item in items if belongs_to_plain_run(item, config)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
+
+
+def is_full_run(config: pytest.Config) -> bool:
+    return "conformance" in config.option.markexpr
+
+
+def belongs_to_plain_run(item: pytest.Item, config: pytest.Config) -> bool:
+    if item.get_closest_marker("slow") is not None:
+        return False
+    if item.get_closest_marker("conformance") is None:
+        return True
+    return is_sampled(item.nodeid, config.option.sample_seed, config.option.sample)
