@@ -47,7 +47,15 @@ from regraft.ir import (
     verify,
 )
 
-__all__ = ["RewriteCase", "assert_close", "check_rewrite", "randomise", "rewrite_cases"]
+__all__ = [
+    "RewriteCase",
+    "assert_close",
+    "build_example",
+    "check_rewrite",
+    "evaluate",
+    "randomise",
+    "rewrite_cases",
+]
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """The largest error by dtype, relative to the reference's largest magnitude. There is no other tolerance."""
@@ -233,6 +241,13 @@ class _Store:
         return constant.storage
 
 
+def evaluate(
+    function: Function, inputs: Sequence[Tensor], sizes: Mapping[str, int] | None = None
+) -> list[Tensor]:
+    """The results of ``function``, each op run by eager torch; ``sizes`` are its symbols' values."""
+    return _run(function, inputs, sizes or {}, _Store())
+
+
 def _run(
     function: Function, inputs: Sequence[Tensor], sizes: Mapping[str, int], store: _Store | None = None
 ) -> list[Tensor]:
@@ -240,7 +255,7 @@ def _run(
     return executable.run(inputs, sizes)
 
 
-def _build(example: Example, table: OpTable, seed: int = 0) -> Module:
+def build_example(example: Example, table: OpTable = OPS, seed: int = 0) -> Module:
     """The example's graph, with random values for its constants."""
     region = Region()
     builder = Builder(table, region)
@@ -367,7 +382,7 @@ class _Trial:
     table: OpTable
 
     def before(self) -> Module:
-        module = _build(self.example, self.table)
+        module = build_example(self.example, self.table)
         verify(module, None, table=self.table)
         return module
 
@@ -508,10 +523,14 @@ def _mutants(trial: _Trial) -> Iterator[tuple[str, Module]]:
         yield f"result {index} altered", module
     for position, op in enumerate(_new_ops(trial, trial.after())):
         for name, number in op.attrs.items():
-            if isinstance(number, float) and number:
+            if isinstance(number, float) and 0 < abs(number) < _ANY_HUGE:
                 module = trial.after()
                 _new_ops(trial, module)[position].attrs[name] = number * 1.25
                 yield f"{op.name}'s {name} at {number * 1.25}", module
+
+
+_ANY_HUGE = 1e30
+"""Beyond this a number stands for infinity, as in masks, and another one does as well."""
 
 
 def _new_ops(trial: _Trial, module: Module) -> list[Op]:

@@ -48,6 +48,9 @@ OUTSIDE: Mapping[str, frozenset[str]] = {
 }
 """The same for the code around the package, by path; the first row that holds a file counts."""
 
+RUN_TIME = frozenset({("run",), ("reference",)})
+"""The files of a back end that a saved artefact loads; they may import one another."""
+
 KEPT_OUT: Mapping[str, tuple[str, ...]] = {
     "torch": ("regraft/ir", "regraft/rewrites", "regraft/errors.py", "regraft/__init__.py"),
 }
@@ -115,7 +118,7 @@ class Repository:
             if back_end not in (None, self._back_end_of(source.module)):
                 return f"{target} is inside the back end {back_end}"
             layer = self._layer_of(source.module)
-            if layer == part_of(target):
+            if layer in (part_of(target), self._layer_of(target)):
                 return None
             allowed = ALLOWED.get(layer)
         else:
@@ -135,8 +138,8 @@ class Repository:
         return parts[2] if inside else None
 
     def _layer_of(self, module: str) -> str:
-        """A row of ALLOWED. A back end's `run.py` has its own: it works without the compiler."""
-        is_run = self._back_end_of(module) is not None and module.split(".")[3:] == ["run"]
+        """A row of ALLOWED. A back end's RUN_TIME files have their own: they work without the compiler."""
+        is_run = self._back_end_of(module) is not None and tuple(module.split(".")[3:]) in RUN_TIME
         return "backends/run" if is_run else part_of(module)
 
     def _check_face(self, imported: Import, target: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from regraft.compiler.api import capture, compile, export_onnx
 from regraft.compiler.capture import Captured, capture_model
 from regraft.compiler.export import ExportReport
+from regraft.compiler.pipeline import run_passes
 from regraft.compiler.report import Report
 
-__all__ = ["Captured", "ExportReport", "Report", "capture", "capture_model", "compile", "export_onnx"]
+__all__ = ["Captured", "ExportReport", "Report", "capture", "capture_model", "compile", "export_onnx", "run_passes"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,10 +14,13 @@ from regraft.compiler.materialise import Store
 from regraft.compiler.options import Options
 from regraft.compiler.partition import assign, cut, executor_counts, make_plan
 from regraft.compiler.report import Report
+from regraft.errors import OptionError
 from regraft.ir import (
+    OPS,
     STAGES,
     Function,
     Module,
+    Pass,
     PassContext,
     RewriteStats,
     Symbol,
@@ -57,19 +60,16 @@ class Compilation:
     def _run_stages(self) -> None:
         dumper = Dumper(self.options.dump)
         dumper.write("captured", self.module)
-        verify(self.module, "captured", table=self.options.table)
 
         def observe(name: str, module: Module, seconds: float) -> None:
             self.report.passes.append((name, seconds))
             dumper.write(name, module)
             if self.options.verify == "each":
-                verify(module, None, after_pass=name, table=self.options.table)
+                verify(module, "captured", after_pass=name)
 
         context = PassContext(self.options.table, self.options.exactness, observer=observe)
         passes = (*default_passes(self.options.rewrites), *self.options.passes)
-        for stage in STAGES:
-            run_stage(passes, stage, self.module, context)
-            verify(self.module, stage, table=self.options.table)
+        run_passes(self.module, passes, context)
         self.report.rewrites = dict[str, RewriteStats](context.stats)
 
     def _count(self, when: str) -> None:
@@ -91,3 +91,27 @@ class Compilation:
         self.report.executors = executor_counts(assignment)
         self.report.fallbacks = dict(assignment.fallbacks)
         return plan
+
+
+def run_passes(
+    module: Module,
+    passes: Sequence[Pass] | None = None,
+    context: PassContext | None = None,
+    *,
+    last_stage: str = STAGES[-1],
+) -> PassContext:
+    """Run ``passes`` (the shipped ones by default) over ``module``, verified before and after each stage.
+
+    Raises:
+        OptionError: there is no stage ``last_stage``.
+        VerifyError: a pass left the module in a state that its stage does not allow.
+    """
+    if last_stage not in STAGES:
+        raise OptionError(f"there is no stage '{last_stage}'; there are: captured, {', '.join(STAGES)}")
+    passes = default_passes() if passes is None else passes
+    context = context or PassContext(OPS)
+    verify(module, "captured")
+    for stage in STAGES[: STAGES.index(last_stage) + 1]:
+        run_stage(passes, stage, module, context)
+        verify(module, stage, after_pass=stage)
+    return context

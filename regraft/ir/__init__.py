@@ -1,4 +1,7 @@
-"""The IR: the data model, dimensions, op tables, the text form, and the way to change a graph."""
+"""The IR: the data model, dimensions, op tables, the text form, and the way to change a graph.
+
+This is the one face of the package: others take names from here and not from its modules.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,24 @@ from regraft.ir import dims
 from regraft.ir.builder import Builder
 from regraft.ir.constants import Leaf, Recipe, leaves
 from regraft.ir.core import UNKNOWN, Location, Op, Region, Use, Value, backward_slice, clone_op, clone_region
-from regraft.ir.cost import Cost, CostModel
+from regraft.ir.cost import Cost, CostModel, bytes_of, evaluate, flops_of
 from regraft.ir.dims import Dim, Expr, Symbol, symbol
+from regraft.ir.dims_sympy import from_sympy, prove_equal, to_sympy
 from regraft.ir.dtypes import DType, promote
-from regraft.ir.module import Function, Module, input_symbols
-from regraft.ir.opdef import Arity, Attr, AttrSpec, CallSite, Constant, OpDef, Operand, OpTable, Trait
-from regraft.ir.ops import OPS, PLACEMENT
+from regraft.ir.module import Function, Module, input_symbols, unique_name
+from regraft.ir.opdef import (
+    REQUIRED,
+    Arity,
+    Attr,
+    AttrSpec,
+    CallSite,
+    Constant,
+    OpDef,
+    Operand,
+    OpTable,
+    Trait,
+)
+from regraft.ir.ops import ACTIVATIONS, OPS, PLACEMENT
 from regraft.ir.passes import (
     STAGES,
     Pass,
@@ -23,14 +38,21 @@ from regraft.ir.passes import (
     run_stage,
 )
 from regraft.ir.pattern import Declined, Match, Pattern, PatternBuilder, Var, match_pattern
+from regraft.ir.printer import format_type, print_function, print_module, print_op, print_region
 from regraft.ir.rewrite import Exactness, Example, Rewrite, parse_type
 from regraft.ir.rewriter import Fuel, Listener, Rewriter, RewriteStats, is_dead, refines
+from regraft.ir.stages import STAGE_RULES
+from regraft.ir.structural import Difference, same_attr, structurally_equal
 from regraft.ir.types import TensorType, TokenType, Type
+from regraft.ir.verifier import verify, verify_ops
 
 __all__ = [
+    "ACTIVATIONS",
     "OPS",
     "PLACEMENT",
+    "REQUIRED",
     "STAGES",
+    "STAGE_RULES",
     "UNKNOWN",
     "Arity",
     "Attr",
@@ -42,6 +64,7 @@ __all__ = [
     "CostModel",
     "DType",
     "Declined",
+    "Difference",
     "Dim",
     "Exactness",
     "Example",
@@ -77,18 +100,34 @@ __all__ = [
     "Var",
     "apply",
     "backward_slice",
+    "bytes_of",
     "clone_op",
     "clone_region",
     "decide",
     "dims",
+    "evaluate",
+    "flops_of",
+    "format_type",
+    "from_sympy",
     "in_order",
     "input_symbols",
     "is_dead",
     "leaves",
     "match_pattern",
     "parse_type",
+    "print_function",
+    "print_module",
+    "print_op",
+    "print_region",
     "promote",
+    "prove_equal",
     "refines",
     "run_stage",
+    "same_attr",
+    "structurally_equal",
     "symbol",
+    "to_sympy",
+    "unique_name",
+    "verify",
+    "verify_ops",
 ]

@@ -44,7 +44,7 @@ UNKNOWN = Location()
 
 class Use(NamedTuple):
     op: Op
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Value:
@@ -209,7 +209,9 @@ class Op:
             "variadic": self.variadic,
             "optional_list": self.optional_list,
         }
-        found: dict[str, Any] = {o.name: from_operand[o.arity.value](o.name) for o in self.definition.operands}
+        found: dict[str, Any] = {
+            o.name: from_operand[o.arity.value](o.name) for o in self.definition.operands
+        }
         return found | self.attrs
 
     def set_operand(self, index: int, value: Value) -> None:
@@ -237,7 +239,9 @@ def infer_types(site: CallSite) -> tuple[Type, ...]:
 
 
 def normalise_attr(value: Any) -> Attr:
-    return tuple(normalise_attr(v) for v in value) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return tuple(normalise_attr(v) for v in value)  # pyright: ignore[reportUnknownVariableType]
+    return value
 
 
 class Region:
@@ -275,8 +279,10 @@ class Region:
 
     @property
     def terminator(self) -> Op:
-        assert self._last is not None and self._last.has(Trait.TERMINATOR), "the region has no terminator"
-        return self._last
+        last = self._last
+        if last is None or not last.has(Trait.TERMINATOR):
+            raise AssertionError("the region has no terminator")
+        return last
 
     @property
     def results(self) -> tuple[Value, ...]:

@@ -19,7 +19,7 @@ from regraft.errors import ShapeError
 
 @dataclass(frozen=True, order=True)
 class Symbol:
-    """A named size. ``lo`` and ``hi`` are inclusive (``hi=None``: unbounded); it is a multiple of ``divisor``."""
+    """A named size, a multiple of ``divisor``. ``lo`` and ``hi`` are inclusive (``hi=None``: unbounded)."""
 
     name: str
     lo: int = 0

@@ -23,7 +23,7 @@ class Constant:
     type: TensorType
 
 
-Attr: TypeAlias = "None | bool | int | float | complex | str | DType | Expr | Constant | tuple[Attr, ...]"
+Attr: TypeAlias = "bool | int | float | complex | str | DType | Expr | Constant | tuple[Attr, ...] | None"
 
 
 class Trait(Flag):

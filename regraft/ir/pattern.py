@@ -237,8 +237,8 @@ def _match_attrs(node: OpNode, op: Op, bound: Bindings, search: _Search) -> Bind
 
 
 def _attrs_equal(expected: Any, actual: Any) -> bool:
-    if isinstance(expected, (list, tuple)):
-        expected = tuple(expected)
+    if isinstance(expected, list):
+        expected = tuple(expected)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     return expected == actual and isinstance(expected, bool) == isinstance(actual, bool)
 
 
@@ -273,4 +273,3 @@ def _match_all(
     node, value = pairs[start]
     for found in _match_value(node, value, bound, search):
         yield from _match_all(pairs, start + 1, found, search)
-

@@ -122,7 +122,9 @@ def format_definition(definition: OpDef) -> str:
     names = [str(t.name).lower() for t in Trait if t is not Trait.NONE and t in definition.traits]
     traits = f" traits ({', '.join(names)})" if names else ""
     regions = f" regions {'any' if definition.regions is None else definition.regions}"
-    return f"opaque {definition.name}({', '.join(params)}){traits}{regions if definition.regions != 0 else ''}"
+    return (
+        f"opaque {definition.name}({', '.join(params)}){traits}{regions if definition.regions != 0 else ''}"
+    )
 
 
 # -- names of values ---------------------------------------------------------------------------
@@ -258,11 +260,15 @@ class Printer:
 def _is_plain_const(op: Op) -> bool:
     shape = (len(op.operands), len(op.results), len(op.regions), len(op.symbols))
     value = op.attrs.get("value")
-    return op.name == "rg.const" and shape == (0, 1, 0, 0) and isinstance(value, Constant) and len(op.attrs) == 1
+    return (
+        op.name == "rg.const" and shape == (0, 1, 0, 0) and isinstance(value, Constant) and len(op.attrs) == 1
+    )
 
 
 def _is_default(spec: AttrSpec | None, value: Any) -> bool:
-    return spec is not None and spec.default is not REQUIRED and same_attr(normalise_attr(spec.default), value)
+    return (
+        spec is not None and spec.default is not REQUIRED and same_attr(normalise_attr(spec.default), value)
+    )
 
 
 def _segments_fit(op: Op) -> bool:

@@ -35,7 +35,7 @@ class Exactness:
     REASSOCIATES: ClassVar[Exactness]
 
     @staticmethod
-    def APPROX(tolerance: float) -> Exactness:  # noqa: N802 - reads as a third member
+    def APPROX(tolerance: float) -> Exactness:
         return Exactness(2, tolerance)
 
     def allows(self, other: Exactness) -> bool:

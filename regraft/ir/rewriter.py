@@ -13,7 +13,7 @@ from typing import Protocol
 from regraft.errors import RewriteError
 from regraft.ir.builder import Builder
 from regraft.ir.core import UNKNOWN, Location, Op, Region, Use, Value
-from regraft.ir.dims import eq
+from regraft.ir.dims import Dim, eq
 from regraft.ir.opdef import OpTable, Trait
 from regraft.ir.types import TensorType, Type
 
@@ -93,9 +93,7 @@ class Rewriter:
             listener.replaced(op, values)
         self.erase(op)
 
-    def replace_uses(
-        self, old: Value, new: Value, where: Callable[[Use], bool] = lambda use: True
-    ) -> None:
+    def replace_uses(self, old: Value, new: Value, where: Callable[[Use], bool] = lambda use: True) -> None:
         """Point the uses of ``old`` that ``where`` accepts at ``new``."""
         for use in [use for use in old.uses if where(use)]:
             self.set_operand(use.op, use.index, new)
@@ -169,6 +167,9 @@ def refines(new: Type, old: Type) -> bool:
     if not isinstance(new, TensorType) or not isinstance(old, TensorType):
         return new == old
     same_kind = new.dtype == old.dtype and new.device == old.device and new.rank == old.rank
-    return same_kind and all(
-        isinstance(n, int) and eq(n, o) is not False or n == o for n, o in zip(new.shape, old.shape, strict=True)
-    )
+    return same_kind and all(_refines_dim(n, o) for n, o in zip(new.shape, old.shape, strict=True))
+
+
+def _refines_dim(new: Dim, old: Dim) -> bool:
+    equal = eq(new, old)
+    return equal is True or (equal is None and isinstance(new, int))

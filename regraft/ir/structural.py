@@ -35,9 +35,7 @@ class Difference:
 SameConstant = Callable[[Constant, Constant], bool]
 
 
-def structurally_equal(
-    a: Module | Function | Region, b: Module | Function | Region
-) -> Difference | bool:
+def structurally_equal(a: Module | Function | Region, b: Module | Function | Region) -> Difference | bool:
     """``True``, or the first :class:`Difference` (which is false in a condition)."""
     comparison = _Comparison()
     found = next(comparison.differences(a, b), None)
@@ -49,8 +47,8 @@ def same_attr(a: Any, b: Any, same_constant: SameConstant = lambda a, b: a is b)
     if type(a) is not type(b):
         return isinstance(a, Constant) and isinstance(b, Constant) and same_constant(a, b)
     if isinstance(a, tuple):
-        pairs: zip_longest[tuple[Any, Any]] = zip_longest(a, b, fillvalue=_MISSING)
-        return all(same_attr(x, y, same_constant) for x, y in pairs)
+        pairs: list[tuple[Any, Any]] = list(zip(a, b, strict=False))  # pyright: ignore[reportUnknownArgumentType]
+        return len(a) == len(b) and all(same_attr(x, y, same_constant) for x, y in pairs)  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(a, float):
         return struct.pack("<d", a) == struct.pack("<d", b)
     if isinstance(a, complex):
@@ -58,9 +56,6 @@ def same_attr(a: Any, b: Any, same_constant: SameConstant = lambda a, b: a is b)
     if isinstance(a, Constant):
         return same_constant(a, b)
     return bool(a == b)
-
-
-_MISSING = object()
 
 
 class _Comparison:

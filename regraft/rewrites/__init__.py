@@ -64,19 +64,14 @@ def _stage_passes(stage: str, rewrites: Sequence[Rewrite]) -> list[Pass]:
     simplify = Simplify(f"{stage}.rewrite", stage, (*CANONICAL, *rewrites))
     if stage == "canonicalize":
         return [simplify]
-    cleanup: list[Pass] = []
-    previous = simplify.name
+    first: list[Pass] = [simplify]
     if stage == "fold":
-        indices = fold.ConstantIndices(f"{stage}.indices", stage, before=(simplify.name,))
-        cleanup.append(indices)
-    for name, make in (
-        ("merge", fold.CommonSubexpressions),
-        ("constants", fold.ConstantRecipes),
-        ("sweep", fold.DeadCode),
-    ):
-        cleanup.append(make(f"{stage}.{name}", stage, after=(previous,)))
-        previous = f"{stage}.{name}"
-    return [simplify, *cleanup]
+        first.append(fold.ConstantIndices(f"{stage}.indices", stage, before=(simplify.name,)))
+    merge = fold.CommonSubexpressions(f"{stage}.merge", stage, after=(simplify.name,))
+    # Index arithmetic stays readable until attention has been recovered.
+    constants = fold.ConstantRecipes(f"{stage}.constants", stage, (merge.name,), generated=stage != "fold")
+    sweep = fold.DeadCode(f"{stage}.sweep", stage, after=(constants.name,))
+    return [*first, merge, constants, sweep]
 
 
 def catalogue() -> list[tuple[str, str, str, str]]:

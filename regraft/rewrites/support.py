@@ -7,15 +7,16 @@ from collections.abc import Sequence
 
 from regraft.ir import Dim, DType, Trait, Value, dims
 
-_RELATIVE = 1e-6
-"""Printed constants (0.79788456) have some seven digits; anything further off is another formula."""
 
+def is_number(attr: object, expected: float, dtype: DType) -> bool:
+    """Whether an attribute is the constant ``expected`` in a formula over ``dtype``.
 
-def is_number(attr: object, expected: float) -> bool:
-    """Whether an attribute is the constant ``expected``, up to the rounding of a literal."""
+    Printed constants (0.79788456) often have some seven digits: enough for f32 and less. Anything further
+    off is another formula, and in f64 the missing digits would show.
+    """
     if isinstance(attr, bool) or not isinstance(attr, (int, float)):
         return False
-    return math.isclose(attr, expected, rel_tol=_RELATIVE)
+    return math.isclose(attr, expected, rel_tol=1e-11 if dtype is DType.F64 else 1e-6)
 
 
 def is_const(value: Value) -> bool:

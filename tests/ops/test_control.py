@@ -160,11 +160,7 @@ def test_branches_that_disagree_are_refused(then: Body, other: Body, reason: str
     region = Region([FLAG, ROWS])
     regions = [block([ROWS], then), block([ROWS], other)]
     with pytest.raises(TypeError, match=f"^cf.cond: .*{reason}"):
-        Builder(OPS, region).create(
-            "cf.cond",
-            (region.args[0], (region.args[1],)),
-            regions=[block([ROWS], then), block([ROWS], other)],
-        )
+        Builder(OPS, region).create("cf.cond", (region.args[0], (region.args[1],)), regions=regions)
 
 
 def test_a_branch_takes_the_operands() -> None:

@@ -6,10 +6,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import onnx_ir as ir
 
+from regraft.backends.ort.dtypes import KERNELS
 from regraft.backends.ort.emit import Emission, Emitter, Lowering, Target, emit_function
-from regraft.backends.ort.export import WrittenFile, export_model, export_onnx_file, write_model
+from regraft.backends.ort.export import (
+    DEFAULT_OPSET,
+    WrittenFile,
+    export_model,
+    export_onnx_file,
+    write_model,
+)
 from regraft.backends.ort.lower import LOWERINGS, lowering_of, supports
 from regraft.backends.ort.run import Interface, OrtExecutable, Port
 from regraft.backends.protocol import ConstantStore, LowerOptions
@@ -35,6 +45,10 @@ class OrtBackend:
     """Runs whole functions, with their conditions and loops, as one ONNX Runtime session."""
 
     name = "ort"
+    #: Op name -> its lowering; what the support matrix is made from.
+    lowerings = LOWERINGS
+    #: ONNX op -> the element types that it is given.
+    kernels = KERNELS
 
     def supports(self, op: Op) -> str | None:
         """None when ``op`` can be lowered, else the reason why not."""
@@ -50,6 +64,18 @@ class OrtBackend:
         constants = {name: store.tensor(constant) for name, constant in emission.shared.items()}
         model = ir.to_proto(emission.model).SerializeToString()
         return OrtExecutable(model, constants, _interface(function, emission), options.threads)
+
+    def emit(
+        self, function: Function, store: ConstantStore, *, contrib: bool = True, opset: int = DEFAULT_OPSET
+    ) -> ir.Model:
+        """``function`` as the graph of a session, its large constants left outside."""
+        return to_onnx(function, store, Target(contrib, opset)).model
+
+    def export(
+        self, function: Function, store: ConstantStore, path: str | Path, **options: Any
+    ) -> WrittenFile:
+        """``function`` as an ONNX file; see ``export_onnx_file`` for the options."""
+        return export_onnx_file(function, store, path, **options)
 
 
 def to_onnx(function: Function, store: ConstantStore, target: Target | None = None) -> Emission:

@@ -75,8 +75,6 @@ KERNELS: Mapping[str, frozenset[DType]] = {
     "NonZero": _types("bool f32 i32 i64 u8"),
     "Trilu": _types("bool f32 f64 i64"),
     "Pad": _types("bool f32 f64 i8 i32 i64 u8"),
-    "ScatterElementsAdd": _WIDE,
-    "ScatterNDAdd": _WIDE,
     **dict.fromkeys(("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"), _MOVABLE),
     **dict.fromkeys(("Concat", "Slice", "Transpose", "Reshape", "Expand", "Tile"), _MOVABLE),
     **dict.fromkeys(("Identity", "If", "Loop", "Cast", "Shape"), _MOVABLE),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from regraft.ir.dtypes import DType
-from regraft.ir.opdef import CallSite, InferRule, OpDef, Trait
+from regraft.ir.opdef import CallSite, DecomposeRule, InferRule, OpDef, Trait
 from regraft.ir.ops.rules import (
     COMMUTATIVE,
     ELEMENTWISE,
@@ -367,10 +367,17 @@ SELECTION = (
     define("aten._to_copy(Tensor self, *, ScalarType? dtype=None)", _cast, ELEMENTWISE),
 )
 
+
+def _spelling(schema: str, infer: InferRule, decompose: DecomposeRule, traits: Trait = ELEMENTWISE) -> OpDef:
+    return spelling(schema, infer, decompose, traits)
+
+
 SPELLINGS = (
-    spelling("aten.sub.Scalar(Tensor self, Scalar other, Scalar alpha=1)", with_scalar(), one(_sub_scalar)),
-    spelling("aten.rsub.Scalar(Tensor self, Scalar other, Scalar alpha=1)", with_scalar(), one(_rsub_scalar)),
-    spelling(
+    _spelling("aten.sub.Scalar(Tensor self, Scalar other, Scalar alpha=1)", with_scalar(), one(_sub_scalar)),
+    _spelling(
+        "aten.rsub.Scalar(Tensor self, Scalar other, Scalar alpha=1)", with_scalar(), one(_rsub_scalar)
+    ),
+    _spelling(
         "aten.floor_divide(Tensor self, Tensor other)",
         binary(),
         one(
@@ -378,37 +385,38 @@ SPELLINGS = (
                 op.operand("self"), op.operand("other"), rounding_mode="floor"
             )
         ),
+        DIVIDES,
     ),
-    spelling(
+    _spelling(
         "aten.square(Tensor self)",
         same_type(),
         one(lambda b, op: b.aten.pow.Tensor_Scalar(op.operand("self"), 2)),
     ),
-    spelling(
+    _spelling(
         "aten.clamp_min(Tensor self, Scalar min)",
         with_scalar("min"),
         one(lambda b, op: b.aten.clamp(op.operand("self"), min=op.attr("min"))),
     ),
-    spelling(
+    _spelling(
         "aten.clamp_max(Tensor self, Scalar max)",
         with_scalar("max"),
         one(lambda b, op: b.aten.clamp(op.operand("self"), max=op.attr("max"))),
     ),
-    spelling(
+    _spelling(
         "aten.clamp.Tensor(Tensor self, Tensor? min=None, Tensor? max=None)",
         _clamp_tensor,
         one(_clamp_by_extrema),
     ),
-    spelling(
+    _spelling(
         "aten.relu6(Tensor self)", same_type(), one(lambda b, op: b.aten.clamp(op.operand("self"), 0, 6))
     ),
-    spelling(
+    _spelling(
         "aten.hardtanh(Tensor self, Scalar min_val=-1, Scalar max_val=1)",
         same_type(),
         one(lambda b, op: b.aten.clamp(op.operand("self"), op.attr("min_val"), op.attr("max_val"))),
     ),
     *(
-        spelling(
+        _spelling(
             f"aten.__{name}__.Tensor(Tensor self, Tensor other)",
             bits(binary()),
             _same_as(f"aten.bitwise_{name}.Tensor"),
@@ -416,58 +424,58 @@ SPELLINGS = (
         for name in ("and", "or", "xor")
     ),
     *(
-        spelling(
+        _spelling(
             f"aten.logical_{name}(Tensor self, Tensor other)",
             _logical,
             _logical_by(f"aten.bitwise_{name}.Tensor"),
         )
         for name in ("and", "or", "xor")
     ),
-    spelling(
+    _spelling(
         "aten.logical_not(Tensor self)",
         _to_bool,
         one(lambda b, op: b.aten.bitwise_not(as_bool(b, op.operand("self")))),
     ),
-    spelling(
+    _spelling(
         "aten.where.ScalarOther(Tensor condition, Tensor self, Scalar other)",
         _where_scalar("self", "other"),
         one(_where_of),
     ),
-    spelling(
+    _spelling(
         "aten.where.ScalarSelf(Tensor condition, Scalar self, Tensor other)",
         _where_scalar("other", "self"),
         one(_where_of),
     ),
-    spelling(
+    _spelling(
         "aten.where.Scalar(Tensor condition, Scalar self, Scalar other)", _where_scalars, one(_where_of)
     ),
-    spelling(
+    _spelling(
         "aten.masked_fill.Scalar(Tensor self, Tensor mask, Scalar value)",
         _masked_fill,
         one(_masked_fill_by_where),
     ),
-    spelling(
+    _spelling(
         "aten.masked_fill.Tensor(Tensor self, Tensor mask, Tensor value)",
         _masked_fill_tensor,
         one(_masked_fill_by_where),
     ),
-    spelling(
+    _spelling(
         "aten.addcmul(Tensor self, Tensor tensor1, Tensor tensor2, *, Scalar value=1)",
         _addcmul_type,
         _addcmul("mul"),
     ),
-    spelling(
+    _spelling(
         "aten.addcdiv(Tensor self, Tensor tensor1, Tensor tensor2, *, Scalar value=1)",
         floating(_addcmul_type),
         _addcmul("div"),
     ),
-    spelling(
+    _spelling(
         "aten.to.dtype(Tensor self, ScalarType dtype)",
         _cast,
         one(_cast_to_result),
     ),
-    spelling("aten.to.dtype_layout(Tensor self, *, ScalarType? dtype=None)", _cast, one(_cast_to_result)),
-    spelling("aten.to.device(Tensor self, ScalarType dtype)", _cast, one(_cast_to_result)),
+    _spelling("aten.to.dtype_layout(Tensor self, *, ScalarType? dtype=None)", _cast, one(_cast_to_result)),
+    _spelling("aten.to.device(Tensor self, ScalarType dtype)", _cast, one(_cast_to_result)),
     spelling("aten.type_as(Tensor self, Tensor other)", _type_as, one(_cast_to_result)),
     *(
         spelling(f"aten.{name}(Tensor self)", same_type(), drop())

@@ -26,7 +26,7 @@ def _halves(op: PatternBuilder, x: Var, gate: Any) -> Any:
 
 def _half_is_wrong(m: Match) -> Declined | None:
     for name, expected in (("half", 0.5), ("one", 1.0), ("half_more", 0.5)):
-        if name in m.attrs and not is_number(m.attrs[name], expected):
+        if name in m.attrs and not is_number(m.attrs[name], expected, m.x.tensor.dtype):
             return m.decline(f"{m.attrs[name]!r} stands where gelu has {expected}", m.x)
     return None
 
@@ -42,7 +42,7 @@ class GeluErf(Rewrite):
 
     def check(self, m: Match) -> Declined | None:
         root = m.attrs["root"] if "root" in m.attrs else 1 / m.attr("inverse")
-        if not is_number(root, math.sqrt(2)):
+        if not is_number(root, math.sqrt(2), m.x.tensor.dtype):
             return m.decline(f"erf is taken of x / {root!r}, not of x / √2", m.x)
         return _half_is_wrong(m)
 
@@ -53,7 +53,9 @@ class GeluErf(Rewrite):
         Example(
             lambda op, x: _erf_halved_first(op, x, op.aten.div.Scalar(x, 1.4142135623730951)), ("f32[B, 8]",)
         ),
-        Example(lambda op, x: _erf_halved_last(op, x, op.aten.mul.Scalar(x, 0.70710678)), ("f32[8]",)),
+        Example(
+            lambda op, x: _erf_halved_last(op, x, op.aten.mul.Scalar(x, 0.7071067811865476)), ("f32[8]",)
+        ),
         Example(lambda op, x: _erf_gate_halved(op, x), ("f32[8]",)),
     )
     counterexamples = (
@@ -99,7 +101,7 @@ class GeluTanh(Rewrite):
 
     def check(self, m: Match) -> Declined | None:
         for name, expected in (("cubic", _CUBIC), ("root", _ROOT), ("one_more", 1.0)):
-            if name in m.attrs and not is_number(m.attrs[name], expected):
+            if name in m.attrs and not is_number(m.attrs[name], expected, m.x.tensor.dtype):
                 return m.decline(f"{m.attrs[name]!r} stands where gelu has {expected}", m.x)
         return _half_is_wrong(m)
 
@@ -114,6 +116,7 @@ class GeluTanh(Rewrite):
         Example(lambda op, x: _new_gelu(op, x, cubic=0.0447), ("f32[8]",), reason="gelu has 0.044715"),
         Example(lambda op, x: _new_gelu(op, x, power=2), ("f32[8]",), reason="expected"),
         Example(lambda op, x: _new_gelu(op, x, root=0.8), ("f32[8]",), reason="gelu has 0.797"),
+        Example(lambda op, x: _new_gelu(op, x, root=0.79788456), ("f64[8]",), reason="gelu has 0.797"),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from regraft.ir import Builder, Declined, DType, Example, Match, PatternBuilder, Rewrite, Value, Var
 from regraft.rewrites.fold import Affine, IndexAnalysis, Where
 
-_FAR_BELOW = -1e30
+FAR_BELOW = -1e30
 """Added to a score, it makes the weight exactly 0 beside any score that is not masked."""
 
 
@@ -123,7 +124,7 @@ class AdditiveMask(Rewrite):
     """attention(q, k, v, where(seen, 0, -huge)) = attention(q, k, v, seen), where every query sees a key.
 
     A query that sees nothing averages all values with a finite number and gives NaN with a bool mask;
-    index arithmetic has to exclude that. Source: ``eager_mask`` of transformers.
+    index arithmetic has to exclude that. With -∞ both give NaN. Source: ``eager_mask`` of transformers.
     """
 
     def pattern(self, op: PatternBuilder, query: Var, key: Var, value: Var, seen: Var) -> Any:
@@ -132,8 +133,10 @@ class AdditiveMask(Rewrite):
         return _attention(op, query, key, value, op.shared(op.aten.where.self(seen, zero, below)))
 
     def check(self, m: Match) -> Declined | None:
-        if m.attr("zero") != 0 or not m.attr("below") <= _FAR_BELOW:
+        if m.attr("zero") != 0 or not m.attr("below") <= FAR_BELOW:
             return m.decline("the mask does not add 0 and a number far below", m.seen)
+        if m.attr("below") == -math.inf:
+            return None
         where, rank = IndexAnalysis().where(m.seen), m.seen.tensor.rank
         if where is None or not (where.is_always or (rank > 1 and is_causal(where, rank))):
             return m.decline("a query might see no key", m.seen)
@@ -143,6 +146,7 @@ class AdditiveMask(Rewrite):
         return _with_mask(op, m, m.seen)
 
     examples = (
+        Example(lambda op, q, k, v: _masked(op, q, k, v, _added_infinity), ("f32[2, 2, 5, 8]",) * 3),
         Example(lambda op, q, k, v: _masked(op, q, k, v, _added), ("f32[B, 2, S, 8]",) * 3),
         Example(lambda op, q, k, v: _masked(op, q, k, v, _added), ("f32[2, 2, 5, 8]",) * 3),
     )
@@ -202,6 +206,10 @@ def _added(op: Builder, i: Value, j: Value) -> Value:
 
 def _added_strict(op: Builder, i: Value, j: Value) -> Value:
     return _as_summand(op, _strict(op, i, j), -3.4028234663852886e38)
+
+
+def _added_infinity(op: Builder, i: Value, j: Value) -> Value:
+    return _as_summand(op, _windowed(op, i, j), -math.inf)
 
 
 def _added_little(op: Builder, i: Value, j: Value) -> Value:

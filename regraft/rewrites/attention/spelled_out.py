@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from regraft.ir import (
@@ -16,26 +17,36 @@ from regraft.ir import (
     Value,
     Var,
 )
+from regraft.rewrites.attention.masks import FAR_BELOW
 from regraft.rewrites.support import broadcasts_to, same_dims
 
 
 class SpelledOutAttention(Rewrite):
     """softmax(q kᵀ * scale + mask) v = scaled_dot_product_attention(q, k, v, mask)
 
-    ``kᵀ`` may be any value; transposing it again cancels the model's own transposition. A mask that is
-    added must have the type of the scores. Sources: ``eager_attention_forward`` of transformers, minGPT.
+    ``kᵀ`` may be any value; transposing it again cancels the model's own transposition. Scores may also
+    be set to -∞ or a huge negative number where a bool mask says so. Sources: ``eager_attention_forward``
+    of transformers, minGPT, and every tutorial.
     """
 
     exactness = Exactness.REASSOCIATES
 
-    def pattern(self, op: PatternBuilder, query: Var, keys: Var, value: Var, mask: Var) -> Any:
+    def pattern(
+        self, op: PatternBuilder, query: Var, keys: Var, value: Var, mask: Var, seen: Var, hidden: Var
+    ) -> Any:
         products = op.aten.matmul(query, keys)
         scores = op.one_of(
             op.aten.mul.Scalar(products, op.attr("scale")),
             op.aten.div.Scalar(products, op.attr("divisor")),
             products,
         )
-        masked = op.one_of(op.aten.add.Tensor(scores, mask), scores)
+        below = op.shared(op.aten.full(op.attr("size"), op.attr("below"), dtype=op.attr("type")))
+        masked = op.one_of(
+            op.aten.add.Tensor(scores, mask),
+            op.aten.where.self(seen, scores, below),
+            op.aten.where.self(hidden, below, scores),
+            scores,
+        )
         weights = op.aten.softmax.int(masked, op.attr("dim"), op.attr("dtype"))
         wide = op.aten._to_copy(weights, dtype=op.attr("narrow"))
         return op.one_of(op.aten.matmul(weights, value), op.aten.matmul(wide, value))
@@ -55,12 +66,12 @@ class SpelledOutAttention(Rewrite):
         return self._check_mask(m)
 
     def _check_mask(self, m: Match) -> Declined | None:
-        mask, query = m.optional("mask"), m.query.tensor
+        mask, query = m.optional("mask") or m.optional("seen") or m.optional("hidden"), m.query.tensor
         if mask is None:
             return None
         scores = (*query.shape[:-1], m.keys.tensor.shape[-1])
-        if mask.tensor.dtype != query.dtype:
-            return m.decline("the mask has another dtype", mask)
+        if not m.attrs.get("below", -math.inf) <= FAR_BELOW:
+            return m.decline(f"masked scores are {m.attr('below')!r}, not far below the others", mask)
         if not broadcasts_to(mask.tensor.shape, scores):
             return m.decline("the mask does not broadcast to the scores", mask)
         return None
@@ -69,9 +80,7 @@ class SpelledOutAttention(Rewrite):
         rank = m.query.tensor.rank
         key = op.aten.permute(m.keys, (*range(rank - 2), rank - 1, rank - 2))
         scale = 1 / m.attr("divisor") if "divisor" in m.attrs else m.attrs.get("scale", 1.0)
-        return op.aten.scaled_dot_product_attention(
-            m.query, key, m.value, m.optional("mask"), scale=float(scale)
-        )
+        return op.aten.scaled_dot_product_attention(m.query, key, m.value, _mask(op, m), scale=float(scale))
 
     examples = (
         Example(
@@ -89,8 +98,21 @@ class SpelledOutAttention(Rewrite):
             lambda op, q, k, v: _attention(op, q, k, v, scale=0.5, dtype=DType.F32),
             ("bf16[2, 3, 5, 8]", "bf16[2, 3, 7, 8]", "bf16[2, 3, 7, 8]"),
         ),
+        Example(
+            lambda op, q, k, v, m: _attention(op, q, k, v, m, scale=0.5),
+            ("f32[2, 5, 8]", "f32[2, 7, 8]", "f32[2, 7, 8]", "bool[5, 7]"),
+        ),
+        Example(
+            lambda op, q, k, v, m: _attention(op, q, k, v, m, below=-1e38, hides=True),
+            ("f32[2, 5, 8]", "f32[2, 7, 8]", "f32[2, 7, 8]", "bool[2, 1, 7]"),
+        ),
     )
     counterexamples = (
+        Example(
+            lambda op, q, k, v, m: _attention(op, q, k, v, m, below=-1e4),
+            ("f32[2, 5, 8]", "f32[2, 7, 8]", "f32[2, 7, 8]", "bool[5, 7]"),
+            reason="not far below",
+        ),
         Example(
             lambda op, q, k, v: _attention(op, q, k, v, axis=1),
             ("f32[2, 5, 8]", "f32[2, 5, 8]", "f32[2, 5, 8]"),
@@ -109,6 +131,18 @@ class SpelledOutAttention(Rewrite):
     )
 
 
+def _mask(op: Builder, m: Match) -> Value | None:
+    """The mask as the op takes it: added, or a bool that is true where a key is seen."""
+    seen, hidden = m.optional("seen"), m.optional("hidden")
+    if hidden is not None:
+        seen = op.aten.bitwise_not(hidden)
+    if seen is None or m.attr("below") == -math.inf:
+        return seen or m.optional("mask")
+    # A query that sees nothing averages all values, as it did; see AdditiveMask.
+    zero, below = (op.aten.full((), number, dtype=m.attr("type")) for number in (0.0, m.attr("below")))
+    return op.aten.where.self(seen, zero, below)
+
+
 def _attention(
     op: Builder,
     q: Value,
@@ -120,6 +154,8 @@ def _attention(
     divisor: float | None = None,
     dtype: DType | None = None,
     axis: int | None = None,
+    below: float = -math.inf,
+    hides: bool = False,
 ) -> Value:
     rank = q.tensor.rank
     scores = op.aten.matmul(q, op.aten.permute(k, (*range(rank - 2), rank - 1, rank - 2)))
@@ -127,7 +163,11 @@ def _attention(
         scores = op.aten.mul.Scalar(scores, scale)
     if divisor is not None:
         scores = op.aten.div.Scalar(scores, divisor)
-    if mask is not None:
+    if mask is not None and mask.tensor.dtype is DType.BOOL:
+        number = op.aten.full((), below, dtype=scores.tensor.dtype)
+        chosen = (number, scores) if hides else (scores, number)
+        scores = op.aten.where.self(mask, *chosen)
+    elif mask is not None:
         scores = op.aten.add.Tensor(scores, mask)
     weights = op.aten.softmax.int(scores, rank - 1 if axis is None else axis, dtype)
     if dtype is not None:

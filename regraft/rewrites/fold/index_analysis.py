@@ -250,6 +250,19 @@ def _broadcast_where(facts: IndexAnalysis, value: Value, op: Op) -> Where | None
     return Where(frozenset(c.with_rank(rank) for c in found.constraints))
 
 
+def _triangle(sign: int) -> Rule:
+    """``tril`` (sign 1: column - row <= diagonal) and ``triu`` (-1) of a bool tensor."""
+
+    def rule(facts: IndexAnalysis, op: Op) -> Fact | None:
+        found, type = facts.where(op.operand("self")), op.result.tensor
+        if found is None or type.rank < 2:
+            return None
+        offset = Affine(0, (0,) * (type.rank - 2) + (-1, 1)).plus(-1 * op.attr("diagonal"))
+        return found.both(at_most_zero(offset.scaled(sign).within(type.shape), type.shape))
+
+    return rule
+
+
 def _select(facts: IndexAnalysis, op: Op) -> Fact | None:
     """``where`` with a condition that is always or never true."""
     condition, type = facts.where(op.operand("condition")), op.result.tensor
@@ -421,6 +434,8 @@ _RULES: Mapping[str, Rule] = {
     "aten.bitwise_or.Tensor": _or,
     "aten.bitwise_not": _not,
     "aten.where.self": _select,
+    "aten.tril": _triangle(1),
+    "aten.triu": _triangle(-1),
     "aten._to_copy": _cast,
     "aten.view": _view,
     "aten.expand": _expand,

@@ -40,26 +40,31 @@ class ConstantRecipes:
     costs more than it saves: a result that only repeats elements (``full``, ``expand``, views of these)
     is free to make at run time, and one that grew past ``MAX_GROWTH`` and ``MAX_FREE_BYTES``, such as an
     outer product, would fill memory and files. Then its operands are tried instead.
+
+    ``generated=False`` leaves alone what reads no constant at all: rewrites that recognise masks want to
+    see the index arithmetic.
     """
 
     name: str = "constant-recipes"
     stage: str = "fold"
     after: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
+    generated: bool = True
 
     def run(self, module: Module, context: PassContext) -> bool:
-        folder = _Folder(Rewriter(context.table, self.name))
+        folder = _Folder(Rewriter(context.table, self.name), self.generated)
         return any([folder.fold(function.body, is_top=True) for function in module.functions.values()])
 
 
 @dataclass
 class _Folder:
     rewriter: Rewriter
+    generated: bool
     known: dict[Hashable, Recipe] = field(default_factory=dict[Hashable, Recipe])
 
     def fold(self, region: Region, is_top: bool) -> bool:
         constant = _constant_ops(region, is_top)
-        chosen = _chosen(region, constant)
+        chosen = [v for v in _chosen(region, constant) if self.generated or _reads(v)]
         for value in chosen:
             self._replace(value)
         inner = [self.fold(nested, is_top=False) for op in region.ops for nested in op.regions]
@@ -140,11 +145,14 @@ def is_worth_storing(value: Value) -> bool:
     """Whether a constant ``value`` is better stored than computed in each run."""
     if _only_repeats(value):
         return False
-    reads: dict[Constant, None] = {
-        op.attr("value"): None for op in backward_slice([value]) if op.name == "rg.const"
-    }
-    limit = max(MAX_GROWTH * sum(_bytes(constant.type) for constant in reads), MAX_FREE_BYTES)
+    read = sum(_bytes(constant.type) for constant in _reads(value))
+    limit = max(MAX_GROWTH * read, MAX_FREE_BYTES)
     return _bytes(value.tensor) <= limit
+
+
+def _reads(value: Value) -> set[Constant]:
+    """The constants that ``value`` is computed from."""
+    return {op.attr("value") for op in backward_slice([value]) if op.name == "rg.const"}
 
 
 def _only_repeats(value: Value) -> bool:
