@@ -10,6 +10,7 @@ from regraft.ir.builder import Builder
 from regraft.ir.constants import Leaf, Recipe, leaves
 from regraft.ir.core import UNKNOWN, Location, Op, Region, Use, Value, backward_slice, clone_op, clone_region
 from regraft.ir.cost import Cost, CostModel, bytes_of, evaluate, flops_of
+from regraft.ir.dim_text import parse_dim
 from regraft.ir.dims import Dim, Expr, Symbol, symbol
 from regraft.ir.dims_sympy import from_sympy, prove_equal, to_sympy
 from regraft.ir.dtypes import DType, promote
@@ -27,6 +28,7 @@ from regraft.ir.opdef import (
     Trait,
 )
 from regraft.ir.ops import ACTIVATIONS, OPS, PLACEMENT
+from regraft.ir.parser import parse_module
 from regraft.ir.passes import (
     STAGES,
     Pass,
@@ -114,6 +116,8 @@ __all__ = [
     "is_dead",
     "leaves",
     "match_pattern",
+    "parse_dim",
+    "parse_module",
     "parse_type",
     "print_function",
     "print_module",

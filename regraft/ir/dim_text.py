@@ -10,8 +10,9 @@ from regraft.ir.lexer import Cursor, tokenize
 
 MAX_DEPTH = 64
 """How deep calls may nest, so that no text exhausts the stack."""
-MAX_DIGITS = 400
+_MAX_DIGITS = 80
 _MAX_TOKENS = 1000
+_MAX_PRODUCT = 4000
 _MAX_SIZE = 1 << 256
 
 
@@ -45,13 +46,18 @@ def _term(cursor: Cursor, symbols: Mapping[str, Symbol], depth: int) -> Dim:
     start = cursor.position
     term = _factor(cursor, symbols, depth)
     while cursor.accept("*"):
-        term = term * _factor(cursor, symbols, depth)
-        if cursor.position - start > _MAX_TOKENS:
+        factor = _factor(cursor, symbols, depth)
+        if cursor.position - start > _MAX_TOKENS or _length(term) * _length(factor) > _MAX_PRODUCT:
             cursor.fail("the size is too long", cursor.tokens[start])
+        term = term * factor
     coefficients = [term] if isinstance(term, int) else [c for _, c in term.terms]
     if any(abs(c) >= _MAX_SIZE for c in coefficients):
         cursor.fail("the size is too large", cursor.tokens[start])
     return term
+
+
+def _length(dim: Dim) -> int:
+    return len(dim.terms) if isinstance(dim, Expr) else 1
 
 
 def _factor(cursor: Cursor, symbols: Mapping[str, Symbol], depth: int) -> Dim:
@@ -82,12 +88,9 @@ def _call(cursor: Cursor, name: str, symbols: Mapping[str, Symbol], depth: int) 
     right = read_dim(cursor, symbols, depth)
     cursor.expect(")", "after the two arguments")
     try:
-        result = function(left, right)
+        return function(left, right)
     except ShapeError as error:
         cursor.fail(str(error), opening)
-    if isinstance(result, Expr) and len(result.terms) > _MAX_TOKENS:
-        cursor.fail("the size is too long", opening)
-    return result
 
 
 def read_int(cursor: Cursor) -> int:
@@ -95,6 +98,6 @@ def read_int(cursor: Cursor) -> int:
     token = cursor.expect_kind("number", "a whole number")
     if not token.text.isdigit():
         cursor.fail(f"expected a whole number, found {token}", token)
-    if len(token.text) > MAX_DIGITS:
+    if len(token.text) > _MAX_DIGITS:
         cursor.fail("the number has too many digits", token)
     return int(token.text)

@@ -359,10 +359,31 @@ def eq(a: Dim, b: Dim) -> bool | None:
 
 def le(a: Dim, b: Dim) -> bool | None:
     """Whether ``a <= b`` for every value of the symbols; None when that is not known."""
+    if _by_definition(a, b):
+        return True
     low, high = bounds(b - a)
     if low is not None and low >= 0:
         return True
     return False if high is not None and high < 0 else None
+
+
+def _by_definition(a: Dim, b: Dim) -> bool:
+    """Whether ``a <= b`` follows from what ``min``, ``max`` and ``mod`` are."""
+    smaller, larger = _as_call(a), _as_call(b)
+    if smaller is not None and smaller.fn == "min" and b in smaller.args:
+        return True
+    if larger is not None and larger.fn == "max" and a in larger.args:
+        return True
+    is_rest = smaller is not None and smaller.fn == "mod" and smaller.args[1] == b
+    return is_rest and (bounds(b)[0] or 0) > 0
+
+
+def _as_call(dim: Dim) -> Call | None:
+    if isinstance(dim, Expr) and len(dim.terms) == 1:
+        monomial, coefficient = dim.terms[0]
+        if coefficient == 1 and len(monomial) == 1 and isinstance(monomial[0], Call):
+            return monomial[0]
+    return None
 
 
 def symbols_of(dim: Dim) -> Iterator[Symbol]:

@@ -65,6 +65,11 @@ class PatternBuilder(OpNamespace):
 
     def call(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> OpNode:
         definition = self.lookup(name)
+        if not definition.canonical:
+            raise RewriteError(
+                f"a pattern uses {name}, which never occurs after canonicalize; write its normal form "
+                "(docs/architecture.md, section 4)"
+            )
         return OpNode(definition, definition.bind(args, kwargs))
 
     def attr(self, name: str) -> AttrVar:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from regraft.ir import OPS, Builder, DType, Leaf, Op, Region, TensorType
+from regraft.ir import OPS, Builder, DType, Leaf, Op, Region, TensorType, dims
 from tests.ops import harness
 from tests.ops.samples import F64, SAMPLES, SIZES, Sample, T
 
@@ -84,3 +84,15 @@ def test_casts_and_copies_that_do_nothing_go_away() -> None:
     op = harness.op_of(Sample("aten.to.dtype", (T(3), DType.F32)))
     assert op.definition.decompose is not None
     assert op.definition.decompose(None, op) == (op.operand("self"),)
+
+
+def test_resolved_bounds_resolve_to_themselves() -> None:
+    """Else canonicalising a slice twice would change its type."""
+    for sample in DECOMPOSED:
+        for op in harness.decomposed(sample).walk():
+            if op.name == "aten.slice.Tensor":
+                size = op.operand("self").tensor.shape[op.attr("dim")]
+                start = dims.minimum(op.attr("start"), size)
+                end = dims.maximum(start, dims.minimum(op.attr("end"), size))
+                assert dims.minimum(start, size) == start, sample
+                assert dims.maximum(start, dims.minimum(end, size)) == end, sample

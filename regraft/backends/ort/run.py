@@ -99,6 +99,9 @@ class OrtExecutable:
         options.intra_op_num_threads = self._threads or 0
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # Workers spin within a call and sleep after it: spinning on would starve torch, or the next
+        # back end of a plan, of cores.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._shared:
             options.add_external_initializers(list(self._shared), list(self._shared.values()))
         return onnxruntime.InferenceSession(self._model, options, providers=["CPUExecutionProvider"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from regraft.ir.dims import Dim, eq, product
+from regraft.ir.dims import Dim, product
 from regraft.ir.opdef import SAFE, CallSite, CountRule, InferRule
 from regraft.ir.ops.rules import (
     Shape,
@@ -164,11 +164,6 @@ def _pad_mode(site: CallSite) -> TensorType:
 def _constant_pad(b: Any, op: Any) -> Any:
     value = op.attr("value")
     return b.aten.constant_pad_nd(op.operand("self"), op.attr("pad"), 0 if value is None else value)
-
-
-def pools_everything(op: Any) -> bool:
-    """Whether an adaptive pool is a mean over both axes."""
-    return all(eq(size, 1) is True for size in spread(op.site, "output_size", 2))
 
 
 # -- the table ---------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from regraft.ir import Builder, Declined, DType, Example, Match, PatternBuilder, Rewrite, Value, Var
-from regraft.rewrites.fold import Affine, IndexAnalysis, Where
+from regraft.rewrites.fold import Affine, Where, fact_about
 
 FAR_BELOW = -1e30
 """Added to a score, it makes the weight exactly 0 beside any score that is not masked."""
@@ -48,8 +48,8 @@ class TrueMask(Rewrite):
     def check(self, m: Match) -> Declined | None:
         if m.mask.tensor.dtype is not DType.BOOL:
             return m.decline("the mask is added, not tested", m.mask)
-        where = IndexAnalysis().where(m.mask)
-        if where is None or not where.is_always:
+        where = fact_about(m.mask)
+        if not isinstance(where, Where) or not where.is_always:
             return m.decline("the mask is not proved to be all true", m.mask)
         return None
 
@@ -86,8 +86,8 @@ class CausalMask(Rewrite):
 
     def check(self, m: Match) -> Declined | None:
         mask = m.mask.tensor
-        where = IndexAnalysis().where(m.mask)
-        if where is None or mask.rank < 2 or not is_causal(where, mask.rank):
+        where = fact_about(m.mask)
+        if not isinstance(where, Where) or mask.rank < 2 or not is_causal(where, mask.rank):
             return m.decline("the mask is not proved to be causal", m.mask)
         return None
 
@@ -137,8 +137,8 @@ class AdditiveMask(Rewrite):
             return m.decline("the mask does not add 0 and a number far below", m.seen)
         if m.attr("below") == -math.inf:
             return None
-        where, rank = IndexAnalysis().where(m.seen), m.seen.tensor.rank
-        if where is None or not (where.is_always or (rank > 1 and is_causal(where, rank))):
+        where, rank = fact_about(m.seen), m.seen.tensor.rank
+        if not isinstance(where, Where) or not (where.is_always or (rank > 1 and is_causal(where, rank))):
             return m.decline("a query might see no key", m.seen)
         return None
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
-from regraft.ir import Dim, DType, Op, Value, dims
+from regraft.ir import Dim, DType, Op, Symbol, Value, dims
 from regraft.rewrites.fold.affine import (
     ALWAYS,
     NEVER,
@@ -29,11 +30,16 @@ _MAX_DEPTH = 150
 
 
 class IndexAnalysis:
-    """Facts about values, remembered while the graph does not change."""
+    """Facts about values, remembered while the graph does not change.
 
-    def __init__(self) -> None:
+    ``positive`` are symbols to be taken as at least 1. That is sound for a fact about a tensor that is
+    empty when one of them is 0; see ``fact_about``.
+    """
+
+    def __init__(self, positive: frozenset[Symbol] = frozenset()) -> None:
         self._facts: dict[Value, Fact | None] = {}
         self._depth = 0
+        self._positive = {s: dims.as_expr(replace(s, lo=1)) for s in positive}
 
     def fact(self, value: Value) -> Fact | None:
         """What is known of ``value``; None for nothing."""
@@ -49,6 +55,17 @@ class IndexAnalysis:
         found = self.fact(value)
         return found if isinstance(found, Where) else None
 
+    def size(self, size: Dim) -> Dim:
+        """``size`` under the assumptions."""
+        return dims.substitute(size, self._positive) if self._positive else size
+
+    def shape(self, value: Value) -> tuple[Dim, ...]:
+        return tuple(self.size(size) for size in value.tensor.shape)
+
+    def number(self, attr: object) -> Dim | None:
+        """An attribute as an integer or a size; None when it is neither."""
+        return self.size(attr) if isinstance(attr, dims.Expr) else _integer(attr)
+
     def _find(self, value: Value) -> Fact | None:
         op = value.op
         rule = None if op is None else _RULES.get(op.name)
@@ -59,11 +76,22 @@ class IndexAnalysis:
             found = rule(self, op)
         finally:
             self._depth -= 1
-        type = value.tensor
         if isinstance(found, Affine):
-            found = found.within(type.shape)
-            return found if found.fits(type.dtype, type.shape) else None
+            shape = self.shape(value)
+            found = found.within(shape)
+            return found if found.fits(value.tensor.dtype, shape) else None
         return found
+
+
+def fact_about(value: Value) -> Fact | None:
+    """What is known of ``value`` where it has elements: an empty tensor agrees with any fact."""
+    return IndexAnalysis(sizes_of_elements(value)).fact(value)
+
+
+def sizes_of_elements(value: Value) -> frozenset[Symbol]:
+    """The symbols that may be 0, and make ``value`` empty when they are."""
+    found = (dims.as_symbol(size) for size in value.tensor.shape)
+    return frozenset(s for s in found if s is not None and s.lo < 1 and (s.hi is None or s.hi >= 1))
 
 
 Rule: TypeAlias = Callable[[IndexAnalysis, Op], "Fact | None"]
@@ -76,28 +104,24 @@ def _integer(number: object) -> int | None:
     return number if isinstance(number, int) and not isinstance(number, bool) else None
 
 
-def _as_dim(number: object) -> Dim | None:
-    return number if isinstance(number, dims.Expr) else _integer(number)
-
-
 # -- sources -----------------------------------------------------------------------------------
 
 
-def _arange(_: IndexAnalysis, op: Op) -> Fact | None:
-    start, step = _as_dim(op.attr("start")), _integer(op.attr("step"))
+def _arange(facts: IndexAnalysis, op: Op) -> Fact | None:
+    start, step = facts.number(op.attr("start")), _integer(op.attr("step"))
     return None if start is None or step is None else Affine(start, (step,))
 
 
-def _full(_: IndexAnalysis, op: Op) -> Fact | None:
+def _full(facts: IndexAnalysis, op: Op) -> Fact | None:
     value, rank = op.attr("fill_value"), op.result.tensor.rank
     if op.result.tensor.dtype is DType.BOOL:
         return ALWAYS if value else NEVER
-    base = _as_dim(value)
+    base = facts.number(value)
     return None if base is None or not op.result.tensor.dtype.is_integer else Affine(base, (0,) * rank)
 
 
-def _dim_value(_: IndexAnalysis, op: Op) -> Fact | None:
-    return Affine(op.attr("value"), ())
+def _dim_value(facts: IndexAnalysis, op: Op) -> Fact | None:
+    return Affine(facts.size(op.attr("value")), ())
 
 
 # -- arithmetic --------------------------------------------------------------------------------
@@ -144,19 +168,19 @@ def _negate(facts: IndexAnalysis, op: Op) -> Fact | None:
 
 
 def _absolute(facts: IndexAnalysis, op: Op) -> Fact | None:
-    form, type = facts.affine(op.operand("self")), op.result.tensor
-    if form is None or not form.scaled(-1).fits(type.dtype, type.shape):
+    form, shape = facts.affine(op.operand("self")), facts.shape(op.result)
+    if form is None or not form.scaled(-1).fits(op.result.tensor.dtype, shape):
         return None
-    if form.is_at_least(0, type.shape):
+    if form.is_at_least(0, shape):
         return form
-    return form.scaled(-1) if form.is_at_most(0, type.shape) else Magnitude(form)
+    return form.scaled(-1) if form.is_at_most(0, shape) else Magnitude(form)
 
 
 def _extremum(sign: int) -> Rule:
     """``maximum`` (sign 1) or ``minimum`` (-1) where one operand is always the one."""
 
     def rule(facts: IndexAnalysis, op: Op) -> Fact | None:
-        pair, shape = _pair(facts, op), op.result.tensor.shape
+        pair, shape = _pair(facts, op), facts.shape(op.result)
         for a, b in () if pair is None else (pair, pair[::-1]):
             if (a - b).scaled(sign).is_at_least(0, shape):
                 return a
@@ -170,7 +194,7 @@ def _extremum(sign: int) -> Rule:
 
 def _compare(name: str) -> Rule:
     def rule(facts: IndexAnalysis, op: Op) -> Fact | None:
-        shape = op.result.tensor.shape
+        shape = facts.shape(op.result)
         if "other" not in op.attrs:
             pair = _pair(facts, op)
             return None if pair is None else _compared(name, pair[0] - pair[1], shape)
@@ -240,7 +264,7 @@ def _or(facts: IndexAnalysis, op: Op) -> Fact | None:
 
 def _not(facts: IndexAnalysis, op: Op) -> Fact | None:
     found = facts.where(op.operand("self"))
-    return None if found is None else _negated(found, op.result.tensor.shape)
+    return None if found is None else _negated(found, facts.shape(op.result))
 
 
 def _broadcast_where(facts: IndexAnalysis, value: Value, op: Op) -> Where | None:
@@ -254,22 +278,22 @@ def _triangle(sign: int) -> Rule:
     """``tril`` (sign 1: column - row <= diagonal) and ``triu`` (-1) of a bool tensor."""
 
     def rule(facts: IndexAnalysis, op: Op) -> Fact | None:
-        found, type = facts.where(op.operand("self")), op.result.tensor
-        if found is None or type.rank < 2:
+        found, shape = facts.where(op.operand("self")), facts.shape(op.result)
+        if found is None or len(shape) < 2:
             return None
-        offset = Affine(0, (0,) * (type.rank - 2) + (-1, 1)).plus(-1 * op.attr("diagonal"))
-        return found.both(at_most_zero(offset.scaled(sign).within(type.shape), type.shape))
+        offset = Affine(-1 * facts.size(op.attr("diagonal")), (0,) * (len(shape) - 2) + (-1, 1))
+        return found.both(at_most_zero(offset.scaled(sign).within(shape), shape))
 
     return rule
 
 
 def _select(facts: IndexAnalysis, op: Op) -> Fact | None:
     """``where`` with a condition that is always or never true."""
-    condition, type = facts.where(op.operand("condition")), op.result.tensor
+    condition, shape = facts.where(op.operand("condition")), facts.shape(op.result)
     if condition is None or condition.constraints:
         return None
     picked = facts.fact(op.operand("other" if condition.never else "self"))
-    return mapped(picked, lambda form: form.with_rank(type.rank), type.shape)
+    return mapped(picked, lambda form: form.with_rank(len(shape)), shape)
 
 
 def _cast(facts: IndexAnalysis, op: Op) -> Fact | None:
@@ -280,7 +304,7 @@ def _cast(facts: IndexAnalysis, op: Op) -> Fact | None:
         uniform = not fact.constraints and type.dtype.is_integer
         return Affine(0 if fact.never else 1, (0,) * type.rank) if uniform else None
     if isinstance(fact, Affine) and type.dtype is DType.BOOL:
-        return _compared("ne", fact, type.shape)
+        return _compared("ne", fact, facts.shape(op.result))
     return fact if isinstance(fact, Affine) and type.dtype.is_integer else None
 
 
@@ -290,8 +314,8 @@ def _cast(facts: IndexAnalysis, op: Op) -> Fact | None:
 def _view(facts: IndexAnalysis, op: Op) -> Fact | None:
     fact, source, target = (
         facts.fact(op.operand("self")),
-        op.operand("self").tensor.shape,
-        op.result.tensor.shape,
+        facts.shape(op.operand("self")),
+        facts.shape(op.result),
     )
     if isinstance(fact, Affine) and fact.is_uniform:
         return Affine(fact.base, (0,) * len(target))
@@ -314,19 +338,19 @@ def _same_axes(source: Sequence[Dim], target: Sequence[Dim]) -> list[int | None]
 
 
 def _expand(facts: IndexAnalysis, op: Op) -> Fact | None:
-    type = op.result.tensor
-    return mapped(facts.fact(op.operand("self")), lambda form: form.with_rank(type.rank), type.shape)
+    shape = facts.shape(op.result)
+    return mapped(facts.fact(op.operand("self")), lambda form: form.with_rank(len(shape)), shape)
 
 
 def _permute(facts: IndexAnalysis, op: Op) -> Fact | None:
     axes: tuple[int, ...] = op.attr("dims")
     axes = tuple(axis % max(len(axes), 1) for axis in axes)
-    return mapped(facts.fact(op.operand("self")), lambda form: form.on_axes(axes), op.result.tensor.shape)
+    return mapped(facts.fact(op.operand("self")), lambda form: form.on_axes(axes), facts.shape(op.result))
 
 
 def _slice(facts: IndexAnalysis, op: Op) -> Fact | None:
     axis: int = op.attr("dim")
-    start, step = op.attr("start"), op.attr("step")
+    start, step = facts.number(op.attr("start")), op.attr("step")
     if axis < 0 or start is None or not isinstance(step, int) or dims.le(0, start) is not True:
         return None
 
@@ -335,7 +359,7 @@ def _slice(facts: IndexAnalysis, op: Op) -> Fact | None:
         shifted = form.plus(start * scale)
         return Affine(shifted.base, _replaced(form.coefficients, axis, scale * step))
 
-    return mapped(facts.fact(op.operand("self")), change, op.result.tensor.shape)
+    return mapped(facts.fact(op.operand("self")), change, facts.shape(op.result))
 
 
 def _replaced(values: tuple[int, ...], index: int, value: int) -> tuple[int, ...]:
@@ -347,7 +371,7 @@ def _concatenate(facts: IndexAnalysis, op: Op) -> Fact | None:
     axis: int = op.attr("dim")
     pieces = op.variadic("tensors")
     forms = [facts.affine(piece) for piece in pieces]
-    sizes = [piece.tensor.shape[axis] for piece in pieces]
+    sizes = [facts.shape(piece)[axis] for piece in pieces]
     longest = next((i for i, size in enumerate(sizes) if size != 1), 0)
     chosen = forms[longest]
     if chosen is None:
@@ -379,24 +403,24 @@ def _agree(a: Affine, b: Affine, ignored: int | None) -> bool:
 
 def _index(facts: IndexAnalysis, op: Op) -> Fact | None:
     """``x[i, j, ...]`` with an affine index, proved to lie inside, for every axis."""
-    type, source = op.result.tensor, op.operand("self").tensor
+    shape, source = facts.shape(op.result), facts.shape(op.operand("self"))
     indices = [None if index is None else facts.affine(index) for index in op.optional_list("indices")]
     places = [form for form in indices if form is not None]
     values = [value for value in op.optional_list("indices") if value is not None]
-    if len(places) != source.rank or len(indices) != source.rank:
+    if len(places) != len(source) or len(indices) != len(source):
         return None
-    for form, value, size in zip(places, values, source.shape, strict=True):
-        low, high = form.extremes(value.tensor.shape)
+    for form, value, size in zip(places, values, source, strict=True):
+        low, high = form.extremes(facts.shape(value))
         if dims.le(0, low) is not True or dims.le(high + 1, size) is not True:
             return None
 
     def change(form: Affine) -> Affine:
-        result = Affine(form.base, (0,) * type.rank)
+        result = Affine(form.base, (0,) * len(shape))
         for coefficient, place in zip(form.coefficients, places, strict=True):
-            result = result + place.with_rank(type.rank).scaled(coefficient)
+            result = result + place.with_rank(len(shape)).scaled(coefficient)
         return result
 
-    return mapped(facts.fact(op.operand("self")), change, type.shape)
+    return mapped(facts.fact(op.operand("self")), change, shape)
 
 
 def _running_sum(facts: IndexAnalysis, op: Op) -> Fact | None:

@@ -19,13 +19,14 @@ from regraft.ir import (
     PatternBuilder,
     Rewrite,
     Rewriter,
+    Symbol,
     Trait,
     Value,
     Var,
     dims,
 )
-from regraft.rewrites.fold.affine import Affine, Where
-from regraft.rewrites.fold.index_analysis import IndexAnalysis
+from regraft.rewrites.fold.affine import Affine, Fact, Where
+from regraft.rewrites.fold.index_analysis import IndexAnalysis, sizes_of_elements
 from regraft.rewrites.support import same_dims
 
 
@@ -42,26 +43,44 @@ class ConstantIndices:
     before: tuple[str, ...] = ()
 
     def run(self, module: Module, context: PassContext) -> bool:
-        rewriter, facts = Rewriter(context.table, self.name), IndexAnalysis()
+        rewriter, facts = Rewriter(context.table, self.name), _Analyses()
         return any(
             [_fill(op, facts, rewriter) for function in module.functions.values() for op in function.walk()]
         )
 
 
-def _fill(op: Op, facts: IndexAnalysis, rewriter: Rewriter) -> bool:
-    if not op.has(Trait.PURE) or op.name == "aten.full" or len(op.results) != 1 or not op.result.uses:
-        return False
-    value = uniform_value(op.result, facts)
-    if value is None:
+class _Analyses:
+    """One analysis for each set of sizes that may be taken as positive."""
+
+    def __init__(self) -> None:
+        self._by_sizes: dict[frozenset[Symbol], IndexAnalysis] = {}
+
+    def fact(self, value: Value) -> Fact | None:
+        sizes = sizes_of_elements(value)
+        return self._by_sizes.setdefault(sizes, IndexAnalysis(sizes)).fact(value)
+
+
+def _fill(op: Op, facts: _Analyses, rewriter: Rewriter) -> bool:
+    if (
+        not op.has(Trait.PURE)
+        or op.has(Trait.CONSTANT_LIKE)
+        or op.name == "aten.full"
+        or len(op.results) != 1
+        or not op.result.uses
+    ):
         return False
     type = op.result.tensor
+    if not type.dtype.is_integer and type.dtype is not DType.BOOL:
+        return False
+    value = uniform_value(facts.fact(op.result))
+    if value is None:
+        return False
     rewriter.replace(op, (rewriter.before(op).aten.full(type.shape, value, dtype=type.dtype),))
     return True
 
 
-def uniform_value(value: Value, facts: IndexAnalysis) -> int | bool | None:
-    """The number that every element of ``value`` is, when that is proved."""
-    fact = facts.fact(value)
+def uniform_value(fact: Fact | None) -> int | bool | None:
+    """The number that every element of a tensor is, when ``fact`` says so."""
     if isinstance(fact, Affine):
         return fact.base if fact.is_uniform and isinstance(fact.base, int) else None
     if isinstance(fact, Where):
@@ -81,15 +100,15 @@ class IotaIndex(Rewrite):
         return op.one_of(*(op.aten.index.Tensor(x, indices) for indices in ([i], [i, j], [i, j, k])))
 
     def check(self, m: Match) -> Declined | None:
-        facts = IndexAnalysis()
+        facts = IndexAnalysis(sizes_of_elements(m.root.result))
         indices = [value for name in "ijk" if (value := m.optional(name)) is not None]
         if len(indices) != m.x.tensor.rank:
             return m.decline("a dimension has no index", m.x)
-        shape = m.root.result.tensor.shape
+        shape = facts.shape(m.root.result)
         axes = [_counted_axis(facts, value, shape) for value in indices]
         if None in axes or sorted(axes, key=str) != axes or len(set(axes)) != len(axes):
             return m.decline("the indices do not count the dimensions in order", m.x)
-        if not same_dims([shape[axis] for axis in axes if axis is not None], m.x.tensor.shape):
+        if not same_dims([shape[axis] for axis in axes if axis is not None], facts.shape(m.x)):
             return m.decline("the indices do not reach the ends of the dimensions", m.x)
         return None
 

@@ -1,0 +1,61 @@
+"""The command line of the benchmarks. On a shared machine, run it under a lock."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from benchmarks import compile_time as compile_time_benchmark
+from benchmarks import memory as memory_benchmark
+from benchmarks import overhead as overhead_benchmark
+from benchmarks import transformers as transformers_benchmark
+
+app = typer.Typer(help="Benchmarks of regraft; each writes JSON into benchmarks/results.")
+
+Rounds = Annotated[int, typer.Option(min=20, help="Interleaved rounds.")]
+Patience = Annotated[float, typer.Option(help="Seconds to spend on repeating rounds that others disturbed.")]
+
+
+@app.callback(invoke_without_command=True)
+def everything(context: typer.Context) -> None:
+    """Without a command: all of them."""
+    if context.invoked_subcommand is None:
+        transformers_benchmark.run()
+        overhead_benchmark.run()
+        memory_benchmark.run()
+        compile_time_benchmark.run()
+
+
+@app.command()
+def transformers(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="bert, gpt2, llama, vit; all by default.")
+    ] = None,
+    rounds: Rounds = 30,
+    patience: Patience = 120.0,
+) -> None:
+    """regraft against each peer on whole transformers."""
+    transformers_benchmark.run(models or transformers_benchmark.MODELS, rounds, patience)
+
+
+@app.command()
+def overhead(rounds: Rounds = 30) -> None:
+    """What a call costs beside the work."""
+    overhead_benchmark.run(rounds)
+
+
+@app.command()
+def memory() -> None:
+    """Peak memory of a compile and ten calls."""
+    memory_benchmark.run()
+
+
+@app.command()
+def compile_time(repeats: Annotated[int, typer.Option(min=1)] = 3) -> None:
+    """Seconds of a compile by phase."""
+    compile_time_benchmark.run(repeats)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,160 @@
+"""What regraft is compared with. The only file of peers.
+
+Each runs with ``THREADS`` threads, in f32, without gradients, warm. ONNX Runtime's sessions have its default
+optimisations; their workers stop spinning at the end of a call, as regraft's do, so that nobody's idle
+workers take a core from the next entrant. A peer whose results are off by more than the numerics rule allows
+does not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.machine import THREADS
+from regraft.errors import NumericsMismatch
+from regraft.testing import assert_close
+
+Inputs = Mapping[str, Tensor]
+Run = Callable[[Inputs], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer made ready for one model and one shape; ``call`` runs it on the inputs it was built for."""
+
+    name: str
+    call: Callable[[], object]
+    run: Run
+    build_seconds: float
+
+
+def eager(model: nn.Module, inputs: Inputs) -> Peer:
+    """Eager torch."""
+
+    def run(given: Inputs) -> list[Tensor]:
+        with torch.inference_mode():
+            return tensors(model(**given))
+
+    def call() -> object:
+        with torch.inference_mode():
+            return model(**inputs)
+
+    return Peer("eager", call, run, 0.0)
+
+
+def torch_onnx(model: nn.Module, inputs: Inputs) -> Peer:
+    """``torch.onnx.export(dynamo=True)`` on ONNX Runtime."""
+
+    def export(path: Path) -> None:
+        program = torch.onnx.export(model, (), kwargs=dict(inputs), dynamo=True, verbose=False, optimize=True)
+        assert program is not None
+        program.save(str(path), external_data=True)
+
+    return _session_peer("torch.onnx", export, inputs)
+
+
+def transformers_onnx(model: nn.Module, inputs: Inputs) -> Peer:
+    """transformers' own exporter with its fusions for ONNX Runtime on CPU."""
+    import onnx_ir
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    def export(path: Path) -> None:
+        config = OnnxConfig(dynamic=False, ort_fusions="cpu")
+        exported = OnnxExporter().export(model, dict(inputs), config)
+        graph = getattr(exported.program, "model", exported.program)
+        graph.ir_version = min(graph.ir_version or 10, 10)
+        onnx_ir.save(graph, path, external_data=f"{path.name}.data")
+
+    return _session_peer("transformers exporter", export, inputs)
+
+
+PEERS: tuple[Callable[[nn.Module, Inputs], Peer], ...] = (eager, torch_onnx, transformers_onnx)
+
+
+def _session_peer(name: str, export: Callable[[Path], None], inputs: Inputs) -> Peer:
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        start = time.perf_counter()
+        path = Path(folder) / "model.onnx"
+        export(path)
+        session = open_session(path)
+        seconds = time.perf_counter() - start
+    names = [port.name for port in session.get_inputs()]
+    feed = _feed(names, inputs)
+
+    def run(given: Inputs) -> list[Tensor]:
+        return [torch.from_numpy(np.asarray(y)) for y in session.run(None, _feed(names, given))]
+
+    return Peer(name, lambda: session.run(None, feed), run, seconds)
+
+
+def open_session(path: Path, basic: bool = False) -> Any:
+    """A session of ONNX Runtime for a file; ``basic`` leaves out its fusions, as regraft's sessions do."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if basic:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _feed(names: list[str], inputs: Inputs) -> dict[str, np.ndarray]:
+    """Inputs by the session's names: the exporters keep the model's, or there is only one."""
+    values = [tensor.numpy() for tensor in inputs.values()]
+    if len(names) == len(values) == 1:
+        return {names[0]: values[0]}
+    return {name: inputs[name].numpy() for name in names}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters talk on both streams and through warnings; what they say is not a result."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    sink = io.StringIO()
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+            torch.no_grad(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def error_of(
+    run: Run, reference: Callable[[Inputs], list[Tensor]], own: Run, inputs: Inputs
+) -> dict[str, Any]:
+    """The error on fresh inputs by the numerics rule, and whether it is within it."""
+    try:
+        error = assert_close(run(inputs), reference(inputs), own(inputs), reassociates=True)
+    except NumericsMismatch as mismatch:
+        return {"error": mismatch.error, "counts": False, "why": str(mismatch)}
+    return {"error": error, "counts": True}
+
+
+def tensors(result: Any) -> list[Tensor]:
+    """The tensors of a result, in order."""
+    from torch.utils import _pytree as pytree
+
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
