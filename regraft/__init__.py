@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from regraft import errors
     from regraft.backends import Backend
     from regraft.compiler import capture, compile, export_onnx
-    from regraft.ir import Exactness, OpDef, Pass, Rewrite
+    from regraft.ir import Exactness, Example, OpDef, Pass, Rewrite
     from regraft.runtime import load
 
 __version__ = "0.1.0"
@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Backend",
     "Exactness",
+    "Example",
     "OpDef",
     "Pass",
     "Rewrite",
@@ -32,6 +33,7 @@ __all__ = [
 _MODULE_OF_NAME = {
     "Backend": "regraft.backends",
     "Exactness": "regraft.ir",
+    "Example": "regraft.ir",
     "OpDef": "regraft.ir",
     "Pass": "regraft.ir",
     "Rewrite": "regraft.ir",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -34,7 +34,9 @@ Factory = Annotated[
 ]
 Dynamic = Annotated[
     list[str] | None,
-    typer.Option("--dynamic", metavar="ARG:AXIS", help="A size that may vary, such as input_ids:1. Repeatable."),
+    typer.Option(
+        "--dynamic", metavar="ARG:AXIS", help="A size that may vary, such as input_ids:1. Repeatable."
+    ),
 ]
 
 
@@ -50,7 +52,9 @@ def main() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option(help="Folder for the ONNX files; a temporary one by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the ONNX files; a temporary one by default.")
+    ] = None,
     pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs of calls to time.")] = 10,
 ) -> None:
     """Compile BERT-base, a Llama-style decoder and a module with a custom rewrite; check and time them."""
@@ -62,10 +66,14 @@ def demo(
 @app.command("compile")
 def compile_command(
     factory: Factory,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Save the compiled model as this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Save the compiled model as this folder.")
+    ] = None,
     dynamic: Dynamic = None,
     backends: Annotated[str, typer.Option(help="Back ends in order of preference, comma-separated.")] = "ort",
-    fallback: Annotated[str, typer.Option(help="What to do with an op nobody takes: error or eager.")] = "error",
+    fallback: Annotated[
+        Literal["error", "eager"], typer.Option(help="What to do with an op that no back end takes.")
+    ] = "error",
     verify: Annotated[bool, typer.Option(help="Compare with eager in fp64.")] = True,
     dump: Annotated[Path | None, typer.Option(help="Folder for the graph after each pass.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -113,8 +121,12 @@ def export(
 
 @app.command()
 def ir(
-    source: Annotated[str, typer.Argument(help="A file of IR text, '-' for standard input, or FILE.py:FACTORY.")],
-    stage: Annotated[str, typer.Option(help="Run the passes up to this stage; 'captured' runs none.")] = "captured",
+    source: Annotated[
+        str, typer.Argument(help="A file of IR text, '-' for standard input, or FILE.py:FACTORY.")
+    ],
+    stage: Annotated[
+        str, typer.Option(help="Run the passes up to this stage; 'captured' runs none.")
+    ] = "captured",
     dynamic: Dynamic = None,
     locations: Annotated[bool, typer.Option(help="Print where each op comes from.")] = False,
 ) -> None:
@@ -143,7 +155,9 @@ def doctor() -> None:
 
     table = Table("what", "found", box=None, pad_edge=False)
     table.add_row("python", f"{platform.python_version()} on {platform.machine()}")
-    table.add_row("cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+    table.add_row(
+        "cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    )
     for package in ("regraft", "torch", "onnxruntime", "onnx", "onnx-ir", "transformers", "apache-tvm"):
         table.add_row(package, _version(package))
     for name, (_, _, library) in sorted(BUILTIN.items()):
@@ -191,7 +205,8 @@ def _load_factory(reference: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 def _function(path: Path, name: str) -> Callable[[], Any]:
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None, path
+    assert spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)  # dataclasses and pickles in the file look themselves up
     try:

@@ -128,7 +128,9 @@ def _show(console: Console, case: Case, path: Path, pairs: int) -> None:
     )
     path.unlink(missing_ok=True)
     written = regraft.export_onnx(model, (), path, kwargs=inputs, rewrites=case.rewrites)
-    console.print(f"wrote {written.path} ({written.bytes / 1e6:.1f} MB, opset {written.opset})\n", highlight=False)
+    console.print(
+        f"wrote {written.path} ({written.bytes / 1e6:.1f} MB, opset {written.opset})\n", highlight=False
+    )
 
 
 def _time(

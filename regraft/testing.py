@@ -108,18 +108,19 @@ def _check_output(
             return 0.0
         raise NumericsMismatch("integers and bools must be equal", name, math.inf, 0.0, suspect)
     reference, got = _as_double(expected), _as_double(actual)
-    scale = _largest(reference)
+    own = None if eager is None else _as_double(eager)
+    if not _same_infinities(got, reference) and (own is None or not _same_infinities(got, own)):
+        message = "NaNs or infinities stand in other places"
+        raise NumericsMismatch(message, name, math.inf, 0.0, suspect)
+    kept = got.isfinite() & reference.isfinite()
+    scale, distance = _largest(reference[kept]), _largest((got - reference)[kept])
     limit = TOLERANCES[_real(actual.dtype)] * scale
-    distance = _distance(got, reference)
-    if eager is not None and not distance <= limit:
-        own = _as_double(eager)
-        if torch.equal(own.isfinite(), got.isfinite()):
-            distance = _distance(got, reference, both_finite=True) if _same_infinities(got, own) else math.inf
-        limit = max(limit, slack * _distance(own, reference, both_finite=True))
-    if distance <= limit:
-        return _relative(distance, scale)
-    tolerance = _relative(limit, scale)
-    raise NumericsMismatch("a result is wrong", name, _relative(distance, scale), tolerance, suspect)
+    if own is not None:
+        limit = max(limit, slack * _largest((own - reference)[kept]))
+    if distance > limit:
+        error, tolerance = _relative(distance, scale), _relative(limit, scale)
+        raise NumericsMismatch("a result is wrong", name, error, tolerance, suspect)
+    return _relative(distance, scale)
 
 
 def _unlike(actual: Tensor, expected: Tensor, eager: Tensor | None) -> str | None:
@@ -154,12 +155,9 @@ def _largest(value: Tensor) -> float:
     return float(finite.abs().max()) if finite.numel() else 0.0
 
 
-def _distance(a: Tensor, b: Tensor, both_finite: bool = False) -> float:
+def _distance(a: Tensor, b: Tensor) -> float:
     """The largest difference; infinite where NaNs and infinities stand in different places."""
-    finite = a.isfinite() & b.isfinite()
-    if not both_finite and not _same_infinities(a, b):
-        return math.inf
-    return float((a[finite] - b[finite]).abs().max()) if bool(finite.any()) else 0.0
+    return _largest(a - b) if _same_infinities(a, b) else math.inf
 
 
 def _same_infinities(a: Tensor, b: Tensor) -> bool:
@@ -187,14 +185,16 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     (rotary frequencies, decays) keeps it, within 10 %. Integer buffers, masks and infinities stay.
     """
     generator = torch.Generator().manual_seed(seed)
-    done: set[int] = set()
+    owners: dict[Tensor, tuple[nn.Module, str]] = {}
+    for module in model.modules():
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            # A tied tensor is drawn as the layer has it that says what it is for.
+            if tensor not in owners or not isinstance(owners[tensor][0], (*_WEIGHTED, nn.Embedding)):
+                owners[tensor] = (module, name)
     with torch.no_grad():
-        for module in model.modules():
-            named = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-            for name, tensor in named:
-                if id(tensor) not in done and tensor.is_floating_point() and tensor.numel():
-                    done.add(id(tensor))
-                    tensor.copy_(_redrawn(module, name, tensor, generator))
+        for tensor, (module, name) in owners.items():
+            if tensor.is_floating_point() and tensor.numel():
+                tensor.copy_(_redrawn(module, name, tensor, generator))
     return model
 
 

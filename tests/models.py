@@ -1,4 +1,4 @@
-"""The transformers of docs/workloads.md, full size and small, with inputs; tests and benchmarks share them."""
+"""The transformers of docs/workloads.md, full size and small, with inputs; benchmarks take them from here too."""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOTS = ("regraft", "tests", "tools", "benchmarks", "examples")
+EVIDENCE = "benchmarks/risks/"
+"""Scripts kept as they were when their findings were written down; their functions are not split now."""
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
 
@@ -41,6 +43,8 @@ def oversized(repository: Path, exempt: Mapping[str, str] = EXEMPT_FUNCTIONS) ->
         if length > MAX_FILE_LINES:
             problems.append(f"{path}: {length} lines, at most {MAX_FILE_LINES}")
         for name, line, size in functions(ast.parse(source, path)):
+            if path.startswith(EVIDENCE):
+                continue
             if size > MAX_FUNCTION_LINES and unused.pop(f"{path}::{name}", None) is None:
                 problems.append(f"{path}:{line}: {name} has {size} lines, at most {MAX_FUNCTION_LINES}")
     problems += [f"{function}: its exemption is not needed" for function in unused]

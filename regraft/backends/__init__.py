@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from regraft.errors import BackendError
 
 if TYPE_CHECKING:
-    from regraft.backends.protocol import Backend, ConstantStore, LowerOptions
+    from regraft.backends.protocol import Backend, ConstantStore, FileExporter, LowerOptions
 
 #: Name -> (package, class, library it needs).
 BUILTIN: dict[str, tuple[str, str, str]] = {
@@ -18,9 +18,9 @@ BUILTIN: dict[str, tuple[str, str, str]] = {
     "example": ("regraft.backends.example", "ExampleBackend", "torch"),
 }
 
-_LAZY = ("Backend", "ConstantStore", "LowerOptions")
+_LAZY = ("Backend", "ConstantStore", "FileExporter", "LowerOptions")
 
-__all__ = ["BUILTIN", "Backend", "ConstantStore", "LowerOptions", "backend"]
+__all__ = ["BUILTIN", "Backend", "ConstantStore", "FileExporter", "LowerOptions", "backend"]
 
 
 def __getattr__(name: str) -> Any:
@@ -41,5 +41,7 @@ def backend(name: str) -> Backend:
     try:
         made: Callable[[], Backend] = getattr(import_module(package), class_name)
     except ImportError as error:
-        raise BackendError(f"the back end '{name}' needs {library}, which is not installed: {error}") from error
+        raise BackendError(
+            f"the back end '{name}' needs {library}, which is not installed: {error}"
+        ) from error
     return made()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from regraft.ir import Constant, Function, Op
 from regraft.runtime import Executable
@@ -50,5 +52,33 @@ class Backend(Protocol):
 
         Raises:
             BackendError: the library refused what ``supports`` promised.
+        """
+        ...
+
+
+@runtime_checkable
+class FileExporter(Protocol):
+    """A back end that can also write a whole function as a file for others to run."""
+
+    name: str
+
+    def supports(self, op: Op) -> str | None: ...
+
+    def lower(self, function: Function, store: ConstantStore, options: LowerOptions) -> Executable: ...
+
+    def export_file(
+        self,
+        function: Function,
+        store: ConstantStore,
+        path: Path,
+        *,
+        opset: int | None,
+        contrib: bool,
+        output_names: Sequence[str] | None,
+    ) -> Any:
+        """Write ``function`` to ``path``, whole or not at all; what was written is described.
+
+        Raises:
+            OptionError: ``path`` cannot be written, or ``opset`` is not one that can be emitted.
         """
         ...

@@ -8,4 +8,13 @@ from regraft.compiler.export import ExportReport
 from regraft.compiler.pipeline import run_passes
 from regraft.compiler.report import Report
 
-__all__ = ["Captured", "ExportReport", "Report", "capture", "capture_model", "compile", "export_onnx", "run_passes"]
+__all__ = [
+    "Captured",
+    "ExportReport",
+    "Report",
+    "capture",
+    "capture_model",
+    "compile",
+    "export_onnx",
+    "run_passes",
+]

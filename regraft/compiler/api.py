@@ -18,7 +18,7 @@ from regraft.compiler.options import Fallback, Options, Verify
 from regraft.compiler.pipeline import Compilation
 from regraft.compiler.report import Report
 from regraft.errors import OptionError
-from regraft.ir import OPS, Exactness, Module, OpDef, Pass, Rewrite, Symbol, print_module
+from regraft.ir import OPS, Exactness, Leaf, Module, OpDef, Pass, Rewrite, Symbol, print_module
 from regraft.runtime import CompiledModel, Signature
 
 _DEFAULT_BACKENDS = ("ort",)
@@ -50,19 +50,15 @@ def compile(
             ``{"input_ids": {0: Dim.AUTO, 1: Dim.AUTO}}``.
         backends: back ends in order of preference. One whose library is missing is left out, and
             the report says so.
-        fallback: what to do with an op that no back end takes: ``"error"``, or ``"eager"`` to run it
-            through torch, which the report counts.
+        fallback: for an op that no back end takes: ``"error"``, or ``"eager"`` to run it in torch.
         rewrites: rewrites of your own, besides regraft's.
         passes: pairs ``(stage, pass)`` of your own.
         ops: definitions of your own ops.
         exactness: the least exact kind of rewrite that may be applied.
-        verify: ``True`` compares the compiled model with eager in fp64 on the example arguments and
-            raises if it is off; ``"each"`` also checks the graph after every pass.
+        verify: ``True`` compares with eager in fp64 on the example arguments; ``"each"`` also checks
+            the graph after every pass.
         dump: a folder for the graph's text after each pass.
         threads: worker threads of the back ends; None leaves it to each library.
-
-    Returns:
-        A ``CompiledModel`` with ``report`` and ``ir``.
 
     Raises:
         OptionError: an argument has a value it cannot have.
@@ -81,6 +77,12 @@ def compile(
         dump=dump,
         threads=threads,
     )
+    return _compiled(model, args, kwargs, dynamic_shapes, options)
+
+
+def _compiled(
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dynamic_shapes: Any, options: Options
+) -> CompiledModel:
     start = time.perf_counter()
     captured = capture_model(model, args, kwargs, dynamic_shapes, options.table)
     compilation = _rewritten(captured, options)
@@ -100,9 +102,7 @@ def _rewritten(captured: Captured, options: Options) -> Compilation:
     return compilation
 
 
-def _example_sizes(
-    signature: Signature, symbols: Sequence[Symbol], captured: Captured
-) -> dict[Symbol, int]:
+def _example_sizes(signature: Signature, symbols: Sequence[Symbol], captured: Captured) -> dict[Symbol, int]:
     values = signature.sizes(signature.flatten(captured.args, captured.kwargs)) if captured.traced else {}
     return {s: values[s.name] for s in symbols if s.name in values}
 
@@ -110,16 +110,14 @@ def _example_sizes(
 def _lowered(compilation: Compilation, store: Store) -> CompiledModel:
     plan = compilation.lower(store)
     report = compilation.report
-    constants = [c for c in compilation.module.constants() if hasattr(c, "storage")]
-    report.memory["constants"] = sum(c.storage.nbytes for c in constants)  # pyright: ignore
+    leaves = [c for c in compilation.module.constants() if isinstance(c, Leaf)]
+    report.memory["constants"] = sum(leaf.storage.nbytes for leaf in leaves)
     module = compilation.module
 
     def refreshed(model: Any) -> CompiledModel:
         return _lowered(compilation, Store(module, replacements(module, model)))
 
-    return CompiledModel(
-        module.main.signature, plan, report, print_module(module), _refresher=refreshed
-    )
+    return CompiledModel(module.main.signature, plan, report, print_module(module), _refresher=refreshed)
 
 
 def capture(

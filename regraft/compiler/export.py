@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regraft.backends import backend
+from regraft.backends import FileExporter, backend
 from regraft.compiler.materialise import Store
 from regraft.compiler.partition import assign
 from regraft.compiler.pipeline import Compilation
@@ -60,14 +60,20 @@ def write_onnx(
         UnsupportedOpError: an op has no ONNX form; all of them are listed.
         OptionError: ``path`` cannot be written, or the opset is not one that can be emitted.
     """
-    from regraft.backends.ort import export_onnx_file
-
     function = compilation.module.main
-    assign(function, (backend("ort"),), None, compilation.options.table)
+    exporter = backend("ort")
+    assert isinstance(exporter, FileExporter), "the ort back end writes files"
+    assign(function, (exporter,), None, compilation.options.table)
     names = output_names(function.signature)
-    written = export_onnx_file(function, store, path, opset=opset, contrib=contrib, output_names=names)
+    written = exporter.export_file(function, store, path, opset=opset, contrib=contrib, output_names=names)
     return ExportReport(
-        path, written.opset, written.operators, written.inputs, written.outputs, written.bytes, compilation.report
+        path,
+        written.opset,
+        written.operators,
+        written.inputs,
+        written.outputs,
+        written.bytes,
+        compilation.report,
     )
 
 
@@ -84,8 +90,10 @@ def _keys(structure: Any) -> list[str]:
     if structure.is_leaf():
         return [""]
     children = structure.children()
-    names = context if isinstance(context, list) and len(context) == len(children) else [""] * len(children)
+    named: list[Any] = list(context) if isinstance(context, list) else []  # pyright: ignore[reportUnknownArgumentType]
+    if len(named) != len(children):
+        named = [""] * len(children)
     keys: list[str] = []
-    for name, child in zip(names, children, strict=True):
+    for name, child in zip(named, children, strict=True):
         keys += [str(name)] if child.is_leaf() else [f"{name}_{i}" for i, _ in enumerate(_keys(child))]
     return keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from regraft.backends import BUILTIN, Backend, backend
 from regraft.errors import BackendError, OptionError
@@ -52,7 +52,12 @@ class Options:
         _require(fallback in ("error", "eager"), "fallback", fallback, "'error' or 'eager'")
         _require(isinstance(exactness, Exactness), "exactness", exactness, "an Exactness")
         _require(verify in (True, False, "each"), "verify", verify, "True, False or 'each'")
-        _require(threads is None or (isinstance(threads, int) and threads > 0), "threads", threads, "a positive int")
+        _require(
+            threads is None or (isinstance(threads, int) and threads > 0),
+            "threads",
+            threads,
+            "a positive int",
+        )
         for op in ops:
             _require(isinstance(op, OpDef), "ops", op, "OpDefs")
         chosen, notes = _backends(backends)
@@ -72,18 +77,24 @@ class Options:
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:
     if not condition:
-        raise OptionError(f"'{name}' cannot be this", option=name, value=repr(value), expected=expected)
+        _refuse(name, value, expected)
+
+
+def _refuse(name: str, value: Any, expected: str) -> NoReturn:
+    raise OptionError(f"'{name}' cannot be this", option=name, value=repr(value), expected=expected)
 
 
 def _backends(wanted: Sequence[Any]) -> tuple[tuple[Backend, ...], tuple[str, ...]]:
     """The back ends that are installed, in order; a note for each that is not."""
     if isinstance(wanted, str) or not wanted:
-        _require(False, "backends", wanted, f"a list of back ends, of: {', '.join(sorted(BUILTIN))}")
+        _refuse("backends", wanted, f"a list of back ends, of: {', '.join(sorted(BUILTIN))}")
     chosen: list[Backend] = []
     notes: list[str] = []
     for entry in wanted:
         if not isinstance(entry, str):
-            _require(hasattr(entry, "supports") and hasattr(entry, "lower"), "backends", entry, "names or Backends")
+            _require(
+                hasattr(entry, "supports") and hasattr(entry, "lower"), "backends", entry, "names or Backends"
+            )
             chosen.append(entry)
             continue
         _require(entry in BUILTIN, "backends", entry, f"one of: {', '.join(sorted(BUILTIN))}")
@@ -97,10 +108,11 @@ def _backends(wanted: Sequence[Any]) -> tuple[tuple[Backend, ...], tuple[str, ..
 
 
 def _rewrite(entry: Any) -> Rewrite:
+    if isinstance(entry, Rewrite):
+        return entry
     if isinstance(entry, type) and issubclass(entry, Rewrite):
-        entry = entry()
-    _require(isinstance(entry, Rewrite), "rewrites", entry, "Rewrite classes or instances")
-    return entry
+        return entry()
+    _refuse("rewrites", entry, "Rewrite classes or instances")
 
 
 class _Staged:
@@ -115,8 +127,12 @@ class _Staged:
 
 
 def _staged(entry: Any) -> Pass:
-    _require(isinstance(entry, (tuple, list)) and len(entry) == 2, "passes", entry, "pairs (stage, Pass)")
-    stage, inner = entry
+    try:
+        stage, inner = entry
+    except (TypeError, ValueError):
+        _refuse("passes", entry, "pairs (stage, Pass)")
     _require(stage in STAGES, "passes", stage, f"a stage: {', '.join(STAGES)}")
-    _require(hasattr(inner, "name") and hasattr(inner, "run"), "passes", inner, "a Pass with a name and run()")
+    _require(
+        hasattr(inner, "name") and hasattr(inner, "run"), "passes", inner, "a Pass with a name and run()"
+    )
     return _Staged(stage, inner)

@@ -159,7 +159,11 @@ def _is_constant(value: Value) -> bool:
 
 
 def make_plan(
-    function: Function, pieces: Sequence[Piece], fallback: Backend, store: ConstantStore, options: LowerOptions
+    function: Function,
+    pieces: Sequence[Piece],
+    fallback: Backend,
+    store: ConstantStore,
+    options: LowerOptions,
 ) -> Plan:
     """Lower every piece and number the values between them."""
     pieces = [*pieces, *_constant_results(function, fallback)]

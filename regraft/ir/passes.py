@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, NoReturn, Protocol, TypeVar
 
 from regraft.errors import RegraftError, RewriteError
 from regraft.ir.core import Op, Value
@@ -126,6 +126,7 @@ class RewritePass:
     """
 
     max_applications: ClassVar[int] = 20
+    max_sweeps: ClassVar[int] = 100
 
     def __init__(
         self,
@@ -148,8 +149,12 @@ class RewritePass:
         for function in module.functions.values():
             driver = _Driver(index, context, self.max_applications)
             # The worklist revisits direct users of a change; another sweep finds deeper patterns.
-            while driver.run(list(function.walk())):
+            for _ in range(self.max_sweeps):
+                if not driver.run(list(function.walk())):
+                    break
                 changed = True
+            else:
+                driver.refuse(f"{self.max_sweeps} sweeps")
         return changed
 
 
@@ -176,15 +181,18 @@ class _Driver:
 
     def run(self, ops: Sequence[Op]) -> bool:
         self.pending = dict.fromkeys(ops)
+        self.recent = []
         budget = self.limit * max(len(ops), 10)
         while self.pending:
             op = next(iter(self.pending))
             del self.pending[op]
             if op.parent is not None and self._try(op) and len(self.recent) > budget:
-                names = ", ".join(sorted(set(self.recent[-10:])))
-                raise RewriteError(f"rewrites do not terminate after {budget} applications: {names}")
-        applied, self.recent = bool(self.recent), []
-        return applied
+                self.refuse(f"{budget} applications")
+        return bool(self.recent)
+
+    def refuse(self, limit: str) -> NoReturn:
+        names = tuple(sorted(set(self.recent[-10:])))
+        raise RewriteError(f"rewrites do not terminate after {limit}", names)
 
     def _try(self, op: Op) -> bool:
         for rewrite, pattern in self.index.get(op.name, ()):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 from regraft.errors import RewriteError
@@ -105,9 +105,12 @@ class Pattern:
         """Patterns of ``function(op, *variables)``; several when its root is ``op.one_of``.
 
         Raises:
-            RewriteError: it does not return an op.
+            RewriteError: it does not return an op, or a variable has a name that ``Match`` takes.
         """
         names = tuple(inspect.signature(function).parameters)[1:]
+        for name in names:
+            if name in _TAKEN:
+                raise RewriteError(f"{function.__qualname__}: a variable cannot be called '{name}'")
         root = function(PatternBuilder(table), *(Var(name) for name in names))
         roots = root.alternatives if isinstance(root, OneOf) else (root,)
         for each in roots:
@@ -160,6 +163,10 @@ class Match:
                 if any(use.op not in inside for use in result.uses):
                     return result
         return None
+
+
+#: ``match.values`` is not the variable ``values``: such a name would give something else in silence.
+_TAKEN = frozenset({*(f.name for f in fields(Match)), *(n for n in vars(Match) if not n.startswith("_"))})
 
 
 @dataclass

@@ -130,12 +130,13 @@ class Rewriter:
         pending, erased = [op], False
         while pending:
             candidate = pending.pop()
-            if not is_dead(candidate):
+            # A producer may be listed twice.
+            if candidate.parent is None or not is_dead(candidate):
                 continue
             producers = [v.op for v in candidate.operands if v.op is not None]
             self.erase(candidate)
             erased = True
-            pending += [p for p in dict.fromkeys(producers) if p.parent is not None]
+            pending += dict.fromkeys(producers)
         return erased
 
     def notify_inserted(self, op: Op) -> None:
@@ -158,8 +159,9 @@ class _ListeningBuilder(Builder):
 
 
 def is_dead(op: Op) -> bool:
-    """Whether nothing observes ``op``: it is pure and none of its results is used."""
-    return op.has(Trait.PURE) and not op.has(Trait.TERMINATOR) and not any(r.uses for r in op.results)
+    """Whether nothing observes ``op``: it is pure, defines no symbol, and none of its results is used."""
+    kept = op.has(Trait.TERMINATOR) or op.symbols or any(r.uses for r in op.results)
+    return op.has(Trait.PURE) and not kept
 
 
 def refines(new: Type, old: Type) -> bool:

@@ -1,14 +1,14 @@
 """Checks that a module keeps the rules of the IR.
 
 Each check is a small function that gives the first reason why an op (or region, or function) breaks its
-rule; ``OP_CHECKS`` lists those for ops, in an order in which each may rely on the ones before. A size
+rule; ``STRUCTURE`` and ``MEANING`` list those for ops, each relying on the ones before it. A size
 question without an answer is no fault, only a refuted one is.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
 
@@ -70,7 +70,7 @@ def verify_ops(
     check = _Check(_rules(stage), table, after_pass)
     for op in ops:
         if op.parent is not None:
-            check.op(op)
+            check.op(op, (*STRUCTURE, *MEANING))
 
 
 def _rules(stage: str | None) -> StageRules:
@@ -151,6 +151,8 @@ def _definition_problem(symbol: Symbol) -> str | None:
 
 # -- checks of one op --------------------------------------------------------------------------
 
+OpCheck: TypeAlias = Callable[[Op, "_Check"], "str | None"]
+
 
 @dataclass
 class _Check:
@@ -183,8 +185,10 @@ class _Check:
         if reason:
             self.fail(reason, culprit)
         for position, op in enumerate(region.ops):
-            self.op(op)
+            self.op(op, STRUCTURE)
+            # The innermost fault is the one to show: an op's types depend on those in its regions.
             self.inside(op, position)
+            self.op(op, MEANING)
 
     def inside(self, op: Op, position: int) -> None:
         """The regions of an op, and the recipe that a constant refers to."""
@@ -214,8 +218,8 @@ class _Check:
             self.fail(f"the recipe yields {found}, expected {recipe.type}", body.terminator)
         self.rules = kept
 
-    def op(self, op: Op) -> None:
-        for check in OP_CHECKS:
+    def op(self, op: Op, checks: Sequence[OpCheck]) -> None:
+        for check in checks:
             reason = check(op, self)
             if reason:
                 self.fail(reason, op)
@@ -425,9 +429,7 @@ def _stage(op: Op, check: _Check) -> str | None:
     return stage_problem(op, check.rules)
 
 
-OpCheck: TypeAlias = Callable[[Op, _Check], "str | None"]
-
-OP_CHECKS: tuple[OpCheck, ...] = (
+STRUCTURE: tuple[OpCheck, ...] = (
     _owners,
     _known,
     _shape,
@@ -436,9 +438,8 @@ OP_CHECKS: tuple[OpCheck, ...] = (
     _constants,
     _symbols,
     _regions_know_symbols,
-    _types,
-    _stage,
 )
+MEANING: tuple[OpCheck, ...] = (_types, _stage)
 
 
 # -- checks of regions and functions -----------------------------------------------------------

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from regraft.runtime.artefact import load
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from regraft.runtime.executable import ArtefactReader, ArtefactWriter, Executable
-from regraft.runtime.model import CompiledModel
+from regraft.runtime.model import CompiledModel, load
 from regraft.runtime.plan import Plan, Step
 from regraft.runtime.signature import ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
 

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from torch.utils import _pytree as pytree
 
 from regraft.errors import ArtefactError
 from regraft.runtime.executable import Executable
-from regraft.runtime.model import CompiledModel, SavedReport
 from regraft.runtime.plan import Plan, Step
 from regraft.runtime.signature import ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
 
@@ -45,6 +45,16 @@ _WEIGHTS = "weights.safetensors"
 _MAX_MANIFEST = 64 << 20
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What an artefact holds besides the files of its back ends."""
+
+    signature: Signature
+    plan: Plan
+    report: Mapping[str, Any]
+    ir: str
+
+
 class _FolderWriter:
     """Writes files into a folder that is not in its place yet."""
 
@@ -62,7 +72,9 @@ class _FolderWriter:
 
     def write_weights(self) -> None:
         # safetensors refuses tensors that share storage; a tied weight is one name already.
-        separate = {name: tensor.clone() if _shares(tensor) else tensor for name, tensor in self.tensors.items()}
+        separate = {
+            name: tensor.clone() if _shares(tensor) else tensor for name, tensor in self.tensors.items()
+        }
         save_file(separate, self.folder / _WEIGHTS)
         self.hashes[_WEIGHTS] = _file_hash(self.folder / _WEIGHTS)
 
@@ -109,8 +121,8 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save(model: CompiledModel, path: Path) -> None:
-    """Write ``model`` to the new folder ``path``; see ``CompiledModel.save``."""
+def save(contents: Contents, path: Path) -> None:
+    """Write ``contents`` to the new folder ``path``; see ``CompiledModel.save``."""
     if path.exists():
         raise ArtefactError("there is something at this path already", str(path))
     try:
@@ -118,7 +130,7 @@ def save(model: CompiledModel, path: Path) -> None:
     except OSError as error:
         raise ArtefactError(f"cannot write here: {error.strerror}", str(path)) from error
     try:
-        _write(model, folder)
+        _write(contents, folder)
         os.chmod(folder, 0o755)
         os.rename(folder, path)
     except OSError as error:
@@ -127,23 +139,23 @@ def save(model: CompiledModel, path: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(model: CompiledModel, folder: Path) -> None:
+def _write(contents: Contents, folder: Path) -> None:
     writer = _FolderWriter(folder)
-    steps = [_step_record(step, writer) for step in model.plan.steps]
-    writer.add_file("graph.ir", model.ir.encode())
+    steps = [_step_record(step, writer) for step in contents.plan.steps]
+    writer.add_file("graph.ir", contents.ir.encode())
     writer.write_weights()
     manifest = {
         "format": list(FORMAT),
         "producer": "regraft",
         "files": writer.hashes,
-        "signature": _signature_record(model.signature),
+        "signature": _signature_record(contents.signature),
         "plan": {
-            "inputs": model.plan.inputs,
-            "slots": model.plan.slots,
-            "results": list(model.plan.results),
+            "inputs": contents.plan.inputs,
+            "slots": contents.plan.slots,
+            "results": list(contents.plan.results),
             "steps": steps,
         },
-        "report": model.report.to_dict(),
+        "report": dict(contents.report),
     }
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
 
@@ -158,25 +170,14 @@ def _step_record(step: Step, writer: _FolderWriter) -> dict[str, Any]:
     }
 
 
-def load(path: str | Path, *, allow_native: bool = False) -> CompiledModel:
-    """A compiled model from the folder that ``CompiledModel.save`` wrote.
-
-    Args:
-        path: the folder.
-        allow_native: load machine code from the artefact. Only for artefacts you trust.
-
-    Raises:
-        ArtefactError: it is not an artefact, is damaged or of a newer format, or holds native code
-            that was not allowed.
-    """
-    folder = Path(path)
+def read(folder: Path, *, allow_native: bool) -> Contents:
+    """The contents of an artefact; see ``regraft.load``."""
     manifest = _read_manifest(folder)
     try:
         reader = _FolderReader(folder, dict(manifest["files"]))
         plan = _plan_from(manifest["plan"], reader, allow_native)
         signature = _signature_from(manifest["signature"])
-        report = SavedReport(dict(manifest["report"]))
-        return CompiledModel(signature, plan, report, reader.file("graph.ir").decode())
+        return Contents(signature, plan, dict(manifest["report"]), reader.file("graph.ir").decode())
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ArtefactError(f"the manifest is malformed: {error!r}", str(folder)) from error
 
@@ -278,7 +279,9 @@ def _structure(text: str) -> pytree.TreeSpec:
     try:
         return pytree.treespec_loads(text)
     except NotImplementedError as error:
-        raise ArtefactError(f"the result's type is not known here; import its module first: {error}") from error
+        raise ArtefactError(
+            f"the result's type is not known here; import its module first: {error}"
+        ) from error
 
 
 def _register_types(record: Any) -> None:

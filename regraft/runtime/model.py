@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from regraft.errors import RegraftError
+from regraft.runtime import artefact
 from regraft.runtime.plan import Plan
 from regraft.runtime.signature import Signature
 
@@ -42,7 +43,7 @@ class CompiledModel:
         Raises:
             ShapeError: an argument differs from what the model was compiled for.
         """
-        with torch.inference_mode():
+        with torch.no_grad():
             tensors = self.signature.flatten(args, kwargs)
             sizes = self.signature.sizes(tensors)
             results = self.plan.run(tensors, sizes)
@@ -65,9 +66,9 @@ class CompiledModel:
             ArtefactError: ``path`` exists or cannot be written.
             BackendError: a part of the model cannot be saved.
         """
-        from regraft.runtime.artefact import save
-
-        save(self, Path(path))
+        artefact.save(
+            artefact.Contents(self.signature, self.plan, self.report.to_dict(), self.ir), Path(path)
+        )
 
     def eval(self) -> CompiledModel:
         """Itself: a compiled model is always in inference mode."""
@@ -82,3 +83,18 @@ class SavedReport:
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self.content)
+
+
+def load(path: str | Path, *, allow_native: bool = False) -> CompiledModel:
+    """A compiled model from the folder that ``CompiledModel.save`` wrote.
+
+    Args:
+        path: the folder.
+        allow_native: load machine code from the artefact. Only for artefacts you trust.
+
+    Raises:
+        ArtefactError: it is not an artefact, is damaged or of a newer format, or holds native code
+            that was not allowed.
+    """
+    found = artefact.read(Path(path), allow_native=allow_native)
+    return CompiledModel(found.signature, found.plan, SavedReport(found.report), found.ir)

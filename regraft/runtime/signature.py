@@ -39,7 +39,9 @@ class SymbolSpec:
             raise ShapeError(f"{where} is {extent}; it must be {self.scale}*{self.name} + {self.offset}")
         if value < self.lo or (self.hi is not None and value > self.hi):
             upper = "inf" if self.hi is None else str(self.hi)
-            raise ShapeError(f"{where} is {extent}; the model was compiled for {self.name} in [{self.lo}, {upper}]")
+            raise ShapeError(
+                f"{where} is {extent}; the model was compiled for {self.name} in [{self.lo}, {upper}]"
+            )
         if value % self.divisor:
             raise ShapeError(f"{where} is {extent}; {self.name} must be a multiple of {self.divisor}")
         return value
@@ -144,7 +146,7 @@ class Signature:
             if name not in self.defaults or not _same_value(value, self.defaults[name]):
                 known = ", ".join(p.name for p in self.params)
                 raise ShapeError(
-                    f"unexpected argument '{name}'; the model was compiled with: {known}. Compile again with it"
+                    f"unexpected argument '{name}'; the model was compiled with: {known}"
                 )
 
     def _leaves(self, param: ParamSpec, value: Any) -> list[Any]:
@@ -195,7 +197,9 @@ class _ShapeCheck:
         spec = self.spec
         if tensor.dtype != self.dtype:
             got = DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype))
-            raise ShapeError(f"argument '{spec.name}' has dtype {got}; the model was compiled for {spec.dtype}")
+            raise ShapeError(
+                f"argument '{spec.name}' has dtype {got}; the model was compiled for {spec.dtype}"
+            )
         if tensor.dim() != len(spec.shape):
             raise ShapeError(
                 f"argument '{spec.name}' has shape {list(tensor.shape)}; "
@@ -220,7 +224,9 @@ def _shape_text(spec: TensorSpec) -> str:
 
 def _tensor(leaf: Any, spec: TensorSpec) -> Tensor:
     if not isinstance(leaf, Tensor):
-        raise ShapeError(f"argument '{spec.name}' is a {type(leaf).__name__}; the model was compiled for a tensor")
+        raise ShapeError(
+            f"argument '{spec.name}' is a {type(leaf).__name__}; the model was compiled for a tensor"
+        )
     return leaf
 
 

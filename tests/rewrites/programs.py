@@ -1,5 +1,6 @@
 """Random index programs: hypothesis draws ops over integer and bool tensors with symbolic sizes."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,12 @@ DTYPES = (DType.I64, DType.I64, DType.I32, DType.U8, DType.BOOL)
 COMPARISONS = ("eq", "ne", "le", "lt", "ge", "gt")
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
+
+
+def together(*values: Value) -> None:
+    """Leave out sizes that only may be equal: the IR takes B and 3 as equal where they meet, torch may broadcast."""
+    for a, b in itertools.combinations((value.tensor.shape for value in values), 2):
+        assert all(x == y or 1 in (x, y) for x, y in zip(reversed(a), reversed(b), strict=False))
 
 
 def _arange(op: Builder, draw: Draw, pick: Callable[[], Value]) -> Value:
@@ -75,7 +82,9 @@ def _binary(op: Builder, draw: Draw, pick: Callable[[], Value]) -> Value:
     names += [f"{name}.Tensor" for name in COMPARISONS]
     x, name = pick(), draw(st.sampled_from(names))
     assert x.tensor.dtype is not DType.BOOL or name != "sub.Tensor"  # torch refuses it
-    return op.call(f"aten.{name}", (x, pick()), {})
+    y = pick()
+    together(x, y)
+    return op.call(f"aten.{name}", (x, y), {})
 
 
 def _with_scalar(op: Builder, draw: Draw, pick: Callable[[], Value]) -> Value:
@@ -93,7 +102,9 @@ def _logic(op: Builder, draw: Draw, pick: Callable[[], Value]) -> Value:
     name = draw(st.sampled_from(["bitwise_and.Tensor", "bitwise_or.Tensor", "bitwise_not"]))
     a = pick()
     assert a.tensor.dtype is DType.BOOL
-    return op.aten.bitwise_not(a) if name == "bitwise_not" else op.call(f"aten.{name}", (a, pick()), {})
+    b = pick()
+    together(a, b)
+    return op.aten.bitwise_not(a) if name == "bitwise_not" else op.call(f"aten.{name}", (a, b), {})
 
 
 def _triangle(op: Builder, draw: Draw, pick: Callable[[], Value]) -> Value:
@@ -101,7 +112,9 @@ def _triangle(op: Builder, draw: Draw, pick: Callable[[], Value]) -> Value:
 
 
 def _where(op: Builder, draw: Draw, pick: Callable[[], Value]) -> Value:
-    return op.aten.where.self(pick(), pick(), pick())
+    values = [pick() for _ in range(3)]
+    together(*values)
+    return op.aten.where.self(*values)
 
 
 def _cast(op: Builder, draw: Draw, pick: Callable[[], Value]) -> Value:
@@ -134,8 +147,10 @@ def _index(op: Builder, draw: Draw, pick: Callable[[], Value]) -> Value:
     axes = [draw(st.integers(0, 2)) for _ in range(rank)]
     indices: list[Value] = []
     for axis, size in zip(axes, x.tensor.shape, strict=True):
-        counted = op.aten.arange.start_step(0, size, 1, dtype=DType.I64)
+        start = draw(st.sampled_from([0, 0, -1]))  # x[-1] is the last element
+        counted = op.aten.arange.start_step(start, size + start, 1, dtype=DType.I64)
         indices.append(op.aten.view(counted, [size if a == axis else 1 for a in range(3)]))
+    together(*indices)
     return op.aten.index.Tensor(x, indices)
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,21 @@ class OrtBackend:
     ) -> WrittenFile:
         """``function`` as an ONNX file; see ``export_onnx_file`` for the options."""
         return export_onnx_file(function, store, path, **options)
+
+    def export_file(
+        self,
+        function: Function,
+        store: ConstantStore,
+        path: Path,
+        *,
+        opset: int | None = None,
+        contrib: bool = True,
+        output_names: Sequence[str] | None = None,
+    ) -> WrittenFile:
+        """Write ``function`` as an ONNX file; see ``export_onnx_file``."""
+        return export_onnx_file(
+            function, store, path, opset=opset, contrib=contrib, output_names=output_names
+        )
 
 
 def to_onnx(function: Function, store: ConstantStore, target: Target | None = None) -> Emission:

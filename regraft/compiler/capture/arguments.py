@@ -1,14 +1,22 @@
 """From the arguments of an fx node to those of an op definition."""
 
+# torch's export and fx classes are partly untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# An overload's schema has no public name.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.fx import Node
 
 from regraft.ir import (
+    PLACEMENT,
     Arity,
     AttrSpec,
     Builder,
@@ -22,18 +30,15 @@ from regraft.ir import (
 )
 from regraft.runtime import DTYPE_NAMES
 
-#: Parameters about where and how a result is stored. Types carry the device; layout is not in the IR.
-PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking", "generator", "copy"})
+_LEFT_OUT = PLACEMENT | {"generator"}
 
 
-def overload_name(target: torch._ops.OpOverload) -> str:
+def overload_name(target: OpOverload) -> str:
     """The IR's name of an overload: ``aten.add.Tensor``, and ``aten.linear`` for the default one."""
     return str(target).removesuffix(".default")
 
 
-def call_arguments(
-    node: Node, target: torch._ops.OpOverload, value_of: Callable[[Node], Any]
-) -> dict[str, Any]:
+def call_arguments(node: Node, target: OpOverload, value_of: Callable[[Node], Any]) -> dict[str, Any]:
     """The node's arguments by schema name, in IR terms; those left at the schema's default are absent."""
     schema = target._schema.arguments
     given = {a.name: v for a, v in zip(schema, node.args, strict=False)} | dict(node.kwargs)
@@ -51,7 +56,7 @@ def _convert(value: Any, value_of: Callable[[Node], Any]) -> Any:
 
 
 def definition_for(
-    target: torch._ops.OpOverload, arguments: Mapping[str, Any], table: OpTable, builder: Builder
+    target: OpOverload, arguments: Mapping[str, Any], table: OpTable, builder: Builder
 ) -> tuple[OpDef, dict[str, Any]]:
     """The definition to use for a call, and the call's arguments in that definition's terms."""
     name = overload_name(target)
@@ -60,11 +65,11 @@ def definition_for(
     numbers = [n for n, v in bound.items() if _is_number(v) and isinstance(schema[n].type, torch.TensorType)]
     if numbers:
         name, bound = _scalar_overload(name, bound, numbers, table, builder)
-    definition = table.get(name) or _opaque(name, target)
+    definition = table.get(name) or opaque(target)
     known = {p.name for p in definition.params}
     for unknown in [n for n in bound if n not in known]:
-        if unknown not in PLACEMENT and not _is_default(bound[unknown], schema.get(unknown)):
-            return _opaque(name, target), dict(arguments)
+        if unknown not in _LEFT_OUT and not _is_default(bound[unknown], schema.get(unknown)):
+            return opaque(target), dict(arguments)
         del bound[unknown]
     return definition, bound
 
@@ -79,7 +84,12 @@ def _scalar_overload(
     """A number where the schema has a tensor: the scalar overload, or a 0-d tensor when there is none."""
     base, _, overload = name.rpartition(".")
     scalar = f"{base}.Scalar"
-    if overload == "Tensor" and scalar in table and numbers == ["other"] and not isinstance(bound["other"], Expr):
+    if (
+        overload == "Tensor"
+        and scalar in table
+        and numbers == ["other"]
+        and not isinstance(bound["other"], Expr)
+    ):
         return scalar, bound
     for each in numbers:
         bound[each] = _number_tensor(bound[each], builder)
@@ -97,13 +107,15 @@ def _is_default(value: Any, argument: Any) -> bool:
     return argument is not None and argument.has_default_value() and value == argument.default_value
 
 
-def _opaque(name: str, target: torch._ops.OpOverload) -> OpDef:
+def opaque(target: OpOverload) -> OpDef:
     """A definition for an op outside the table: its result types are those seen at capture."""
-    params = tuple(_param(argument) for argument in target._schema.arguments if argument.name not in PLACEMENT)
+    params = tuple(
+        _param(argument) for argument in target._schema.arguments if argument.name not in PLACEMENT
+    )
     traits = Trait.NONE if target._schema.is_mutable else Trait.PURE
     if torch.Tag.nondeterministic_seeded in target.tags:
         traits = Trait.RANDOM
-    return OpDef(name, params, _no_rule, traits, opaque=True)
+    return OpDef(overload_name(target), params, _no_rule, traits, opaque=True)
 
 
 def _no_rule(site: Any) -> Any:
@@ -124,4 +136,3 @@ def _param(argument: Any) -> Operand | AttrSpec:
         default = argument.default_value
         return AttrSpec(argument.name, tuple(default) if isinstance(default, list) else default)
     return AttrSpec(argument.name)
-

@@ -5,6 +5,10 @@ functional while keeping the composites that fusions want. What follows here is 
 the user calls the model, which sizes may vary, and errors that point at the user's line.
 """
 
+# torch's export and fx classes are partly untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
 from __future__ import annotations
 
 import inspect
@@ -12,7 +16,7 @@ import linecache
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +150,9 @@ def _as_module(model: Any) -> torch.nn.Module:
             )
         return _FunctionModule(model).eval()
     if model.training:
-        raise OptionError("the model is in training mode; call model.eval() first: regraft compiles inference")
+        raise OptionError(
+            "the model is in training mode; call model.eval() first: regraft compiles inference"
+        )
     trained = next((name for name, m in model.named_modules() if m.training and _mode_matters(m)), None)
     if trained is not None:
         raise OptionError(f"the submodule '{trained}' is in training mode; call model.eval() first")
@@ -163,7 +169,9 @@ def _by_parameter(form: CallForm, args: Sequence[Any], kwargs: dict[str, Any]) -
     if isinstance(args, torch.Tensor):
         raise OptionError("args is a tensor; pass a tuple of the positional arguments: args=(x,)")
     if len(args) > len(form.positional):
-        raise OptionError(f"args has {len(args)} values; the model takes {len(form.positional)} positional ones")
+        raise OptionError(
+            f"args has {len(args)} values; the model takes {len(form.positional)} positional ones"
+        )
     arguments = dict(zip(form.positional, args, strict=False))
     for name in kwargs:
         if name in arguments:
@@ -173,7 +181,9 @@ def _by_parameter(form: CallForm, args: Sequence[Any], kwargs: dict[str, Any]) -
     return arguments | {name: kwargs[name] for name in (*dict.fromkeys(ordered), *rest)}
 
 
-def _split(form: CallForm, arguments: Mapping[str, Any], n_args: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _split(
+    form: CallForm, arguments: Mapping[str, Any], n_args: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     values = tuple(arguments.values())
     return values[:n_args], dict(list(arguments.items())[n_args:])
 
@@ -201,7 +211,13 @@ def _torch_shapes(shapes: Mapping[str, Any], arguments: Mapping[str, Any]) -> di
 
 def _dynamic_axes(spec: Any) -> dict[int, Any]:
     """Axis -> dimension for the axes that ``spec`` leaves open; nested specs are torch's affair."""
-    items = spec.items() if isinstance(spec, Mapping) else enumerate(spec) if isinstance(spec, (tuple, list)) else ()
+    items = (
+        spec.items()
+        if isinstance(spec, Mapping)
+        else enumerate(spec)
+        if isinstance(spec, (tuple, list))
+        else ()
+    )
     return {a: d for a, d in items if isinstance(a, int) and d is not None and d is not Dim.STATIC}
 
 
@@ -227,16 +243,19 @@ def _check_dynamic(module: Module, shapes: Mapping[str, Any], arguments: Mapping
         for axis in _dynamic_axes(shapes.get(param.name)):
             if isinstance(leaf.shape[axis], int):
                 raise CaptureError(
-                    f"dimension {axis} of '{param.name}' was asked to be dynamic, but the model's code fixes it "
-                    f"to {leaf.shape[axis]}",
+                    f"dimension {axis} of '{param.name}' was asked to be dynamic, but the model's code "
+                    f"fixes it to {leaf.shape[axis]}",
                     hint="leave it out of dynamic_shapes, or remove what depends on its value",
                 )
 
 
 @contextmanager
-def _quiet_export() -> Iterator[None]:
+def _quiet_export() -> Generator[None]:
     """torch.export logs advice about dims and guards that we give ourselves, as errors."""
-    loggers = [logging.getLogger(n) for n in ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._export")]
+    loggers = [
+        logging.getLogger(n)
+        for n in ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._export")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -248,7 +267,7 @@ def _quiet_export() -> Iterator[None]:
 
 
 @contextmanager
-def _pointing_at_user_code() -> Iterator[None]:
+def _pointing_at_user_code() -> Generator[None]:
     """Turn what torch.export raises into a ``CaptureError`` at the user's own line."""
     try:
         yield
@@ -275,7 +294,10 @@ def _explain(error: Exception) -> tuple[str, str | None]:
             "compute both sides and select with torch.where, or use torch.cond",
         )
     if "Constraints violated" in str(error):
-        return f"dynamic_shapes do not fit the model: {_constraint(str(error))}", "use Dim.AUTO, or give the Dim a range"
+        return (
+            f"dynamic_shapes do not fit the model: {_constraint(str(error))}",
+            "use Dim.AUTO, or give the Dim a range",
+        )
     if "not a known type" in str(error) and "Cache" in str(error):
         return "the model returns a cache object", "pass use_cache=False"
     return f"torch.export cannot capture the model: {name}: {text}", None

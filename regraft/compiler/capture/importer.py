@@ -5,6 +5,10 @@ parameters, buffers and lifted tensors become constants, tied ones a single cons
 torch does implicitly become ops.
 """
 
+# torch's export and fx classes are partly untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
 from __future__ import annotations
 
 import operator
@@ -13,11 +17,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from regraft.compiler.capture.arguments import call_arguments, definition_for, overload_name
+from regraft.compiler.capture.arguments import call_arguments, definition_for, opaque, overload_name
 from regraft.compiler.capture.promotion import promoted
 from regraft.compiler.capture.signature import make_signature
 from regraft.compiler.capture.sizes import Sizes
@@ -29,9 +35,11 @@ from regraft.ir import (
     Location,
     Module,
     Op,
+    OpDef,
     OpTable,
     Region,
     TensorType,
+    Trait,
     Value,
     dims,
     refines,
@@ -98,7 +106,9 @@ class _Importer:
             if spec.kind is InputKind.USER_INPUT:
                 if isinstance(spec.arg, TensorArgument):
                     node = nodes[spec.arg.name]
-                    self.values[node.name] = self.region.add_arg(self.sizes.tensor_type(node.meta["val"]), node.name)
+                    self.values[node.name] = self.region.add_arg(
+                        self.sizes.tensor_type(node.meta["val"]), node.name
+                    )
                 elif not isinstance(spec.arg, ConstantArgument):
                     raise CaptureError(
                         f"the argument '{spec.arg.name}' is a number that may change from call to call",
@@ -144,12 +154,15 @@ class _Importer:
     def _add_call(self, node: Node) -> None:
         if node.target is operator.getitem:
             source, index = node.args
-            assert isinstance(source, Node) and isinstance(index, int)
+            assert isinstance(source, Node), source
+            assert isinstance(index, int), index
             values = self.values[source.name]
             self.values[node.name] = values[index] if isinstance(values, tuple) else values
             return
-        if not isinstance(node.target, torch._ops.OpOverload):
-            if isinstance(node.meta.get("val"), (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)):
+        if not isinstance(node.target, OpOverload):
+            if isinstance(
+                node.meta.get("val"), (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
+            ):
                 return
             raise CaptureError(
                 f"{_target_name(node)} is not an operation on tensors that can be captured yet",
@@ -160,29 +173,22 @@ class _Importer:
             return
         self._add_op(node, node.target)
 
-    def _add_op(self, node: Node, target: torch._ops.OpOverload) -> None:
+    def _add_op(self, node: Node, target: OpOverload) -> None:
         builder = self._builder(node)
         arguments = call_arguments(node, target, self._value)
         result_types = [self.sizes.tensor_type(v) for v in _results(node)]
         definition, bound = definition_for(target, arguments, self.table, builder)
+        _refuse_effects(definition, node)
         bound = promoted(definition, bound, result_types, builder)
-        if definition.opaque:
-            op = Op.create(definition, (), bound, result_types=result_types, loc=builder.loc)
-        else:
-            op = self._create(definition, bound, builder.loc)
-            _check_types(op, result_types)
+        op = _typed(definition, bound, result_types, builder.loc)
+        if op is None:
+            op = Op.create(opaque(target), (), arguments, result_types=result_types, loc=builder.loc)
         builder.insert(op)
         for result, type in zip(op.results, result_types, strict=True):
             result.hint = node.name
             result.type = type
         many = isinstance(node.meta["val"], (tuple, list))
         self.values[node.name] = op.results if many else op.results[0]
-
-    def _create(self, definition: Any, bound: Mapping[str, Any], loc: Location) -> Op:
-        try:
-            return Op.create(definition, (), bound, loc=loc)
-        except TypeError as error:
-            raise CaptureError(f"{definition.name}: {error}", location=str(loc)) from error
 
     def _add_results(self) -> None:
         nodes = {n.name: n for n in self.program.graph.nodes}
@@ -199,14 +205,44 @@ class _Importer:
         Builder(self.table, self.region).create("cf.yield", (results,))
 
 
+def _typed(
+    definition: OpDef, bound: Mapping[str, Any], result_types: Sequence[TensorType], loc: Location
+) -> Op | None:
+    """The op with its types inferred and compared with those captured; None when it has no type rule here."""
+    if definition.opaque:
+        return None
+    try:
+        op = Op.create(definition, (), bound, loc=loc)
+    except TypeError:
+        return None  # a use that the table does not cover: eager can still run it
+    _check_types(op, result_types)
+    return op
+
+
+def _refuse_effects(definition: OpDef, node: Node) -> None:
+    if Trait.RANDOM in definition.traits:
+        raise CaptureError(
+            f"{definition.name} draws random numbers, which a compiled model cannot yet do in eager's order",
+            location=str(location_of(node)),
+            hint="pass the random values as an argument",
+        )
+    if definition.opaque and Trait.PURE not in definition.traits:
+        raise CaptureError(
+            f"{definition.name} writes to its arguments",
+            location=str(location_of(node)),
+            hint="use the form that returns a new tensor",
+        )
+
+
 def _constant_of(value: Value) -> Any:
     return value.op.attr("value") if value.op is not None and value.op.name == "rg.const" else None
 
 
 def _results(node: Node) -> list[torch.Tensor]:
     value = node.meta.get("val")
-    results = list(value) if isinstance(value, (tuple, list)) else [value]
-    if not all(isinstance(v, torch.Tensor) for v in results):
+    given: Sequence[Any] = value if isinstance(value, (tuple, list)) else [value]
+    results = [v for v in given if isinstance(v, torch.Tensor)]
+    if len(results) != len(given):
         raise CaptureError(
             f"{_target_name(node)} gives a {type(value).__name__}, not tensors; a size that depends on data "
             "cannot be captured yet",
@@ -221,9 +257,9 @@ def _is_size_assert(node: Node) -> bool:
     if not name.startswith(("aten._assert_scalar", "aten.sym_constrain_range")):
         return False
     condition = node.args[0]
-    value = condition.meta.get("val") if isinstance(condition, Node) else condition
+    value: Any = condition.meta.get("val") if isinstance(condition, Node) else condition
     unbacked = getattr(getattr(value, "node", None), "shape_env", None)
-    if unbacked is not None and torch.fx.experimental.symbolic_shapes.free_unbacked_symbols(value):
+    if unbacked is not None and free_unbacked_symbols(value):
         raise CaptureError(
             "a size or a check depends on the value of a tensor, which cannot be captured yet",
             location=str(location_of(node)),
@@ -235,7 +271,9 @@ def _check_types(op: Op, expected: Sequence[TensorType]) -> None:
     for result, type in zip(op.results, expected, strict=True):
         assert isinstance(result.type, TensorType)
         same = result.type.dtype == type.dtype and result.type.rank == type.rank
-        if not same or not (refines(type, result.type) or refines(result.type, type) or _may_equal(result.type, type)):
+        if not same or not (
+            refines(type, result.type) or refines(result.type, type) or _may_equal(result.type, type)
+        ):
             raise CaptureError(
                 f"{op.name} was captured with the type {type}, but its rule gives {result.type}; "
                 "this is a bug in regraft's op table",

@@ -12,6 +12,8 @@ from regraft.runtime import DTYPE_NAMES, TORCH_DTYPES
 
 #: Operands that select and are not computed with.
 _SELECTORS = frozenset({"condition", "mask", "index", "indices"})
+#: Ops that bring a list of tensors to one dtype.
+_JOINS = frozenset({"aten.cat", "aten.stack"})
 
 
 def promoted(
@@ -21,30 +23,48 @@ def promoted(
     found = dict(bound)
     if "dtype" in {a.name for a in definition.attrs} and found.get("dtype") is None and not definition.opaque:
         found = _explicit_dtype(definition, found, results)
+    if definition.name in _JOINS:
+        target = results[0].dtype
+        found["tensors"] = tuple(_cast(v, target, builder) for v in found["tensors"])
     if Trait.ELEMENTWISE not in definition.traits:
         return found
     tensors = {
-        n: v for n, v in found.items() if isinstance(v, Value) and n not in _SELECTORS and isinstance(v.type, TensorType)
+        n: v
+        for n, v in found.items()
+        if isinstance(v, Value) and n not in _SELECTORS and isinstance(v.type, TensorType)
     }
     if not tensors:
         return found
     target = _common_dtype(tensors, found, results)
     for name, value in tensors.items():
-        if value.tensor.dtype != target:
-            found[name] = builder.create("aten._to_copy", (value,), {"dtype": target}).result
+        found[name] = _cast(value, target, builder)
     return found
 
 
-def _explicit_dtype(definition: OpDef, bound: dict[str, Any], results: Sequence[TensorType]) -> dict[str, Any]:
+def _cast(value: Value, dtype: DType, builder: Builder) -> Value:
+    if value.tensor.dtype == dtype:
+        return value
+    return builder.create("aten._to_copy", (value,), {"dtype": dtype}).result
+
+
+def _explicit_dtype(
+    definition: OpDef, bound: dict[str, Any], results: Sequence[TensorType]
+) -> dict[str, Any]:
     """An op that creates a tensor says of which dtype, instead of asking torch's default at run time."""
     if any(isinstance(v, Value) for v in bound.values()):
         return bound
     return bound | {"dtype": results[0].dtype}
 
 
-def _common_dtype(tensors: Mapping[str, Value], bound: Mapping[str, Any], results: Sequence[TensorType]) -> DType:
+def _common_dtype(
+    tensors: Mapping[str, Value], bound: Mapping[str, Any], results: Sequence[TensorType]
+) -> DType:
     metas = [_meta(v.tensor) for v in tensors.values()]
-    scalars = [v for n, v in bound.items() if isinstance(v, (bool, int, float, complex)) and n in ("other", "exponent")]
+    scalars = [
+        v
+        for n, v in bound.items()
+        if isinstance(v, (bool, int, float, complex)) and n in ("other", "exponent")
+    ]
     common = DType(DTYPE_NAMES[_join(metas, scalars)])
     result = results[0].dtype
     # sqrt, div and their like compute integers in floating point.

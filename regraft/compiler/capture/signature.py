@@ -1,5 +1,9 @@
 """The calling convention of a captured program."""
 
+# torch's export and fx classes are partly untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +29,8 @@ def make_signature(
     """How ``program``, whose flat tensor inputs are ``inputs``, is called."""
     leaves = _input_leaves(program, inputs)
     in_spec = program.call_spec.in_spec
-    assert in_spec is not None and program.call_spec.out_spec is not None
+    assert in_spec is not None, "the program has no calling convention"
+    assert program.call_spec.out_spec is not None, "the program has no result structure"
     args_spec, kwargs_spec = in_spec.children()
     params: list[ParamSpec] = []
     for name, spec in zip(names, (*args_spec.children(), *kwargs_spec.children()), strict=True):
@@ -84,4 +89,3 @@ def _outputs(program: ExportedProgram) -> tuple[int | ValueSpec, ...]:
             outputs.append(count)
             count += 1
     return tuple(outputs)
-

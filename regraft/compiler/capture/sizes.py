@@ -1,5 +1,9 @@
 """Symbols and dims of an exported program."""
 
+# torch's export and fx classes are partly untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -62,7 +66,9 @@ class Sizes:
             CaptureError: it is sparse, quantized or of a dtype without a name here.
         """
         if tensor.layout is not torch.strided or tensor.dtype not in DTYPE_NAMES:
-            raise CaptureError(f"tensors of dtype {tensor.dtype} and layout {tensor.layout} are not supported")
+            raise CaptureError(
+                f"tensors of dtype {tensor.dtype} and layout {tensor.layout} are not supported"
+            )
         shape = tuple(self.dim(d) for d in tensor.shape)
         return TensorType(DType(DTYPE_NAMES[tensor.dtype]), shape, tensor.device.type)
 

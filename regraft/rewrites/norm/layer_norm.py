@@ -11,20 +11,21 @@ from regraft.rewrites.support import is_last_dims, same_dims
 class LayerNorm(Rewrite):
     """(x - mean(x)) * rsqrt(var(x) + eps) = layer_norm(x), over the last dimensions.
 
-    The variance is ``mean((x - mean(x))²)``, which ``RMSNorm`` has raised already when this runs, or
-    ``var(x, correction=0)``. Sources: hand-written layers, and decompositions of ``native_layer_norm``.
+    The variance is ``mean((x - mean(x))²)``, which ``RMSNorm`` has raised already when this runs, perhaps
+    with the weight, or ``var(x, correction=0)``. Sources: hand-written layers, and decompositions of
+    ``native_layer_norm``.
     """
 
     exactness = Exactness.REASSOCIATES
     after = ("RMSNorm",)
 
-    def pattern(self, op: PatternBuilder, x: Var) -> Any:
+    def pattern(self, op: PatternBuilder, x: Var, weight: Var) -> Any:
         axes = op.attr("dim")
         centred = op.aten.sub.Tensor(x, op.aten.mean.dim(x, axes, True))
         variance = op.aten.var.correction(x, axes, correction=op.attr("correction"), keepdim=True)
         shifted = op.aten.add.Scalar(variance, op.attr("eps"))
         return op.one_of(
-            op.aten.rms_norm(centred, op.attr("shape"), None, op.attr("eps")),
+            op.aten.rms_norm(centred, op.attr("shape"), op.optional(weight), op.attr("eps")),
             op.aten.mul.Tensor(centred, op.aten.rsqrt(shifted)),
             op.aten.div.Tensor(centred, op.aten.sqrt(shifted)),
         )
@@ -42,10 +43,11 @@ class LayerNorm(Rewrite):
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value:
-        return op.aten.layer_norm(m.x, _normalised(m), None, None, float(m.attr("eps")))
+        return op.aten.layer_norm(m.x, _normalised(m), m.optional("weight"), None, float(m.attr("eps")))
 
     examples = (
         Example(lambda op, x: _from_rms(op, x), ("f32[B, S, 16]",)),
+        Example(lambda op, x, w: _from_rms(op, x, w), ("f32[2, 16]", "f32[16]"), (1,)),
         Example(lambda op, x: _from_variance(op, x, 0), ("f32[2, 16]",)),
         Example(lambda op, x: _with_division(op, x), ("f32[2, 16]",)),
     )
@@ -137,8 +139,8 @@ def _centred(op: Builder, x: Value) -> Value:
     return op.aten.sub.Tensor(x, op.aten.mean.dim(x, (x.tensor.rank - 1,), True))
 
 
-def _from_rms(op: Builder, x: Value) -> Value:
-    return op.aten.rms_norm(_centred(op, x), x.tensor.shape[-1:], None, 1e-5)
+def _from_rms(op: Builder, x: Value, weight: Value | None = None) -> Value:
+    return op.aten.rms_norm(_centred(op, x), x.tensor.shape[-1:], weight, 1e-5)
 
 
 def _from_variance(op: Builder, x: Value, correction: int, axis: int = 1) -> Value:
