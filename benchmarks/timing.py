@@ -1,8 +1,9 @@
 """The noise rule: interleaved calls, medians of paired ratios, and the same thing timed against itself.
 
-See docs/architecture.md, section 8. All entrants of a race take turns in one process; the order rotates from
-round to round, so that each follows each other one equally often. The first entrant runs in two slots: the
-ratio of those is the noise floor.
+See docs/architecture.md, section 8. All entrants of a race take turns in one process, in an order drawn anew
+for each round. Before each sample its entrant runs once untimed: what another one left behind (its data in
+caches, workers of OpenMP that still spin) is then gone. The first entrant runs in two slots: the ratio of those
+is the noise floor.
 """
 
 from __future__ import annotations
@@ -111,9 +112,10 @@ def race(
             call()
     times: dict[str, list[float]] = {name: [] for name in slots}
     repeated = noisy = 0
+    order = np.random.default_rng(0)
     deadline = time.perf_counter() + patience
     while len(times[first]) < rounds:
-        sample, foreign = _round(slots, len(times[first]), inner)
+        sample, foreign = _round(slots, order.permutation(list(slots)), inner)
         patient = time.perf_counter() < deadline
         if foreign > _FOREIGN_CORES and patient:
             repeated += 1
@@ -124,13 +126,8 @@ def race(
     return Race(times, repeated, noisy)
 
 
-def _round(slots: Mapping[str, Call], number: int, inner: int) -> tuple[dict[str, float], float]:
+def _round(slots: Mapping[str, Call], order: Sequence[str], inner: int) -> tuple[dict[str, float], float]:
     """One sample of each slot, and the cores that other processes used meanwhile."""
-    names = list(slots)
-    shift = number % len(names)
-    order = names[shift:] + names[:shift]
-    if number % 2:
-        order.reverse()
     gc.collect()
     gc.disable()
     before = _usage()
@@ -138,6 +135,7 @@ def _round(slots: Mapping[str, Call], number: int, inner: int) -> tuple[dict[str
     try:
         for name in order:
             call = slots[name]
+            call()
             start = time.perf_counter()
             for _ in range(inner):
                 call()

@@ -3,6 +3,7 @@
 An `-m` expression that names `conformance` takes over: `-m "conformance or not conformance"` is the full run.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("sample")
     group.addoption("--sample-seed", help="seed of the conformance sample (the commit hash)")
     group.addoption("--sample", type=float, default=0.1, help="fraction of conformance tests (0.1)")
+    group = parser.getgroup("golden")
+    group.addoption("--update", action="store_true", help="write golden files anew instead of comparing")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,3 +51,18 @@ def belongs_to_plain_run(item: pytest.Item, config: pytest.Config) -> bool:
     if item.get_closest_marker("conformance") is None:
         return True
     return is_sampled(item.nodeid, config.option.sample_seed, config.option.sample)
+
+
+@pytest.fixture
+def check_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with the file at a path from the repository's root; `--update` writes the file."""
+
+    def check(path: str, text: str) -> None:
+        file = REPOSITORY / path
+        if request.config.option.update:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        assert file.exists(), f"{path} is missing; run pytest --update"
+        assert text == file.read_text(encoding="utf-8"), f"{path} is out of date; run pytest --update"
+
+    return check

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 BUILTIN: dict[str, tuple[str, str, str]] = {
     "ort": ("regraft.backends.ort", "OrtBackend", "onnxruntime"),
     "eager": ("regraft.backends.eager", "EagerBackend", "torch"),
-    "example": ("regraft.backends.example", "ExampleBackend", "torch"),
+    "example": ("regraft.backends.example", "ExampleBackend", "numpy"),
 }
 
 _LAZY = ("Backend", "ConstantStore", "FileExporter", "LowerOptions")

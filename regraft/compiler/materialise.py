@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from regraft.backends import LowerOptions, backend
 from regraft.errors import RegraftError
@@ -47,22 +49,35 @@ class Store:
         self._results.clear()
 
 
+#: How torch.export names tensors that it lifted out of the code: nobody's parameters.
+_LITERALS = ("lifted_tensor", "_tensor_constant")
+
+
+def _tensor_of(model: Any, name: str) -> Tensor:
+    """The parameter, buffer or plain attribute of that name."""
+    if isinstance(model, ExportedProgram):
+        tensor = model.state_dict.get(name, model.constants.get(name))
+    else:
+        try:
+            tensor = attrgetter(name)(model)
+        except AttributeError:
+            tensor = None
+    if not isinstance(tensor, Tensor):
+        raise RegraftError(f"the model has no tensor '{name}', as the compiled one has. Compile again")
+    return tensor
+
+
 def replacements(module: Module, model: Any) -> dict[Leaf, Tensor]:
     """For each leaf, the tensor of the same name in ``model``.
 
     Raises:
         RegraftError: ``model`` lacks one, or it differs in shape or dtype.
     """
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    tensors |= dict(model.named_buffers(remove_duplicate=False))
     found: dict[Leaf, Tensor] = {}
     for constant in module.constants():
-        if not isinstance(constant, Leaf):
+        if not isinstance(constant, Leaf) or constant.name.rpartition(".")[2].startswith(_LITERALS):
             continue
-        tensor = tensors.get(constant.name)
-        if tensor is None:
-            # A literal that capture lifted out of the code is nobody's parameter.
-            continue
+        tensor = _tensor_of(model, constant.name)
         old = constant.storage
         if tensor.shape != old.shape or tensor.dtype != old.dtype:
             raise RegraftError(

@@ -53,6 +53,9 @@ Atom: TypeAlias = Symbol | Call
 Monomial: TypeAlias = tuple[Atom, ...]
 Bounds: TypeAlias = tuple[int | None, int | None]
 
+_PICKS = ("min", "max")
+_MAX_SPLITS = 4
+
 #: No size is larger: torch and ONNX write "to the end" of a slice this way.
 MAX_SIZE = 2**63 - 1
 
@@ -259,13 +262,13 @@ def _extremum(fn: str, a: Dim, b: Dim) -> Dim:
             return y if fn == "min" else x
         if isinstance(x, Expr) and _is_argument(fn, y, x):
             return x
-    less = le(a, b)
-    if less is not None:
-        return a if less == (fn == "min") else b
-    more = le(b, a)
-    if more is not None:
-        return b if more == (fn == "min") else a
+    # Sorted first: where both are equal, the answer must not depend on the order either.
     left, right = sorted((a, b), key=str)
+    less = le(left, right)
+    if less is None and (more := le(right, left)) is not None:
+        less = not more
+    if less is not None:
+        return left if less == (fn == "min") else right
     return as_expr(Call(fn, (left, right)))
 
 
@@ -361,10 +364,35 @@ def le(a: Dim, b: Dim) -> bool | None:
     """Whether ``a <= b`` for every value of the symbols; None when that is not known."""
     if _by_definition(a, b):
         return True
-    low, high = bounds(b - a)
+    difference = b - a
+    if _is_natural(difference):
+        return True
+    return False if _is_natural(-1 - difference) else None
+
+
+def _is_natural(dim: Dim, splits: int = _MAX_SPLITS) -> bool:
+    """Whether ``dim`` is proved to be at least 0, by its bounds or case by case over ``min`` and ``max``."""
+    low, _ = bounds(dim)
     if low is not None and low >= 0:
         return True
-    return False if high is not None and high < 0 else None
+    if isinstance(dim, int) or splits == 0:
+        return False
+    choices = [
+        (m[0], c) for m, c in dim.terms if len(m) == 1 and isinstance(m[0], Call) and m[0].fn in _PICKS
+    ]
+    # The sum is the smallest of its cases or the largest: all must be natural, or one. Those first of
+    # which all must be: a later choice may then depend on the case.
+    if not choices:
+        return False
+    call, coefficient = min(choices, key=lambda choice: _is_largest(*choice))
+    rest = dim - coefficient * as_expr(call)
+    cases = (_is_natural(rest + coefficient * arg, splits - 1) for arg in call.args)
+    return any(cases) if _is_largest(call, coefficient) else all(cases)
+
+
+def _is_largest(call: Call, coefficient: int) -> bool:
+    """Whether ``coefficient`` times a ``min`` or ``max`` is the largest of the products of its arguments."""
+    return (call.fn == "max") == (coefficient > 0)
 
 
 def _by_definition(a: Dim, b: Dim) -> bool:

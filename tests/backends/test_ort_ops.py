@@ -101,7 +101,7 @@ def test_exported_sample(sample: Sample, form: tuple[bool, int], tmp_path: Any) 
         chosen = sample if has_its_sizes(sample) else harness.static(sample, sizes)
         function = harness.function_of(harness.op_of(chosen))
         path = tmp_path / f"{sizes['s']}.onnx"
-        written = ORT.export(function, harness.NoConstants(), path, contrib=contrib, opset=opset)
+        written = ORT.export_file(function, harness.NoConstants(), path, contrib=contrib, opset=opset)
         assert contrib or not any("::" in name for name in written.operators)
         assert written.opset == opset
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -28,7 +28,7 @@ RECOVERED = {
     "vit": {"TrueMask": 2},
     "modernbert": {"Rotary": 4, "TrueMask": 1},
 }
-#: Unlike the example, which is [2, 24]: one of everything, a prime, more of both, and the longest of the small form.
+#: Unlike the example, which is [2, 24]: one of everything, primes, more of both.
 SIZES = [(1, 1), (3, 13), (1, 24), (5, 7), (2, 131)]
 
 
@@ -68,7 +68,7 @@ def test_static(family: Family) -> None:
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "modernbert"])
 def test_with_an_attention_mask(name: str) -> None:
-    """Padding on the right, a different length in each row; also by position and by keyword."""
+    """Padding on the right, a different length in each row; called by position and by keyword."""
     family = FAMILIES[name]
     model = family.make()
 
@@ -84,7 +84,7 @@ def test_with_an_attention_mask(name: str) -> None:
     for batch, length in [(1, 1), (4, 13), (2, 40)]:
         compare(model, compiled, inputs(batch, length))
     ids, mask = inputs(2, 11).values()
-    by_position = compiled(ids, mask)
+    by_position = compiled(ids, attention_mask=mask)
     assert torch.equal(by_position[0], compiled(input_ids=ids, attention_mask=mask)[0])
 
 

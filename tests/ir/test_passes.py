@@ -72,7 +72,7 @@ def test_order_does_not_depend_on_the_list() -> None:
 
 
 def test_cycle() -> None:
-    with pytest.raises(RewriteError, match="cyclic order: .*(a -> b|b -> a)"):
+    with pytest.raises(RewriteError, match=r"cyclic order: .*(a -> b|b -> a)"):
         names([Named("a", after=["b"]), Named("b", after=["a"])])
     with pytest.raises(RewriteError, match="cyclic order"):
         names([Named("a", before=["b"]), Named("b", before=["c"]), Named("c", before=["a"])])
@@ -101,7 +101,7 @@ def test_stage_runs_its_passes_and_reports_them() -> None:
 
 
 def test_failing_pass_is_named() -> None:
-    with pytest.raises(RewriteError, match="the pass 'bad' failed: .*by zero"):
+    with pytest.raises(RewriteError, match=r"the pass 'bad' failed: .*by zero"):
         run_stage([Named("bad", run=lambda m: 1 // 0)], "fold", relu_chain(), PassContext(TABLE))
 
 

@@ -84,7 +84,7 @@ def test_replacement_is_told_in_order() -> None:
     ],
 )
 def test_replacement_must_fit(new: object, reason: str) -> None:
-    made, relu, neg, rewriter, _ = setting()
+    made, _, neg, rewriter, _ = setting()
     values = new(rewriter.before(neg), made.main.args[0])  # type: ignore[operator]
     before = print_module(made)
     with pytest.raises(RewriteError, match=reason):
@@ -130,7 +130,7 @@ def test_unused_producers_go_once() -> None:
 
 
 def test_used_or_effectful_ops_stay() -> None:
-    made, relu, neg, rewriter, log = setting()
+    made, relu, neg, rewriter, _ = setting()
     assert not rewriter.erase_if_unused(relu)
     random = rewriter.before(relu).create("my.draw", (made.main.args[0],))
     assert not rewriter.erase_if_unused(random)

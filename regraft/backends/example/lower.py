@@ -31,14 +31,14 @@ class ExampleBackend:
 
         Users read the reasons in errors and reports, so that each says what exactly is missing.
         """
-        if op.has(Trait.TERMINATOR) or op.has(Trait.CONSTANT_LIKE):
-            return None
-        if op.name not in FUNCTIONS:
-            return f"no NumPy function for '{op.name}'; add one to example/functions.py"
         for value in (*op.operands, *op.results):
             reason = _type_reason(value)
             if reason is not None:
                 return reason
+        if op.has(Trait.TERMINATOR) or op.has(Trait.CONSTANT_LIKE):
+            return None
+        if op.name not in FUNCTIONS:
+            return f"no NumPy function for '{op.name}'; add one to example/functions.py"
         return LIMITS[op.name](op) if op.name in LIMITS else None
 
     def lower(self, function: Function, store: ConstantStore, options: LowerOptions) -> ExampleExecutable:

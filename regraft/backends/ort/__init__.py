@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -72,25 +71,28 @@ class OrtBackend:
         """``function`` as the graph of a session, its large constants left outside."""
         return to_onnx(function, store, Target(contrib, opset)).model
 
-    def export(
-        self, function: Function, store: ConstantStore, path: str | Path, **options: Any
-    ) -> WrittenFile:
-        """``function`` as an ONNX file; see ``export_onnx_file`` for the options."""
-        return export_onnx_file(function, store, path, **options)
-
     def export_file(
         self,
         function: Function,
         store: ConstantStore,
-        path: Path,
+        path: str | Path,
         *,
         opset: int | None = None,
         contrib: bool = True,
+        input_names: Sequence[str] | None = None,
         output_names: Sequence[str] | None = None,
+        external: bool | None = None,
     ) -> WrittenFile:
         """Write ``function`` as an ONNX file; see ``export_onnx_file``."""
         return export_onnx_file(
-            function, store, path, opset=opset, contrib=contrib, output_names=output_names
+            function,
+            store,
+            path,
+            opset=opset,
+            contrib=contrib,
+            input_names=input_names,
+            output_names=output_names,
+            external=external,
         )
 
 

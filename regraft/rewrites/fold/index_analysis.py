@@ -369,7 +369,8 @@ def _replaced(values: tuple[int, ...], index: int, value: int) -> tuple[int, ...
 def _concatenate(facts: IndexAnalysis, op: Op) -> Fact | None:
     """Pieces that continue one another along the axis."""
     axis: int = op.attr("dim")
-    pieces = op.variadic("tensors")
+    # torch skips an empty vector among tensors of any rank.
+    pieces = [piece for piece in op.variadic("tensors") if piece.tensor.rank == op.result.tensor.rank]
     forms = [facts.affine(piece) for piece in pieces]
     sizes = [facts.shape(piece)[axis] for piece in pieces]
     longest = next((i for i, size in enumerate(sizes) if size != 1), 0)

@@ -1,0 +1,35 @@
+"""The samples of the op table as conformance cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from regraft.conformance import Case
+from regraft.ir import Value
+from tests.ops import harness
+from tests.ops.samples import BF16, F16, F32, F64, SAMPLES, SIZES, Sample
+
+
+def case_of(sample: Sample) -> Case:
+    def build(op: Any, *values: Value) -> Any:
+        given = iter(values)
+        call = sample.mapped(lambda _: next(given))
+        return op.call(call.name, call.args, dict(call.kwargs))
+
+    return Case(
+        str(sample),
+        build,
+        tuple(operand.type for operand in sample.operands),
+        draw=lambda sizes, _: harness.tensors_of(sample, sizes),
+        sizes=SIZES,
+    )
+
+
+def sample_cases() -> Iterator[tuple[Sample, Case]]:
+    """Every sample of an op that is canonical, in each float type."""
+    for sample in SAMPLES:
+        if sample.definition.canonical:
+            for dtype in (F32, F64, BF16, F16) if sample.is_float else (F32,):
+                typed = sample.at_dtype(dtype)
+                yield typed, case_of(typed)

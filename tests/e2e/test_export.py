@@ -1,0 +1,181 @@
+"""ONNX files: they run where there is neither torch nor regraft, at shapes unlike the example."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+import regraft
+from regraft.errors import OptionError, UnsupportedOpError
+from regraft.testing import TOLERANCES, randomise
+from tests.models import FAMILIES, in_double
+
+SIZES = [(1, 1), (3, 13), (1, 40)]
+
+
+class Towers(nn.Module):
+    """A dict of two inputs, results in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(8, 4), nn.Linear(6, 4)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        a, b = self.left(batch["left"]), self.right(batch["right"])
+        return {"similarity": a @ b.T, "mean": torch.cat([a, b]).mean(0)}
+
+
+def write_case(folder: Path, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
+    folder.mkdir(parents=True)
+    for kind, tensors in (("in", inputs), ("out", outputs)):
+        for name, tensor in tensors.items():
+            np.save(folder / f"{kind}.{name}.npy", tensor.numpy())
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The five families, with and without contrib ops, run by one process: name -> its report and errors."""
+    root = tmp_path_factory.mktemp("exported")
+    reports: dict[str, Any] = {}
+    for family in FAMILIES.values():
+        model = family.make()
+        for contrib in (True, False):
+            name = family.name if contrib else f"{family.name}_standard"
+            (root / name).mkdir()
+            reports[name] = regraft.export_onnx(
+                model,
+                (),
+                root / name / "model.onnx",
+                kwargs=family.inputs(),
+                dynamic_shapes=family.dynamic(),
+                contrib=contrib,
+            )
+            for number, (batch, length) in enumerate(SIZES):
+                inputs = family.inputs(batch, length, seed=number)
+                write_case(root / name / str(number), inputs, dict(in_double(model, **inputs)))
+    command = [sys.executable, "-I", str(Path(__file__).with_name("onnx_runner.py")), str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    return {name: (reports[name], result) for name, result in json.loads(done.stdout).items()}
+
+
+@pytest.mark.parametrize("contrib", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_runs_without_torch(exported: dict[str, Any], family: str, contrib: bool) -> None:
+    report, result = exported[family if contrib else f"{family}_standard"]
+    assert result["inputs"] == [FAMILIES[family].argument] == list(report.inputs)
+    assert list(result["errors"]) == list(report.outputs)
+    assert report.outputs[0] == ("logits" if family in ("gpt2", "llama") else "last_hidden_state")
+    for errors in result["errors"].values():
+        assert len(errors) == len(SIZES)
+        assert max(errors) <= TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_standard_operators_only(exported: dict[str, Any], family: str) -> None:
+    report, _ = exported[f"{family}_standard"]
+    assert not [name for name in report.operators if "::" in name]
+    model = onnx.load(report.path)
+    assert [entry.domain for entry in model.opset_import] == [""]
+    assert {node.domain for node in model.graph.node} == {""}
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_report(exported: dict[str, Any]) -> None:
+    report, _ = exported["llama"]
+    content = report.to_dict()
+    assert json.loads(json.dumps(content)) == content
+    assert content["bytes"] == os.path.getsize(content["path"])
+    assert content["compile"]["rewrites"]["Rotary"]["hits"] == 4
+    model = onnx.load(content["path"])
+    assert content["opset"] == next(entry.version for entry in model.opset_import if not entry.domain)
+    assert sum(content["operators"].values()) == len(model.graph.node)
+    assert "opset" in str(report)
+
+
+def test_names_and_dynamic_axes(tmp_path: Path) -> None:
+    model = randomise(Towers().eval())
+    batch = {"left": torch.randn(3, 8), "right": torch.randn(5, 6)}
+    shapes = ({"left": {0: Dim.AUTO}, "right": {0: Dim.AUTO}},)
+    report = regraft.export_onnx(model, (batch,), tmp_path / "towers.onnx", dynamic_shapes=shapes)
+    assert report.outputs == ("similarity", "mean")
+    graph = onnx.load(report.path).graph
+    assert len({port.name for port in (*graph.input, *graph.output)}) == 4
+    for port in graph.input:
+        first, second = port.type.tensor_type.shape.dim
+        assert first.dim_param
+        assert not second.dim_param
+
+
+def test_opset(tmp_path: Path) -> None:
+    report = regraft.export_onnx(nn.Linear(4, 4).eval(), (torch.randn(2, 4),), tmp_path / "a.onnx", opset=20)
+    assert report.opset == 20
+    with pytest.raises(OptionError, match="opset"):
+        regraft.export_onnx(nn.Linear(4, 4).eval(), (torch.randn(2, 4),), tmp_path / "b.onnx", opset=5)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_an_existing_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_text("old")
+    regraft.export_onnx(nn.Linear(4, 4).eval(), (torch.randn(2, 4),), path)
+    assert onnx.load(path).graph.node
+    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+
+
+# -- nothing is written when it fails ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.pt", "must end in .onnx"),
+        ("missing/model.onnx", "does not exist"),
+        ("model", "must end in .onnx"),
+    ],
+)
+def test_wrong_path(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        regraft.export_onnx(nn.Linear(4, 4).eval(), (torch.randn(2, 4),), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").mkdir()
+    with pytest.raises(OptionError, match=r"cannot write|is a folder|is a directory"):
+        regraft.export_onnx(nn.Linear(4, 4).eval(), (torch.randn(2, 4),), tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.rglob("*")] == ["model.onnx"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OptionError, match="cannot write"):
+        regraft.export_onnx(nn.Linear(4, 4).eval(), (torch.randn(2, 4),), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_not_a_file_system_for_files() -> None:
+    with pytest.raises(OptionError, match="cannot write"):
+        regraft.export_onnx(nn.Linear(4, 4).eval(), (torch.randn(2, 4),), "/proc/model.onnx")
+
+
+def test_unsupported_op(tmp_path: Path) -> None:
+    def model(x: Tensor) -> Tensor:
+        return torch.linalg.qr(x)[1]
+
+    with pytest.raises(UnsupportedOpError, match="linalg_qr"):
+        regraft.export_onnx(model, (torch.randn(4, 4),), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
