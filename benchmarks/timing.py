@@ -2,8 +2,8 @@
 
 See docs/architecture.md, section 8. All entrants of a race take turns in one process, in an order drawn anew
 for each round. Before each sample its entrant runs once untimed: what another one left behind (its data in
-caches, workers of OpenMP that still spin) is then gone. The first entrant runs in two slots: the ratio of those
-is the noise floor.
+caches, workers of OpenMP that still spin) is then gone. The first entrant runs in two slots: the ratio of
+those is the noise floor.
 """
 
 from __future__ import annotations

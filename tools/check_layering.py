@@ -24,6 +24,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     # The numerics rule is public, in testing, and the compiler applies the same one.
     "compiler": frozenset({"errors", "ir", "rewrites", "backends", "runtime", "testing"}),
     "testing": frozenset({"errors", "ir", "rewrites", "backends", "runtime"}),
+    "conformance": frozenset({"errors", "ir", "backends", "runtime", "testing"}),
     "demo": frozenset({"", "errors", "ir", "testing"}),
     "cli": frozenset({"", "errors", "testing", "demo", *FOLDERS}),
     "__main__": frozenset({"cli"}),
@@ -31,17 +32,16 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 }
 """What each part of the package may import of the others; "" is `regraft/__init__.py`."""
 
-PUBLIC = frozenset({"", "errors", "testing"})
-"""What every outside user may import."""
+PUBLIC = frozenset({"", "errors", "testing", "conformance", "ir"})
+"""What every outside user may import. A rewrite, an op or a pass of one's own is written in the terms of
+`regraft.ir`: Builder, Match, Example, TensorType, DType, OpDef, Operand, AttrSpec... Its face is public."""
 
 OUTSIDE: Mapping[str, frozenset[str]] = {
-    "tests/ir": PUBLIC | {"ir"},
-    "tests/rewrites": PUBLIC | {"ir", "rewrites"},
-    "tests/compiler": PUBLIC | {"ir", "compiler"},
-    "tests/backends": PUBLIC | {"ir", "backends", "runtime"},
-    "tests/ops": PUBLIC | {"ir", "backends", "runtime"},
+    "tests/rewrites": PUBLIC | {"rewrites"},
+    "tests/compiler": PUBLIC | {"compiler"},
+    "tests/backends": PUBLIC | {"backends", "runtime"},
+    "tests/ops": PUBLIC | {"backends", "runtime"},
     "tests/runtime": PUBLIC | {"runtime"},
-    "tests/fuzz": PUBLIC | {"ir"},
     "tests/test_cli.py": PUBLIC | {"cli"},
     "benchmarks/kernels": PUBLIC | {"backends", "runtime"},
     "tests": PUBLIC,
@@ -50,8 +50,8 @@ OUTSIDE: Mapping[str, frozenset[str]] = {
 }
 """The same for the code around the package, by path; the first row that holds a file counts."""
 
-RUN_TIME = frozenset({("run",), ("reference",)})
-"""The files of a back end that a saved artefact loads; they may import one another."""
+RUN = "run"
+"""The module of a back end that a saved artefact loads, together with what it imports of its own back end."""
 
 KEPT_OUT: Mapping[str, tuple[str, ...]] = {
     "torch": ("regraft/ir", "regraft/rewrites", "regraft/errors.py", "regraft/__init__.py"),
@@ -69,6 +69,8 @@ class Import:
     module: str
     name: str | None
     line: int
+    is_lazy: bool = False
+    """Whether it happens later than the import of the file, or (under TYPE_CHECKING) never."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,9 @@ class Repository:
                 source = read_source(root, file)
                 self.sources[source.module] = source
         self.back_ends = {file.name for file in (root / PACKAGE / "backends").glob("*/") if file.is_dir()}
+        self.run_time = {module for back_end in self.back_ends for module in self._loaded_with(back_end)}
+        packages = {module.rpartition(".")[0] for module in self.run_time}
+        self.before_run_time = packages | {f"{PACKAGE}.backends", PACKAGE}
 
     def target(self, imported: Import) -> str:
         """The module that an import loads: `from a import b` loads `a.b` where that is a module."""
@@ -102,6 +107,18 @@ class Repository:
     def violations(self) -> list[str]:
         found = [problem for source in self.sources.values() for problem in self._check(source)]
         return [*found, *self._cycles()]
+
+    def _loaded_with(self, back_end: str) -> set[str]:
+        """`run` of a back end, and the modules of the same back end that it needs, directly or not."""
+        found: set[str] = set()
+        pending = [f"{PACKAGE}.backends.{back_end}.{RUN}"]
+        while pending:
+            module = pending.pop()
+            if module in self.sources and module not in found:
+                found.add(module)
+                targets = map(self.target, self.sources[module].imports)
+                pending += [t for t in targets if self._back_end_of(t) == back_end and t.count(".") > 2]
+        return found
 
     def _check(self, source: Source) -> Iterator[str]:
         for imported in source.imports:
@@ -120,6 +137,8 @@ class Repository:
             if back_end not in (None, self._back_end_of(source.module)):
                 return f"{target} is inside the back end {back_end}"
             layer = self._layer_of(source.module)
+            if self._loads_too_much(source, imported, target):
+                return f"{source.module} may load {target} only when asked for it: {RUN} works without"
             if layer in (part_of(target), self._layer_of(target)):
                 return None
             allowed = ALLOWED.get(layer)
@@ -140,13 +159,18 @@ class Repository:
         return parts[2] if inside else None
 
     def _layer_of(self, module: str) -> str:
-        """A row of ALLOWED. A back end's RUN_TIME files have their own: they work without the compiler."""
-        is_run = self._back_end_of(module) is not None and tuple(module.split(".")[3:]) in RUN_TIME
-        return "backends/run" if is_run else part_of(module)
+        """A row of ALLOWED. What `run` loads has its own: it works without the compiler."""
+        return "backends/run" if module in self.run_time else part_of(module)
+
+    def _loads_too_much(self, source: Source, imported: Import, target: str) -> bool:
+        """Whether a package's `__init__`, imported before its `run`, brings in what `run` may not."""
+        if imported.is_lazy or source.module not in self.before_run_time:
+            return False
+        return target not in self.run_time and part_of(target) not in ALLOWED["backends/run"]
 
     def _check_face(self, imported: Import, target: str) -> str | None:
         """An outside user takes a package's names from its `__init__`, and only public ones."""
-        face = ".".join(target.split(".")[:2])
+        face = self._face_of(target)
         exports = self.sources[face].exports if face in self.sources else frozenset[str]()
         exported = imported.module == face and imported.name in exports
         if target != face and not exported:
@@ -154,6 +178,11 @@ class Repository:
         if imported.name is not None and imported.name.startswith("_") and not imported.name.endswith("__"):
             return f"{imported.name} is private to {imported.module}"
         return None
+
+    def _face_of(self, target: str) -> str:
+        """A folder's package; a back end has one of its own, and a second one in `run`."""
+        length = 2 if self._back_end_of(target) is None else 4 if target.endswith(f".{RUN}") else 3
+        return ".".join(target.split(".")[:length])
 
     def _cycles(self) -> Iterator[str]:
         graph = {
@@ -179,15 +208,24 @@ def read_source(root: Path, file: Path) -> Source:
 
 def imports_of(tree: ast.AST, package: str) -> Iterator[Import]:
     """Every import under `tree`, with the relative ones made absolute."""
-    for node in ast.walk(tree):
+    for node, is_lazy in walk(tree):
         if isinstance(node, ast.Import):
-            yield from (Import(alias.name, None, node.lineno) for alias in node.names)
+            yield from (Import(alias.name, None, node.lineno, is_lazy) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            yield from (Import(module, alias.name, node.lineno) for alias in node.names)
+            yield from (Import(module, alias.name, node.lineno, is_lazy) for alias in node.names)
         elif isinstance(node, ast.Call) and (name := literal_import(node)):
-            yield Import(name, None, node.lineno)
+            yield Import(name, None, node.lineno, is_lazy)
+
+
+def walk(node: ast.AST, is_lazy: bool = False) -> Iterator[tuple[ast.AST, bool]]:
+    """Every node under `node`, and whether it stands in a function or under TYPE_CHECKING."""
+    yield node, is_lazy
+    inside = is_lazy or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+    inside = inside or (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"))
+    for child in ast.iter_child_nodes(node):
+        yield from walk(child, inside)
 
 
 def literal_import(call: ast.Call) -> str | None:

@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from regraft.errors import ArtefactError
+from regraft.errors import ArtefactError, RegraftError
+from regraft.runtime.dims import compile_dim
 from regraft.runtime.executable import Executable
 from regraft.runtime.plan import Plan, Step
 from regraft.runtime.signature import ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
@@ -72,14 +73,17 @@ class _FolderWriter:
 
     def write_weights(self) -> None:
         # safetensors refuses tensors that share storage; a tied weight is one name already.
-        separate = {
-            name: tensor.clone() if _shares(tensor) else tensor for name, tensor in self.tensors.items()
-        }
+        separate: dict[str, Tensor] = {}
+        written: set[int] = set()
+        for name, tensor in self.tensors.items():
+            storage = tensor.untyped_storage().data_ptr()
+            separate[name] = tensor.clone() if storage in written or _is_part(tensor) else tensor
+            written.add(storage)
         save_file(separate, self.folder / _WEIGHTS)
         self.hashes[_WEIGHTS] = _file_hash(self.folder / _WEIGHTS)
 
 
-def _shares(tensor: Tensor) -> bool:
+def _is_part(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
 
 
@@ -93,9 +97,14 @@ class _FolderReader:
             path = folder / _plain(name)
             if name not in hashes or not path.is_file():
                 raise ArtefactError(f"the artefact lacks '{name}'", str(folder))
+            if path.is_symlink():
+                raise ArtefactError(f"'{name}' is a link; an artefact holds its own files", str(path))
             if _file_hash(path) != hashes[name]:
                 raise ArtefactError(f"'{name}' is damaged: its SHA-256 is not the manifest's", str(path))
-        self._weights = safe_open(folder / _WEIGHTS, framework="pt")
+        try:
+            self._weights = safe_open(folder / _WEIGHTS, framework="pt")
+        except SafetensorError as error:
+            raise ArtefactError(f"the weights cannot be read: {error}", str(folder / _WEIGHTS)) from error
 
     def tensor(self, name: str) -> Tensor:
         try:
@@ -133,7 +142,7 @@ def save(contents: Contents, path: Path) -> None:
         _write(contents, folder)
         os.chmod(folder, 0o755)
         os.rename(folder, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ArtefactError(f"cannot write the artefact: {error}", str(path)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -177,9 +186,52 @@ def read(folder: Path, *, allow_native: bool) -> Contents:
         reader = _FolderReader(folder, dict(manifest["files"]))
         plan = _plan_from(manifest["plan"], reader, allow_native)
         signature = _signature_from(manifest["signature"])
+        _check_fit(signature, plan)
         return Contents(signature, plan, dict(manifest["report"]), reader.file("graph.ir").decode())
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except ArtefactError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, RegraftError) as error:
+        # RuntimeError: nesting too deep; the others: what is there has another form than ours.
         raise ArtefactError(f"the manifest is malformed: {error!r}", str(folder)) from error
+
+
+def _check_fit(signature: Signature, plan: Plan) -> None:
+    """What a call takes for granted: made by us it holds, but a file may say anything.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+    tensors = signature.tensors
+    _require(plan.inputs == len(tensors), "the plan and the signature differ in the number of inputs")
+    filled = set(range(plan.inputs))
+    for step in plan.steps:
+        _require(filled.issuperset(step.inputs), "a step reads what no step has made")
+        _require(filled.isdisjoint(step.outputs), "two steps fill one slot")
+        filled.update(step.outputs)
+        _require(filled.issuperset(step.dead), "a step frees what no step has made")
+        filled.difference_update(step.dead)
+    _require(filled.issuperset(plan.results), "a result is what no step has made")
+    made = {slot for step in plan.steps for slot in step.outputs} | set(range(plan.inputs))
+    _require(made == set(range(plan.slots)), "the slots are not those that the steps fill")
+    for symbol in signature.symbols:
+        _require(0 <= symbol.input < len(tensors), f"{symbol.name} is of no input")
+        _require(0 <= symbol.axis < len(tensors[symbol.input].shape), f"{symbol.name} is of no axis")
+        _require(symbol.scale != 0 and symbol.divisor > 0, f"{symbol.name} divides by nothing")
+    known = dict.fromkeys((symbol.name for symbol in signature.symbols), 1)
+    for size in (size for tensor in tensors for size in tensor.shape):
+        compile_dim(size)(known)
+    count = len(plan.results)
+    outputs = [output for output in signature.outputs if isinstance(output, int)]
+    _require(all(0 <= output < count for output in outputs), "an output is of no result")
+    _require(len(signature.outputs) == signature.out_structure.num_leaves, "the outputs do not fit")
+    for param in signature.params:
+        leaves = 1 if param.structure is None else param.structure.num_leaves
+        _require(len(param.leaves) == leaves, f"the leaves of '{param.name}' do not fit")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -32,28 +32,27 @@ def compile_dim(text: str | int) -> Size:
         return lambda sizes: text
     if text.isidentifier():
         return lambda sizes: sizes[text]
-    names: set[str] = set()
     try:
         if len(text) > _MAX_TEXT:
             raise ValueError("too long")
         tree = ast.parse(text, mode="eval")
-        _check(tree.body, names)
+        _check(tree.body)
+        code = compile(tree, "<size>", "eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ArtefactError(f"'{text[:80]}' is not a size expression") from error
-    code = compile(tree, "<size>", "eval")
     return lambda sizes: eval(code, {"__builtins__": {}, **_FUNCTIONS}, dict(sizes))
 
 
-def _check(node: ast.expr, names: set[str]) -> None:
+def _check(node: ast.expr) -> None:
     if isinstance(node, ast.Constant) and type(node.value) is int:
         return
     if isinstance(node, ast.Name):
-        names.add(node.id)
-    elif isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Sub, ast.Mult)):
-        _check(node.left, names)
-        _check(node.right, names)
+        return
+    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Sub, ast.Mult)):
+        _check(node.left)
+        _check(node.right)
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        _check(node.operand, names)
+        _check(node.operand)
     elif (
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
@@ -62,6 +61,6 @@ def _check(node: ast.expr, names: set[str]) -> None:
         and not node.keywords
     ):
         for arg in node.args:
-            _check(arg, names)
+            _check(arg)
     else:
         raise ValueError(ast.dump(node))

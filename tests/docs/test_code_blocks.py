@@ -1,4 +1,4 @@
-"""Every ```python block of the README and the docs runs, in order, one namespace a file.
+"""Every ```python block of the READMEs and the docs runs, in order, one namespace a file.
 
 A block fenced as ```python no-run is shown only.
 """
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("**/*.md"))]
+FOLDERS = (REPOSITORY / "docs", REPOSITORY / "regraft")
+PAGES = [REPOSITORY / "README.md", *(page for folder in FOLDERS for page in sorted(folder.glob("**/*.md")))]
 BLOCK = re.compile(r"^```python[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 
 

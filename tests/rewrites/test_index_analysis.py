@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
-from regraft.ir import OPS, Builder, DType, Function, Region, Symbol, Value, dims
+from regraft.ir import OPS, Builder, DType, Function, Region, Symbol, Value, dims, print_region
 from regraft.rewrites import fold
 from regraft.testing import evaluate
 from tests.rewrites.programs import SYMBOLS, index_programs
@@ -48,7 +48,9 @@ def test_facts_hold_of_random_programs(program: Function, lengths: tuple[int, in
     facts = fold.IndexAnalysis()
     for value, tensor in zip(program.results, actual, strict=True):
         for fact in (facts.fact(value), fold.fact_about(value)):
-            assert fact is None or holds(fact, tensor, sizes), f"{value}: {fact} is not {tensor}"
+            assert fact is None or holds(fact, tensor, sizes), (
+                f"{value}: {fact} is not {tensor}\n{print_region(program.body)}"
+            )
 
 
 def test_a_wrong_fact_does_not_hold() -> None:
@@ -127,6 +129,9 @@ def test_nothing_is_claimed_of_what_may_overflow_or_reach_outside() -> None:
     assert fact_of(lambda op: op.aten._to_copy(counted(op, 256), dtype=DType.U8)) is not None
     assert fact_of(lambda op: op.aten.mul.Scalar(counted(op, S), 1 << 40)) is None
     assert fact_of(lambda op: op.aten.mul.Tensor(counted(op, S), counted(op, S))) is None
+
+    unsigned = fact_of(lambda op: op.aten.le.Scalar(op.aten._to_copy(counted(op, 5), dtype=DType.U8), -1))
+    assert unsigned is None  # as u8, -1 is 255
 
     def below_zero(op: Builder) -> Value:  # x[-1] is the last element
         return op.aten.index.Tensor(counted(op, S), [op.aten.add.Scalar(counted(op, S), -1)])

@@ -1,7 +1,8 @@
 """Attention spelled out: Vaswani et al., arXiv:1706.03762, in the spellings of common code.
 
 minGPT and nanoGPT (a causal mask in a buffer, https://github.com/karpathy/nanoGPT), BERT (an additive mask),
-transformers of old (``masked_fill`` with the least number of the type); grouped queries: Ainslie et al., arXiv:2305.13245.
+transformers of old (``masked_fill`` with the least number of the type). Grouped queries: Ainslie et al.,
+arXiv:2305.13245.
 """
 
 from __future__ import annotations

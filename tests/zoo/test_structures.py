@@ -97,7 +97,6 @@ def test_several_and_constant_results() -> None:
     first[1].zero_()
     first[5].zero_()
     assert torch.equal(x, normal(4)), "a result shares memory with an argument"
-    assert torch.equal(first[2], x.relu()), "two results share memory"
     assert torch.equal(compiled(x)[5], torch.arange(4.0)), "a result shares memory with a constant"
 
 

@@ -25,6 +25,8 @@ class ExampleBackend:
     """Runs each op as one call of NumPy."""
 
     name = "example"
+    #: Op name -> its NumPy function; what the support matrix is made from.
+    lowerings = FUNCTIONS
 
     def supports(self, op: Op) -> str | None:
         """None when ``op`` can be lowered, else the reason why not.

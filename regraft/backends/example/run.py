@@ -83,6 +83,7 @@ def _getter(template: Any) -> Getter:
     if kind == "slot":
         return lambda slots, sizes: slots[content]
     if kind == "dim":
-        return lambda slots, sizes, size=compile_dim(content): size(sizes)
+        size = compile_dim(content)
+        return lambda slots, sizes: size(sizes)
     value = DTYPES[content] if kind == "dtype" else float(content)
     return lambda slots, sizes: value

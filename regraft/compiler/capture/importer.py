@@ -171,7 +171,11 @@ class _Importer:
         name = overload_name(node.target)
         if name in _SIZE_OPS or name in _ASSERTS or _is_size_assert(node):
             return
-        self._add_op(node, node.target)
+        try:
+            self._add_op(node, node.target)
+        except CaptureError as error:
+            error.location = error.location or str(location_of(node))
+            raise
 
     def _add_op(self, node: Node, target: OpOverload) -> None:
         builder = self._builder(node)
@@ -244,9 +248,10 @@ def _results(node: Node) -> list[torch.Tensor]:
     results = [v for v in given if isinstance(v, torch.Tensor)]
     if len(results) != len(given):
         raise CaptureError(
-            f"{_target_name(node)} gives a {type(value).__name__}, not tensors; a size that depends on data "
-            "cannot be captured yet",
+            f"{_target_name(node)} gives a {type(value).__name__}: a number read from a tensor cannot be "
+            "captured yet",
             location=str(location_of(node)),
+            hint="keep it a tensor: leave out .item() or .tolist()",
         )
     return results
 

@@ -198,15 +198,13 @@ def _compare(name: str) -> Rule:
         if "other" not in op.attrs:
             pair = _pair(facts, op)
             return None if pair is None else _compared(name, pair[0] - pair[1], shape)
-        fact, number = facts.fact(op.operand("self")), op.attr("other")
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+        fact, number = facts.fact(op.operand("self")), _integer(op.attr("other"))
+        # torch compares in the tensor's dtype: as u8, -1 is 255.
+        if number is None or not Affine(number, ()).fits(op.operand("self").tensor.dtype, ()):
             return None
         if isinstance(fact, Magnitude):
             return _compared_magnitude(name, fact.of, number, shape)
-        integer = _integer(number)
-        if not isinstance(fact, Affine) or integer is None:
-            return None
-        return _compared(name, fact.plus(-integer), shape)
+        return _compared(name, fact.plus(-number), shape) if isinstance(fact, Affine) else None
 
     return rule
 
@@ -226,11 +224,11 @@ def _compared(name: str, difference: Affine, shape: Sequence[Dim]) -> Where | No
     return equal if name == "eq" else _negated(equal, shape)
 
 
-def _compared_magnitude(name: str, form: Affine, number: float, shape: Sequence[Dim]) -> Where | None:
+def _compared_magnitude(name: str, form: Affine, number: int, shape: Sequence[Dim]) -> Where | None:
     """Where ``|form|`` is below a bound: two inequalities."""
     if name not in ("le", "lt"):
         return None
-    bound = math.floor(number) if name == "le" else math.ceil(number) - 1
+    bound = number if name == "le" else number - 1
     return at_most_zero(form.plus(-bound), shape).both(at_most_zero(form.scaled(-1).plus(-bound), shape))
 
 

@@ -1,0 +1,104 @@
+"""The back end: functions of the IR as sessions of ONNX Runtime, or as files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from regraft.backends.ort.dtypes import KERNELS
+from regraft.backends.ort.emit import Emission, Target, emit_function
+from regraft.backends.ort.export import DEFAULT_OPSET, WrittenFile, export_onnx_file
+from regraft.backends.ort.lower import LOWERINGS, lowering_of, supports
+from regraft.backends.ort.run import Interface, OrtExecutable, Port
+from regraft.backends.protocol import ConstantStore, LowerOptions
+from regraft.ir import Function, Op, Value
+from regraft.ir import dims as algebra
+
+
+class OrtBackend:
+    """Runs whole functions, with their conditions and loops, as one ONNX Runtime session."""
+
+    name = "ort"
+    #: Op name -> its lowering; what the support matrix is made from.
+    lowerings = LOWERINGS
+    #: ONNX op -> the element types that it is given.
+    kernels = KERNELS
+
+    def supports(self, op: Op) -> str | None:
+        """None when ``op`` can be lowered, else the reason why not."""
+        return supports(op)
+
+    def lower(self, function: Function, store: ConstantStore, options: LowerOptions) -> OrtExecutable:
+        """A session for ``function``, its weights shared with torch.
+
+        Raises:
+            BackendError: ONNX Runtime refused the model.
+        """
+        emission = to_onnx(function, store)
+        constants = {name: store.tensor(constant) for name, constant in emission.shared.items()}
+        model = ir.to_proto(emission.model).SerializeToString()
+        return OrtExecutable(model, constants, _interface(function, emission), options.threads)
+
+    def emit(
+        self, function: Function, store: ConstantStore, *, contrib: bool = True, opset: int = DEFAULT_OPSET
+    ) -> ir.Model:
+        """``function`` as the graph of a session, its large constants left outside."""
+        return to_onnx(function, store, Target(contrib, opset)).model
+
+    def export_file(
+        self,
+        function: Function,
+        store: ConstantStore,
+        path: str | Path,
+        *,
+        opset: int | None = None,
+        contrib: bool = True,
+        input_names: Sequence[str] | None = None,
+        output_names: Sequence[str] | None = None,
+        external: bool | None = None,
+    ) -> WrittenFile:
+        """Write ``function`` as an ONNX file; see ``export_onnx_file``."""
+        return export_onnx_file(
+            function,
+            store,
+            path,
+            opset=opset,
+            contrib=contrib,
+            input_names=input_names,
+            output_names=output_names,
+            external=external,
+        )
+
+
+def to_onnx(function: Function, store: ConstantStore, target: Target | None = None) -> Emission:
+    """``function`` as an ONNX model for ``target`` (by default: this back end's own sessions).
+
+    Raises:
+        BackendError: an op has no lowering.
+    """
+    return emit_function(function, lowering_of, store, target or Target())
+
+
+def _interface(function: Function, emission: Emission) -> Interface:
+    inputs = [
+        Port(name, arg.tensor.dtype.value) for name, arg in zip(emission.inputs, function.args, strict=True)
+    ]
+    count = len(function.results)
+    outputs = [
+        _result_port(function, name, result)
+        for name, result in zip(emission.outputs[:count], function.results, strict=True)
+    ]
+    checks = [Port(name, "bool", ()) for name in emission.outputs[count:]]
+    return Interface(tuple(inputs), (*outputs, *checks), dict(emission.size_inputs), emission.checks)
+
+
+def _result_port(function: Function, name: str, result: Value) -> Port:
+    """A result's shape is known before the run when all its symbols are the function's own."""
+    known = set(function.symbols)
+    shape = result.tensor.shape
+    if not all(symbol in known for dim in shape for symbol in algebra.symbols_of(dim)):
+        return Port(name, result.tensor.dtype.value)
+    dims = tuple(dim if isinstance(dim, int) else str(dim) for dim in shape)
+    return Port(name, result.tensor.dtype.value, dims)
