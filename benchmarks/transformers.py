@@ -24,7 +24,7 @@ def run(models: Sequence[str] = MODELS, rounds: int = 30, patience: float = 120.
     for name in models:
         result = _one(FAMILIES[name], rounds, patience)
         path = machine.save(f"spine_{name}", result)
-        print(f"{result['workload']} -> {path.name}")
+        print(f"{result['workload']} -> {path.name}", flush=True)
         for entrant, row in result["race"]["entrants"].items():
             print(f"  {entrant:24} {_line(row)}")
 

@@ -23,8 +23,8 @@ from regraft.ir import (
     Constant,
     Declined,
     DType,
-    Example,
     Exactness,
+    Example,
     Function,
     Leaf,
     Match,
@@ -180,9 +180,10 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give every parameter and float buffer values that make a difference; returns ``model``.
 
     Fresh models hide mistakes: biases and LoRA's B are 0, the weights of norms 1, layer scales 1e-6 and
-    attention scores almost equal. Matrices are drawn anew with a standard deviation of 1 / √fan-in, embeddings with 1,
-    constant vectors around 0 or 1, running variances in [0.5, 1.5]; what has a structure of its own
-    (rotary frequencies, decays) keeps it, within 10 %. Integer buffers, masks and infinities stay.
+    attention scores almost equal. Matrices are drawn anew with a standard deviation of 1 / √fan-in,
+    embeddings with 1, constant vectors around 0 or 1, running variances in [0.5, 1.5]; what has a
+    structure of its own (rotary frequencies, decays) keeps it, within 10 %. Integer buffers, masks and
+    infinities stay.
     """
     generator = torch.Generator().manual_seed(seed)
     owners: dict[Tensor, tuple[nn.Module, str]] = {}
@@ -288,7 +289,8 @@ _TORCH_DTYPES = {
 
 
 def _random(type: TensorType, sizes: Mapping[Symbol, int], generator: torch.Generator) -> Tensor:
-    shape = [dims.substitute(size, sizes) for size in type.shape]
+    shape = [size for d in type.shape if isinstance(size := dims.substitute(d, sizes), int)]
+    assert len(shape) == type.rank, f"{type} has a size that is not given"
     dtype = _TORCH_DTYPES[type.dtype]
     if type.dtype.is_float:
         return torch.randn(shape, generator=generator).to(dtype)

@@ -187,9 +187,11 @@ def test_randomise_leaves_nothing_neutral() -> None:
     model, fresh = randomise(Neutral(), seed=3), Neutral()
     assert model.linear.bias.abs().min() > 0
     assert model.lora_b.abs().min() > 0
-    assert (model.norm.weight - 1).abs().min() > 0 and (model.norm.weight > 0).all()
+    assert (model.norm.weight - 1).abs().min() > 0
+    assert (model.norm.weight > 0).all()
     assert model.norm.running_mean.abs().min() > 0
-    assert (model.norm.running_var > 0.4).all() and len(model.norm.running_var.unique()) == 8
+    assert (model.norm.running_var > 0.4).all()
+    assert len(model.norm.running_var.unique()) == 8
     assert (model.layer_scale > 0.5).all()
     assert torch.equal(model.positions, fresh.positions)
     assert torch.equal(model.mask, fresh.mask)

@@ -7,13 +7,14 @@ folder is read, and the folder appears under its name only when it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,13 +23,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from regraft.errors import ArtefactError, RegraftError
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.executable import Executable
 from regraft.runtime.plan import Plan, Step
 from regraft.runtime.signature import ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
+from regraft.runtime.structures import dump_structure, load_structure
 
 FORMAT = (1, 0)
 
@@ -44,6 +45,9 @@ NATIVE: frozenset[str] = frozenset()
 _MANIFEST = "manifest.json"
 _WEIGHTS = "weights.safetensors"
 _MAX_MANIFEST = 64 << 20
+
+#: What reading raises where a file has another form than ours; RuntimeError is also nesting too deep.
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, NameError, RuntimeError, RegraftError)
 
 
 @dataclass(frozen=True)
@@ -190,48 +194,66 @@ def read(folder: Path, *, allow_native: bool) -> Contents:
         return Contents(signature, plan, dict(manifest["report"]), reader.file("graph.ir").decode())
     except ArtefactError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, RegraftError) as error:
-        # RuntimeError: nesting too deep; the others: what is there has another form than ours.
+    except _MALFORMED as error:
         raise ArtefactError(f"the manifest is malformed: {error!r}", str(folder)) from error
 
 
 def _check_fit(signature: Signature, plan: Plan) -> None:
-    """What a call takes for granted: made by us it holds, but a file may say anything.
+    """What a call takes for granted: it holds of what we write, but a file may say anything.
 
     Raises:
         ValueError: a number is out of its range.
+        NameError: a size names a symbol that no input defines.
     """
     tensors = signature.tensors
     _require(plan.inputs == len(tensors), "the plan and the signature differ in the number of inputs")
-    filled = set(range(plan.inputs))
-    for step in plan.steps:
-        _require(filled.issuperset(step.inputs), "a step reads what no step has made")
-        _require(filled.isdisjoint(step.outputs), "two steps fill one slot")
-        filled.update(step.outputs)
-        _require(filled.issuperset(step.dead), "a step frees what no step has made")
-        filled.difference_update(step.dead)
-    _require(filled.issuperset(plan.results), "a result is what no step has made")
-    made = {slot for step in plan.steps for slot in step.outputs} | set(range(plan.inputs))
-    _require(made == set(range(plan.slots)), "the slots are not those that the steps fill")
+    _check_slots(plan)
     for symbol in signature.symbols:
         _require(0 <= symbol.input < len(tensors), f"{symbol.name} is of no input")
         _require(0 <= symbol.axis < len(tensors[symbol.input].shape), f"{symbol.name} is of no axis")
         _require(symbol.scale != 0 and symbol.divisor > 0, f"{symbol.name} divides by nothing")
-    known = dict.fromkeys((symbol.name for symbol in signature.symbols), 1)
+    known = {symbol.name: 1 for symbol in signature.symbols}
     for size in (size for tensor in tensors for size in tensor.shape):
-        compile_dim(size)(known)
-    count = len(plan.results)
-    outputs = [output for output in signature.outputs if isinstance(output, int)]
-    _require(all(0 <= output < count for output in outputs), "an output is of no result")
+        with contextlib.suppress(ZeroDivisionError):  # at other values it may well be a size
+            compile_dim(size)(known)
+    results = _ints(output for output in signature.outputs if not isinstance(output, ValueSpec))
+    _require(all(0 <= result < len(plan.results) for result in results), "an output is of no result")
     _require(len(signature.outputs) == signature.out_structure.num_leaves, "the outputs do not fit")
     for param in signature.params:
         leaves = 1 if param.structure is None else param.structure.num_leaves
         _require(len(param.leaves) == leaves, f"the leaves of '{param.name}' do not fit")
 
 
+def _check_slots(plan: Plan) -> None:
+    """Each slot is filled once, before it is read."""
+    made = set(range(plan.inputs))
+    filled = set(made)
+    for step in plan.steps:
+        _require(filled.issuperset(step.inputs), "a step reads what no step has made")
+        _require(made.isdisjoint(step.outputs), "two steps fill one slot")
+        made.update(step.outputs)
+        filled.update(step.outputs)
+        _require(filled.issuperset(step.dead), "a step frees what no step has made")
+        filled.difference_update(step.dead)
+    _require(filled.issuperset(plan.results), "a result is what no step has made")
+    _require(len(made) == plan.slots and made == set(range(len(made))), "the slots are not in use")
+
+
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(message)
+
+
+def _ints(values: Iterable[Any]) -> tuple[int, ...]:
+    """``values``, which must be whole numbers.
+
+    Raises:
+        TypeError: one is not.
+    """
+    found = tuple(values)
+    if any(type(value) is not int for value in found):
+        raise TypeError(f"{found} are not whole numbers")
+    return found
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -254,13 +276,14 @@ def _plan_from(record: Mapping[str, Any], reader: _FolderReader, allow_native: b
     steps = tuple(
         Step(
             _executable(step["backend"], step["record"], reader, allow_native),
-            tuple(step["inputs"]),
-            tuple(step["outputs"]),
-            tuple(step["dead"]),
+            _ints(step["inputs"]),
+            _ints(step["outputs"]),
+            _ints(step["dead"]),
         )
         for step in record["steps"]
     )
-    return Plan(record["inputs"], record["slots"], steps, tuple(record["results"]))
+    inputs, slots = _ints((record["inputs"], record["slots"]))
+    return Plan(inputs, slots, steps, _ints(record["results"]))
 
 
 def _executable(backend: str, record: Any, reader: _FolderReader, allow_native: bool) -> Executable:
@@ -277,7 +300,7 @@ def _signature_record(signature: Signature) -> dict[str, Any]:
             {
                 "name": param.name,
                 "leaves": [_leaf_record(leaf) for leaf in param.leaves],
-                "structure": None if param.structure is None else pytree.treespec_dumps(param.structure),
+                "structure": None if param.structure is None else dump_structure(param.structure),
             }
             for param in signature.params
         ],
@@ -285,7 +308,7 @@ def _signature_record(signature: Signature) -> dict[str, Any]:
         "defaults": {name: value for name, value in signature.defaults.items() if _is_json(value)},
         "symbols": [dataclasses.asdict(symbol) for symbol in signature.symbols],
         "outputs": [o if isinstance(o, int) else _leaf_record(o) for o in signature.outputs],
-        "out_structure": pytree.treespec_dumps(signature.out_structure),
+        "out_structure": dump_structure(signature.out_structure),
     }
 
 
@@ -304,7 +327,7 @@ def _signature_from(record: Mapping[str, Any]) -> Signature:
         ParamSpec(
             param["name"],
             tuple(_leaf_from(leaf) for leaf in param["leaves"]),
-            None if param["structure"] is None else _structure(param["structure"]),
+            None if param["structure"] is None else load_structure(param["structure"]),
         )
         for param in record["params"]
     )
@@ -313,38 +336,20 @@ def _signature_from(record: Mapping[str, Any]) -> Signature:
         params,
         tuple(record["positional"]),
         dict(record["defaults"]),
-        tuple(SymbolSpec(**symbol) for symbol in record["symbols"]),
+        tuple(_symbol_from(symbol) for symbol in record["symbols"]),
         outputs,
-        _structure(record["out_structure"]),
+        load_structure(record["out_structure"]),
     )
+
+
+def _symbol_from(record: Mapping[str, Any]) -> SymbolSpec:
+    symbol = SymbolSpec(**record)
+    _ints((symbol.input, symbol.axis, symbol.lo, symbol.divisor, symbol.scale, symbol.offset))
+    _ints(() if symbol.hi is None else (symbol.hi,))
+    return symbol
 
 
 def _leaf_from(record: Mapping[str, Any]) -> TensorSpec | ValueSpec:
     if "dtype" in record:
         return TensorSpec(record["name"], record["dtype"], tuple(record["shape"]), record["device"])
     return ValueSpec(record["name"], record["value"])
-
-
-def _structure(text: str) -> pytree.TreeSpec:
-    """The pytree that ``text`` describes; classes outside torch register when their module loads."""
-    _register_types(json.loads(text)[1])
-    try:
-        return pytree.treespec_loads(text)
-    except NotImplementedError as error:
-        raise ArtefactError(
-            f"the result's type is not known here; import its module first: {error}"
-        ) from error
-
-
-def _register_types(record: Any) -> None:
-    if not isinstance(record, dict):
-        return
-    name = record.get("type")
-    # Only transformers' output classes: importing a module that a file names is running its code.
-    if isinstance(name, str) and name.startswith("transformers."):
-        try:
-            import_module(name.rpartition(".")[0])
-        except ImportError as error:
-            raise ArtefactError(f"the result is a {name}; install transformers to load this") from error
-    for child in record.get("children_spec", ()):
-        _register_types(child)

@@ -145,9 +145,7 @@ class Signature:
         for name, value in given.items():
             if name not in self.defaults or not _same_value(value, self.defaults[name]):
                 known = ", ".join(p.name for p in self.params)
-                raise ShapeError(
-                    f"unexpected argument '{name}'; the model was compiled with: {known}"
-                )
+                raise ShapeError(f"unexpected argument '{name}'; the model was compiled with: {known}")
 
     def _leaves(self, param: ParamSpec, value: Any) -> list[Any]:
         leaves, structure = pytree.tree_flatten(value)

@@ -4,9 +4,12 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from hypothesis import reject
 from hypothesis import strategies as st
 
-from regraft.ir import OPS, Builder, DType, Function, Region, Symbol, Value, dims
+from regraft.ir import OPS, Builder, DType, Function, Region, Symbol, TensorType, Value, dims
+from regraft.testing import evaluate
 
 SYMBOLS = (Symbol("B", lo=1), Symbol("S"))
 """B is never 0, S may be."""
@@ -18,7 +21,7 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 
 def together(*values: Value) -> None:
-    """Leave out sizes that only may be equal: the IR takes B and 3 as equal where they meet, torch may broadcast."""
+    """Leave out sizes that may be equal: where B meets 3 the IR takes them as equal, torch may broadcast."""
     for a, b in itertools.combinations((value.tensor.shape for value in values), 2):
         assert all(x == y or 1 in (x, y) for x, y in zip(reversed(a), reversed(b), strict=False))
 
@@ -163,10 +166,10 @@ STEPS = (
 
 @st.composite
 def index_programs(draw: Draw) -> Function:
-    """A function without inputs whose results are all the values of a random program."""
-    region = Region()
+    """A function of one i64[B, S] whose results are all the values of a random program."""
+    region = Region([TensorType(DType.I64, SIZES[:2])])
     builder = Builder(OPS, region)
-    values: list[Value] = [_arange(builder, draw, lambda: values[0])]
+    values: list[Value] = [_arange(builder, draw, lambda: region.args[0]), region.args[0]]
     for step in draw(st.lists(st.sampled_from(STEPS), min_size=3, max_size=14)):
         # A call that has no type is left out; what was built on the way to it stays, unused.
         try:
@@ -175,3 +178,15 @@ def index_programs(draw: Draw) -> Function:
             continue
     builder.create("cf.yield", (values,))
     return Function("program", region, SYMBOLS)
+
+
+def program_input(sizes: dict[str, int]) -> torch.Tensor:
+    return torch.randint(-2, 3, (sizes["B"], sizes["S"]), generator=torch.Generator().manual_seed(0))
+
+
+def run_program(program: Function, sizes: dict[str, int]) -> list[torch.Tensor]:
+    """The program's results. Runs in which B met S, and they differ, are left out."""
+    try:
+        return evaluate(program, [program_input(sizes)], sizes)
+    except RuntimeError:
+        reject()

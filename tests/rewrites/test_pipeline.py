@@ -6,6 +6,8 @@ from collections import Counter
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch.export import Dim
 
 import regraft
@@ -15,10 +17,12 @@ from regraft.ir import (
     STAGES,
     Exactness,
     Fuel,
+    Function,
     Module,
     PassContext,
     Rewrite,
     print_module,
+    print_region,
     run_stage,
     verify,
 )
@@ -26,6 +30,7 @@ from regraft.rewrites import FAMILIES, default_passes
 from regraft.testing import assert_close, evaluate, randomise
 from tests.rewrites.decoder import Decoder
 from tests.rewrites.graphs import graph, names
+from tests.rewrites.programs import SYMBOLS, index_programs, program_input, run_program
 
 
 def ids(batch: int, length: int) -> torch.Tensor:
@@ -105,6 +110,20 @@ def test_results_stay_at_sizes_unlike_the_example(eager_attention: bool) -> None
 def test_golden(name: str, static: bool, dtype: torch.dtype, check_golden) -> None:
     module, _ = rewritten(static=static, dtype=dtype)
     check_golden(f"tests/rewrites/golden/{name}.ir", print_module(module, locations=False))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(index_programs(), st.sampled_from([(1, 0), (1, 1), (2, 5), (3, 2)]))
+def test_results_of_random_programs_stay(program: Function, lengths: tuple[int, int]) -> None:
+    sizes = dict(zip((symbol.name for symbol in SYMBOLS), lengths, strict=True))
+    expected = run_program(program, sizes)
+    module = Module({"program": program.clone()})
+    for stage in STAGES:
+        run_stage(default_passes(), stage, module, PassContext(OPS))
+        verify(module, stage, table=OPS)
+    for a, b in zip(evaluate(module.main, [program_input(sizes)], sizes), expected, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b), print_region(program.body)
 
 
 def test_exact_compiles_apply_exact_rewrites_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from regraft.backends.ort.dtypes import ONNX_TYPES, carrier, kernel_type
+from regraft.backends.ort.run import STAND_IN
 from regraft.backends.ort.sizes import SizeBuilder
 from regraft.backends.protocol import ConstantStore
 from regraft.errors import BackendError, RegraftError
@@ -124,26 +126,24 @@ class Emitter(SizeBuilder):
         dtype, shape = constant.type.dtype, constant.type.shape
         dims = [d for d in shape if isinstance(d, int)]
         assert len(dims) == len(shape), f"the constant {constant} has symbolic sizes"
-        bytes_ = dtype.bits // 8
-        for size in dims:
-            bytes_ *= size
-        value = self.value(self.store.name(constant), dtype, dims)
-        value.const_value = self._tensor(value, constant, bytes_)
+        # In a session, constants of 16 bits are widened when they are bound; a file keeps them small.
+        held = carrier(dtype) if self.target.shared else dtype
+        size = math.prod(dims) * held.bits // 8
+        value = self.value(self.store.name(constant), held, dims)
+        value.const_value = self._tensor(value, constant, held, size)
         self._add(value)
-        return self.cast(value, dtype, carrier(dtype))
+        return self.cast(value, held, carrier(dtype))
 
-    def _tensor(self, value: ir.Value, constant: Constant, size: int) -> ir.TensorProtocol:
+    def _tensor(self, value: ir.Value, constant: Constant, held: DType, size: int) -> ir.TensorProtocol:
         assert value.name is not None
-        dtype = ONNX_TYPES[constant.type.dtype]
         if self.target.shared and size > INLINE_BYTES:
             self.shared[value.name] = constant
-            return ir.ExternalTensor(
-                "torch", 0, size, dtype, shape=ir.Shape(value.shape or ()), name=value.name
-            )
+            shape = ir.Shape(value.shape or ())
+            return ir.ExternalTensor(STAND_IN, 0, size, ONNX_TYPES[held], shape=shape, name=value.name)
         from onnx_ir.tensor_adapters import TorchTensor
 
         tensor = self.store.tensor(constant).detach().contiguous()
-        return TorchTensor(tensor, name=value.name)
+        return TorchTensor(tensor.float() if held != constant.type.dtype else tensor, name=value.name)
 
     # -- nodes ---------------------------------------------------------------------------------
 

@@ -1,12 +1,15 @@
 """Runs ONNX models on ONNX Runtime, without copying weights, arguments or results.
 
 A model is protobuf bytes whose large initializers are EXTERNAL: they are bound to torch's own
-storage here, so that weights exist once beside ONNX Runtime's packed form of them.
+storage here, so that weights exist once beside ONNX Runtime's packed form of them. (Of the two ways
+to bind, ``add_initializer`` shares and ``add_external_initializers`` copies.)
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,6 +34,12 @@ ELEMENT_TYPES = {
     "f64": 11,
     "bf16": 16,
 }
+
+#: What external initializers name as their file; they are bound to tensors instead.
+STAND_IN = "torch"
+
+#: Types that no kernel computes in: such constants are widened to f32.
+_HALVES = frozenset({torch.float16, torch.bfloat16})
 
 # Binding asks for an address even where there are no elements.
 _NOTHING = torch.zeros(1, dtype=torch.int64)
@@ -83,7 +92,11 @@ class OrtExecutable:
         self._constants = {name: tensor.detach().contiguous() for name, tensor in constants.items()}
         self._threads = threads
         # ONNX Runtime only borrows the memory: values and tensors live as long as the session.
-        self._shared = {n: onnxruntime.OrtValue.from_dlpack(t) for n, t in self._constants.items()}
+        self._shared = {
+            name: onnxruntime.OrtValue.from_dlpack(tensor)
+            for name, tensor in self._constants.items()
+            if tensor.dtype not in _HALVES
+        }
         try:
             self._session = self._open()
         except Exception as error:
@@ -94,17 +107,28 @@ class OrtExecutable:
 
     def _open(self) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
-        # Higher levels fuse what is slower on CPUs (SkipLayerNormalization: 6 times) and have been wrong.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        # No optimiser: it would read the stand-in below. The graph has been optimised before, by us.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = self._threads or 0
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # Workers spin within a call and sleep after it: spinning on would starve torch, or the next
         # back end of a plan, of cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if self._shared:
-            options.add_external_initializers(list(self._shared), list(self._shared.values()))
-        return onnxruntime.InferenceSession(self._model, options, providers=["CPUExecutionProvider"])
+        for name, value in self._shared.items():
+            options.add_initializer(name, value)
+        widened = {name: _widened(t) for name, t in self._constants.items() if name not in self._shared}
+        if widened:  # these ONNX Runtime copies, and frees what it packs
+            values = [onnxruntime.OrtValue.from_dlpack(t) for t in widened.values()]
+            options.add_external_initializers(list(widened), values)
+        with tempfile.TemporaryDirectory() as folder:
+            # A shared initializer needs a file of its size at its place, which nobody reads: a sparse one.
+            with open(os.path.join(folder, STAND_IN), "wb") as file:
+                file.truncate(max((2 * t.nbytes for t in self._constants.values()), default=1))
+            path = os.path.join(folder, "model.onnx")
+            with open(path, "wb") as file:
+                file.write(self._model)
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(self, inputs: Sequence[Tensor], sizes: Mapping[str, int]) -> list[Tensor]:
         """The results for ``inputs``. Calls share the session and nothing else.
@@ -202,6 +226,10 @@ def _shape(dims: tuple[int | str, ...] | None) -> Callable[[Mapping[str, int]], 
         return lambda sizes: static
     compiled = [compile_dim(dim) for dim in dims]
     return lambda sizes: tuple(size(sizes) for size in compiled)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in _HALVES else tensor
 
 
 def _adopt(value: Any, dtype: torch.dtype) -> Tensor:

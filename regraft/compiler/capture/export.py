@@ -17,6 +17,7 @@ import linecache
 import logging
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -263,7 +264,10 @@ def _check_dynamic(module: Module, shapes: Mapping[str, Any], arguments: Mapping
 
 @contextmanager
 def _quiet_export() -> Generator[None]:
-    """torch.export logs advice about dims and guards that we give ourselves, as errors."""
+    """torch.export logs advice about dims and guards that we give ourselves, as errors.
+
+    It also calls names of its own that it deprecates.
+    """
     loggers = [
         logging.getLogger(n)
         for n in ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._export")
@@ -272,7 +276,9 @@ def _quiet_export() -> Generator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

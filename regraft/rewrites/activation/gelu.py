@@ -41,9 +41,11 @@ class GeluErf(Rewrite):
         return _halves(op, x, op.aten.erf(scaled))
 
     def check(self, m: Match) -> Declined | None:
-        root = m.attrs["root"] if "root" in m.attrs else 1 / m.attr("inverse")
-        if not is_number(root, math.sqrt(2), m.x.tensor.dtype):
-            return m.decline(f"erf is taken of x / {root!r}, not of x / √2", m.x)
+        dtype = m.x.tensor.dtype
+        if "root" in m.attrs and not is_number(m.attr("root"), math.sqrt(2), dtype):
+            return m.decline(f"erf is taken of x / {m.attr('root')!r}, not of x / √2", m.x)
+        if "inverse" in m.attrs and not is_number(m.attr("inverse"), math.sqrt(0.5), dtype):
+            return m.decline(f"erf is taken of x * {m.attr('inverse')!r}, not of x / √2", m.x)
         return _half_is_wrong(m)
 
     def rewrite(self, op: Builder, m: Match) -> Value:

@@ -35,6 +35,8 @@ class GroupedHeads(Rewrite):
                 return declined
         if dims.eq(m.key.tensor.shape[1], m.value.tensor.shape[1]) is not True:
             return m.decline("keys and values have different numbers of heads", m.value)
+        if not same_dims(m.query.tensor.shape[:2], m.attr("key_heads")[:2]):
+            return m.decline("queries and repeated keys do not come in equal numbers", m.query)
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value:
@@ -51,6 +53,10 @@ class GroupedHeads(Rewrite):
     examples = (
         Example(
             lambda op, q, k, v: _grouped(op, q, k, v, 2),
+            ("bf16[2, 6, 5, 8]", "bf16[2, 3, 5, 8]", "bf16[2, 3, 5, 8]"),
+        ),
+        Example(
+            lambda op, q, k, v: _grouped(op, q, k, v, 2),
             ("f32[B, 6, S, 8]", "f32[B, 3, S, 8]", "f32[B, 3, S, 8]"),
         ),
         Example(
@@ -63,6 +69,11 @@ class GroupedHeads(Rewrite):
             lambda op, q, k, v: _grouped(op, q, k, v, 2, whole_blocks=True),
             ("f32[2, 6, 5, 8]", "f32[2, 3, 5, 8]", "f32[2, 3, 5, 8]"),
             reason="not repeated in a row",
+        ),
+        Example(
+            lambda op, q, k, v: _grouped(op, q, k, v, 2),
+            ("f32[2, 1, 5, 8]", "f32[2, 3, 5, 8]", "f32[2, 3, 5, 8]"),
+            reason="equal numbers",
         ),
         Example(
             lambda op, q, k, v: op.aten.scaled_dot_product_attention(q, k, v),

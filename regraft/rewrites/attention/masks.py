@@ -59,6 +59,7 @@ class TrueMask(Rewrite):
     examples = (
         Example(lambda op, q, k, v: _masked(op, q, k, v, _not_negative), ("f32[B, 2, S, 8]",) * 3),
         Example(lambda op, q, k, v: _masked(op, q, k, v, _not_negative), ("f32[2, 2, 5, 8]",) * 3),
+        Example(lambda op, q, k, v: _masked(op, q, k, v, _not_negative), ("bf16[2, 2, 40, 8]",) * 3),
     )
     counterexamples = (
         Example(
@@ -97,6 +98,8 @@ class CausalMask(Rewrite):
     examples = (
         Example(lambda op, q, k, v: _masked(op, q, k, v, _causal), ("f32[B, 2, S, 8]",) * 3),
         Example(lambda op, q, k, v: _masked(op, q, k, v, _causal), ("f32[2, 2, 5, 8]",) * 3),
+        Example(lambda op, q, k, v: _masked(op, q, k, v, _causal), ("bf16[2, 2, 40, 8]",) * 3),
+        Example(lambda op, q, k, v: _masked(op, q, k, v, _causal), ("f32[2, 2, 300, 64]",) * 3),
         Example(
             lambda op, q, k, v: _masked(op, q, k, v, _causal),
             ("f32[2, 2, 5, 8]", "f32[2, 2, 7, 8]", "f32[2, 2, 7, 8]"),

@@ -23,6 +23,8 @@ class Rotary(Rewrite):
 
     def check(self, m: Match) -> Declined | None:
         shape, half = m.x.tensor.shape, m.attr("half")
+        if len(shape) < 2:
+            return m.decline("there is no dimension of positions", m.x)
         if m.attr("axis") != len(shape) - 1:
             return m.decline("the halves are not of the last dimension", m.x)
         if dims.eq(half * 2, shape[-1]) is not True or dims.eq(m.attr("end"), shape[-1]) is not True:
@@ -36,6 +38,10 @@ class Rotary(Rewrite):
         return op.rg.rotary(m.x, m.cos, m.sin)
 
     examples = (
+        Example(
+            lambda op, x, c, s: _spelled_out(op, x, c, s),
+            ("bf16[2, 4, 3, 8]", "bf16[1, 1, 3, 8]", "bf16[1, 1, 3, 8]"),
+        ),
         Example(
             lambda op, x, c, s: _spelled_out(op, x, c, s),
             ("f32[B, 4, S, 8]", "f32[1, 1, S, 8]", "f32[1, 1, S, 8]"),

@@ -20,6 +20,8 @@ from regraft.ir import (
 from regraft.rewrites.attention.masks import FAR_BELOW
 from regraft.rewrites.support import broadcasts_to, same_dims
 
+HALF = (DType.F16, DType.BF16)
+
 
 class SpelledOutAttention(Rewrite):
     """softmax(q kᵀ * scale + mask) v = scaled_dot_product_attention(q, k, v, mask)
@@ -61,8 +63,14 @@ class SpelledOutAttention(Rewrite):
         batch = query.shape[:-2]
         if not same_dims(keys.shape[:-2], batch) or not same_dims(value.shape[:-2], batch):
             return m.decline("the batch sizes differ", m.keys)
-        if m.attr("dtype") not in (None, query.dtype, DType.F32):
+        if m.attr("dtype") not in (None, query.dtype) and not (
+            m.attr("dtype") is DType.F32 and query.dtype in HALF
+        ):
             return m.decline(f"the softmax is computed in {m.attr('dtype')!r}", m.root.result)
+        if value.dtype != query.dtype:
+            return m.decline("the values have another dtype", m.value)
+        if m.attrs.get("divisor") == 0:
+            return m.decline("the scores are divided by 0", m.query)
         return self._check_mask(m)
 
     def _check_mask(self, m: Match) -> Declined | None:
@@ -70,6 +78,8 @@ class SpelledOutAttention(Rewrite):
         if mask is None:
             return None
         scores = (*query.shape[:-1], m.keys.tensor.shape[-1])
+        if not broadcasts_to(m.attrs.get("size", ()), scores):
+            return m.decline("the number for masked scores is larger than the scores", mask)
         if not m.attrs.get("below", -math.inf) <= FAR_BELOW:
             return m.decline(f"masked scores are {m.attr('below')!r}, not far below the others", mask)
         if not broadcasts_to(mask.tensor.shape, scores):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from regraft.ir import Builder, Declined, DType, Example, Match, PatternBuilder, Rewrite, Value, Var
+from regraft.ir import Builder, Declined, DType, Example, Match, PatternBuilder, Rewrite, Value, Var, dims
 from regraft.rewrites.support import keeps_every_value
 
 
@@ -71,6 +71,15 @@ class SliceOfSlice(Rewrite):
             op.shared(inner), op.attr("dim"), op.attr("c"), op.attr("d"), op.attr("step")
         )
 
+    def check(self, m: Match) -> Declined | None:
+        axis: int = m.attr("dim")
+        start, stop, end = m.attr("a"), m.attr("d"), m.attr("b")
+        # Bounds that might be cut off make sizes like min(4, S), which take more than adding up.
+        known = (dims.le(0, start), dims.le(end, m.x.tensor.shape[axis]), dims.le(start + stop, end))
+        if all(answer is True for answer in known) and dims.le(m.attr("c"), stop) is True:
+            return None
+        return m.decline("it is not known that the bounds lie inside", m.x)
+
     def rewrite(self, op: Builder, m: Match) -> Value:
         start = m.attr("a")
         return op.aten.slice.Tensor(
@@ -82,6 +91,11 @@ class SliceOfSlice(Rewrite):
         Example(lambda op, x: _slice(op, _slice(op, x, 0, 2, 9), 0, 1, 6, 2), ("f32[10]",)),
     )
     counterexamples = (
+        Example(
+            lambda op, x: _slice(op, _slice(op, x, 0, 0, 9), 0, 1, 4),
+            ("f32[S]",),
+            reason="not known that the bounds lie inside",
+        ),
         Example(
             lambda op, x: _slice(op, _slice(op, x, 0, 1, 9), 1, 0, 2),
             ("f32[10, 3]",),

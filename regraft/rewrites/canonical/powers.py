@@ -15,14 +15,20 @@ class Square(Rewrite):
     def pattern(self, op: PatternBuilder, x: Var) -> Any:
         return op.aten.mul.Tensor(x, x)
 
+    def check(self, m: Match) -> Declined | None:
+        dtype = m.x.tensor.dtype
+        return None if dtype.is_float or dtype.is_integer else m.decline(f"{dtype.value} has no squares", m.x)
+
     def rewrite(self, op: Builder, m: Match) -> Value:
         return op.aten.pow.Tensor_Scalar(m.x, 2)
 
     examples = (
         Example(lambda op, x: op.aten.mul.Tensor(x, x), ("f32[3]",)),
         Example(lambda op, x: op.aten.mul.Tensor(x, x), ("i64[3]",)),
+        Example(lambda op, x: op.aten.mul.Tensor(x, x), ("bf16[30]",)),
     )
     counterexamples = (
+        Example(lambda op, x: op.aten.mul.Tensor(x, x), ("bool[3]",), reason="bool has no squares"),
         Example(
             lambda op, x, y: op.aten.mul.Tensor(x, y), ("f32[3]", "f32[3]"), reason="two different values"
         ),
@@ -46,6 +52,7 @@ class Root(Rewrite):
     examples = (
         Example(lambda op, x: op.aten.pow.Tensor_Scalar(op.aten.abs(x), 0.5), ("f32[3]",)),
         Example(lambda op, x: op.aten.pow.Tensor_Scalar(op.aten.abs(x), -0.5), ("f32[3]",)),
+        Example(lambda op, x: op.aten.pow.Tensor_Scalar(op.aten.abs(x), 0.5), ("bf16[30]",)),
     )
     counterexamples = (
         Example(lambda op, x: op.aten.pow.Tensor_Scalar(x, 2), ("f32[3]",), reason="the exponent is not"),

@@ -26,9 +26,9 @@ class CanonicalSpellings:
 
     def run(self, module: Module, context: PassContext) -> bool:
         rewriter = Rewriter(context.table, self.name)
-        return any(
-            [_visit(op, rewriter, 0) for function in module.functions.values() for op in function.walk()]
-        )
+        ops = (op for function in module.functions.values() for op in function.walk())
+        changes = [_visit(op, rewriter, 0) for op in ops]
+        return any(changes)
 
 
 def _visit(op: Op, rewriter: Rewriter, depth: int) -> bool:
@@ -91,7 +91,7 @@ def _reduced_axes(op: Op) -> dict[str, Any]:
 
 
 def _own_dtype(op: Op) -> dict[str, Any]:
-    """No ``dtype`` where it says what the op does anyway. Integer sums default to i64, others to their own."""
+    """No ``dtype`` where it says what the op does anyway. Sums of integers are i64 by default."""
     dtype, own = op.attrs.get("dtype"), op.operands[0].tensor.dtype
     return {"dtype": None} if dtype is not None and dtype == own and own.is_float else {}
 

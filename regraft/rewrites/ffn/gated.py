@@ -49,6 +49,11 @@ class GatedFFN(Rewrite):
     examples = (
         Example(
             lambda op, x, g, u, d: _ffn(op, x, g, u, d, "silu"),
+            ("bf16[2, 8]", "bf16[24, 8]", "bf16[24, 8]", "bf16[8, 24]"),
+            constants=(1, 2, 3),
+        ),
+        Example(
+            lambda op, x, g, u, d: _ffn(op, x, g, u, d, "silu"),
             ("f32[B, S, 8]", "f32[24, 8]", "f32[24, 8]", "f32[8, 24]"),
             constants=(1, 2, 3),
         ),

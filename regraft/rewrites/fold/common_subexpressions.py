@@ -24,14 +24,16 @@ class CommonSubexpressions:
 
     def run(self, module: Module, context: PassContext) -> bool:
         rewriter = Rewriter(context.table, self.name)
-        return any([_merge(function.body, rewriter) for function in module.functions.values()])
+        changes = [_merge(function.body, rewriter) for function in module.functions.values()]
+        return any(changes)
 
 
 def _merge(region: Region, rewriter: Rewriter) -> bool:
     seen: dict[Hashable, Op] = {}
     changed = False
     for op in region.ops:
-        changed = any([_merge(inner, rewriter) for inner in op.regions]) or changed
+        for inner in op.regions:
+            changed = _merge(inner, rewriter) or changed
         if not can_share(op):
             continue
         first = seen.setdefault(op_key(op, [id(operand) for operand in op.operands]), op)

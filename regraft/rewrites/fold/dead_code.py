@@ -18,7 +18,8 @@ class DeadCode:
 
     def run(self, module: Module, context: PassContext) -> bool:
         rewriter = Rewriter(context.table, self.name)
-        return any([_sweep(function.body, rewriter) for function in module.functions.values()])
+        changes = [_sweep(function.body, rewriter) for function in module.functions.values()]
+        return any(changes)
 
 
 def _sweep(region: Region, rewriter: Rewriter) -> bool:
@@ -28,5 +29,6 @@ def _sweep(region: Region, rewriter: Rewriter) -> bool:
             rewriter.erase(op)
             changed = True
         else:
-            changed = any([_sweep(inner, rewriter) for inner in op.regions]) or changed
+            for inner in op.regions:
+                changed = _sweep(inner, rewriter) or changed
     return changed

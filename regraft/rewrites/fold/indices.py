@@ -44,9 +44,9 @@ class ConstantIndices:
 
     def run(self, module: Module, context: PassContext) -> bool:
         rewriter, facts = Rewriter(context.table, self.name), _Analyses()
-        return any(
-            [_fill(op, facts, rewriter) for function in module.functions.values() for op in function.walk()]
-        )
+        ops = (op for function in module.functions.values() for op in function.walk())
+        changes = [_fill(op, facts, rewriter) for op in ops]
+        return any(changes)
 
 
 class _Analyses:
@@ -70,7 +70,8 @@ def _fill(op: Op, facts: _Analyses, rewriter: Rewriter) -> bool:
     ):
         return False
     type = op.result.tensor
-    if not type.dtype.is_integer and type.dtype is not DType.BOOL:
+    # ``full`` makes tensors on the CPU; elsewhere the fact would need a transfer.
+    if not (type.dtype.is_integer or type.dtype is DType.BOOL) or type.device != "cpu":
         return False
     value = uniform_value(facts.fact(op.result))
     if value is None:

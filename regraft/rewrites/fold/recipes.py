@@ -53,7 +53,8 @@ class ConstantRecipes:
 
     def run(self, module: Module, context: PassContext) -> bool:
         folder = _Folder(Rewriter(context.table, self.name), self.generated)
-        return any([folder.fold(function.body, is_top=True) for function in module.functions.values()])
+        changes = [folder.fold(function.body, is_top=True) for function in module.functions.values()]
+        return any(changes)
 
 
 @dataclass

@@ -86,10 +86,7 @@ def _extremum_and_position(value_op: str, position_op: str) -> Lowering:
 
 
 def _truth(op_type: str) -> Lowering:
-    """``any`` is the maximum over 0 and 1, ``all`` the minimum.
-
-    A sum would do for both, but ORT's bool kernels came late: i32 is safe everywhere.
-    """
+    """``any`` and ``all`` count: the maximum of nothing is an error, its sum is 0."""
 
     def emit(e: Emitter, op: Op) -> ir.Value:
         x, dtype = e.operand(op, "self"), dtype_of(op)
@@ -98,7 +95,6 @@ def _truth(op_type: str) -> Lowering:
         if op_type == "all":
             x = e.op("Not", x)
         keepdim = bool(op.attrs.get("keepdim", False))
-        # Counting, because the maximum of nothing is an error and its sum is 0.
         count = reduced(e, "ReduceSum", e.cast(x, DType.BOOL, DType.I32), axes_of(op), keepdim, DType.I32)
         test = "Equal" if op_type == "all" else "Greater"
         return e.op(test, count, e.scalar(0, DType.I32))
