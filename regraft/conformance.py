@@ -29,6 +29,7 @@ from regraft.ir import (
     OPS,
     Builder,
     Constant,
+    Dim,
     DType,
     Expr,
     Function,
@@ -399,8 +400,14 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
+def _value(size: Dim, sizes: Sizes) -> int:
+    value = dims.substitute(size, {s: sizes[s.name] for s in dims.symbols_of(size)})
+    assert isinstance(value, int)
+    return value
+
+
 def _random(type: TensorType, sizes: Sizes, generator: torch.Generator) -> Tensor:
-    shape = [dims.substitute(d, {s: sizes[s.name] for s in dims.symbols_of(d)}) for d in type.shape]
+    shape = [_value(size, sizes) for size in type.shape]
     dtype = TORCH_DTYPES[type.dtype.value]
     if type.dtype.is_float:
         return torch.randn(shape, generator=generator).to(dtype)
