@@ -64,7 +64,12 @@ class Race:
         return Interval.of([theirs / ours for theirs, ours in pairs])
 
     def verdict(self, name: str) -> str:
-        """How the first entrant does against ``name``: ``faster``, ``slower`` or ``within the noise``."""
+        """How the first entrant does against ``name``: ``faster``, ``slower`` or ``within the noise``.
+
+        A race of which half was disturbed decides nothing.
+        """
+        if self.rounds_noisy > len(self.times[name]) / 2:
+            return "undecided: the machine was busy"
         ratio, noise = self.ratio(name), self.ratio(AGAIN)
         if ratio.low > max(1.0, noise.high):
             return "faster"

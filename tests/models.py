@@ -1,4 +1,4 @@
-"""The transformers of docs/workloads.md, full size and small, with inputs; benchmarks take them from here too."""
+"""The transformers of docs/workloads.md, full size and small, with inputs; benchmarks use them too."""
 
 from __future__ import annotations
 

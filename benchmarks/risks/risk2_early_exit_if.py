@@ -72,7 +72,8 @@ def joined(values, others):
     fresh = []
     with proxy_tensor.disable_proxy_modes_tracing():
         for value, other in zip(values, others, strict=True):
-            assert value.dtype == other.dtype and value.dim() == other.dim(), "the arms' types differ"
+            assert value.dtype == other.dtype, "the arms' types differ"
+            assert value.dim() == other.dim(), "the arms' ranks differ"
             env = value.fake_mode.shape_env
             same = []
             for mine, theirs in zip(value.shape, other.shape, strict=True):
@@ -117,7 +118,7 @@ def rg_while(condition, body, carried):
 class EarlyExit(nn.Module):
     def __init__(self):
         super().__init__()
-        arguments = dict(dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+        arguments = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(WIDTH, HEADS, 1024, **arguments) for _ in range(LAYERS)
         )
@@ -390,7 +391,8 @@ def main():
                 with torch.no_grad():
                     want = model(given, torch.tensor(stop))
                 got = session.run(None, {"x": given.numpy(), "limit": numpy.asarray(stop, "float32")})
-                assert int(got[1]) == int(want[1]) == leave and int(got[2]) == int(want[2])
+                assert int(got[1]) == int(want[1]) == leave
+                assert int(got[2]) == int(want[2])
                 left[leave] += 1
                 errors.append(float(abs(got[0] - want[0].numpy()).max() / want[0].abs().max()))
                 rows.append(

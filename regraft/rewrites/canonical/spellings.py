@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from regraft.ir import Attr, Dim, Module, Op, PassContext, Rewriter, Value, dims
+from regraft.ir import Attr, Dim, Module, Op, PassContext, Rewriter, dims
 
 _MAX_DEPTH = 32
 
@@ -44,8 +44,10 @@ def _visit(op: Op, rewriter: Rewriter, depth: int) -> bool:
         changes = normal_attributes(op)
         if not changes:
             return False
-        made = builder.call(op.name, (), {**op.arguments(), **changes})
-        rewriter.replace(op, (made,) if isinstance(made, Value) else made)
+        # The type stays: capture may know more than the rule, such as that a slice [:1] is not empty.
+        types = [result.type for result in op.results]
+        made = builder.create(op.name, (), {**op.arguments(), **changes}, result_types=types)
+        rewriter.replace(op, made.results)
     for new in builder.made:
         _visit(new, rewriter, depth + 1)
     return True
