@@ -137,6 +137,20 @@ def test_fixpoint_in_any_order_of_rewrites() -> None:
     assert len(texts) == 1, "\n\n".join(itertools.islice(texts, 2))
 
 
+def test_the_type_that_capture_gave_stays() -> None:
+    """torch.export takes x[:1] to have one element, where the rule says min(1, S)."""
+
+    def build(op, x):
+        known = x.tensor.with_shape((1,))
+        first = op.create("aten.slice.Tensor", (x, -1, None, 1), result_types=[known]).result
+        return op.aten.relu(first)
+
+    module = graph(build, "f32[S]")
+    run(CANONICALIZE, module)
+    verify(module, "canonicalize", table=OPS)
+    assert module.main.results[0].tensor.shape == (1,)
+
+
 def test_spellings_alone_report_whether_they_changed_anything() -> None:
     module = graph(lambda op, x: op.aten.t(x), "f32[2, 3]")
     spellings = CanonicalSpellings()

@@ -93,11 +93,12 @@ def test_several_and_constant_results() -> None:
     compiled = check(Mixed(), (normal(4),))
     x = normal(4)
     first = compiled(x)
+    table = first[5].clone()
     first[0].zero_()
     first[1].zero_()
     first[5].zero_()
     assert torch.equal(x, normal(4)), "a result shares memory with an argument"
-    assert torch.equal(compiled(x)[5], torch.arange(4.0)), "a result shares memory with a constant"
+    assert torch.equal(compiled(x)[5], table), "a result shares memory with a constant"
 
 
 class LanguageModel(nn.Module):

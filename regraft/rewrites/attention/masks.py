@@ -126,8 +126,8 @@ class CausalMask(Rewrite):
 class AdditiveMask(Rewrite):
     """attention(q, k, v, where(seen, 0, -huge)) = attention(q, k, v, seen), where every query sees a key.
 
-    A query that sees nothing averages all values with a finite number and gives NaN with a bool mask;
-    index arithmetic has to exclude that. With -∞ both give NaN. Source: ``eager_mask`` of transformers.
+    A query that sees nothing averages all values with a finite number, and gives 0 with a bool mask; index
+    arithmetic has to exclude that. With -∞ the op takes both alike. Source: ``eager_mask`` of transformers.
     """
 
     def pattern(self, op: PatternBuilder, query: Var, key: Var, value: Var, seen: Var) -> Any:

@@ -27,8 +27,9 @@ class SpelledOutAttention(Rewrite):
     """softmax(q kᵀ * scale + mask) v = scaled_dot_product_attention(q, k, v, mask)
 
     ``kᵀ`` may be any value; transposing it again cancels the model's own transposition. Scores may also
-    be set to -∞ or a huge negative number where a bool mask says so. Sources: ``eager_attention_forward``
-    of transformers, minGPT, and every tutorial.
+    be set to -∞ or a huge negative number where a bool mask says so. A query whose scores are all -∞
+    gives NaN when spelled out, and 0 by the op: that is the one difference. Sources:
+    ``eager_attention_forward`` of transformers, minGPT, and every tutorial.
     """
 
     exactness = Exactness.REASSOCIATES

@@ -176,28 +176,25 @@ class MulOne(_Identity):
     counterexamples = (Example(lambda op, x: op.aten.mul.Scalar(x, 1.0000001), ("f32[2]",), reason="not 1"),)
 
 
-class AndTrue(_Identity):
-    """x and True = x, for bools, when True is no larger than x."""
+class AndTrue(Rewrite):
+    """x and True = x, for bools, expanded to the size of True."""
+
+    stage = "canonicalize"
 
     def pattern(self, op: PatternBuilder, x: Var) -> Any:
         true = op.aten.full(op.attr("size"), True, dtype=op.attr("dtype"))
         return op.aten.bitwise_and.Tensor(x, op.shared(true))
 
-    def check(self, m: Match) -> Declined | None:
-        if m.root.result.type == m.x.type:
-            return None
-        return m.decline("True is larger than the other operand", m.x)
+    def rewrite(self, op: Builder, m: Match) -> Value:
+        result = m.root.result.type
+        return m.x if m.x.type == result else op.aten.expand(m.x, m.root.result.tensor.shape)
 
     examples = (
         Example(lambda op, x: op.aten.bitwise_and.Tensor(x, _full(op, (), True, x)), ("bool[2, 3]",)),
         Example(lambda op, x: op.aten.bitwise_and.Tensor(_full(op, (3,), True, x), x), ("bool[2, 3]",)),
+        Example(lambda op, x: op.aten.bitwise_and.Tensor(x, _full(op, (2, 3), True, x)), ("bool[3]",)),
     )
     counterexamples = (
-        Example(
-            lambda op, x: op.aten.bitwise_and.Tensor(x, _full(op, (2, 3), True, x)),
-            ("bool[3]",),
-            reason="True is larger",
-        ),
         Example(
             lambda op, x: op.aten.bitwise_and.Tensor(x, _full(op, (), False, x)),
             ("bool[3]",),
