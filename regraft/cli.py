@@ -45,8 +45,9 @@ def main() -> None:
     try:
         app()
     except RegraftError as error:
-        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
+        console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        console.print(f"{type(error).__name__}:", style="bold red", end=" ")
+        console.print(str(error))
         sys.exit(1)
 
 
@@ -198,7 +199,12 @@ def _load_factory(reference: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]
     except Exception as error:
         raise OptionError(f"{name}() raised {type(error).__name__}: {error}") from error
     if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[1], (tuple, list, Mapping)):
-        raise OptionError(f"{name}() must return (model, example arguments), not {type(made).__name__}")
+        kinds = ", ".join(type(each).__name__ for each in made) if isinstance(made, tuple) else ""
+        found = f"({kinds})" if kinds else type(made).__name__
+        raise OptionError(
+            f"{name}() must return (model, example arguments), not {found}; "
+            "the arguments are a tuple or a dict"
+        )
     model, example = made
     return (model, (), dict(example)) if isinstance(example, Mapping) else (model, tuple(example), {})
 

@@ -72,7 +72,7 @@ class UnsupportedOpError(RegraftError):
             lines.append(f"  {op.name} x{op.count}")
             lines += [f"    at {place}" for place in op.source_lines]
             lines += [f"    {backend}: {reason}" for backend, reason in op.reasons.items()]
-        return lines
+        return [*lines, '  hint: fallback="eager" runs such ops in torch, and the report counts them']
 
 
 @dataclass(eq=False)

@@ -52,7 +52,8 @@ def test_unsupported_ops_are_all_listed_with_reasons() -> None:
         "    at m.py:1\n"
         "    tvm: no lowering\n"
         "    ort: no op\n"
-        "  aten.sort x1"
+        "  aten.sort x1\n"
+        '  hint: fallback="eager" runs such ops in torch, and the report counts them'
     )
 
 

@@ -89,7 +89,9 @@ def _compiled(
     compiled = _lowered(compilation, Store(compilation.module))
     compilation.report.time["total"] = time.perf_counter() - start
     if options.verify:
-        compilation.report.error = error_against_eager(model, compiled, captured)
+        compilation.report.error = error_against_eager(
+            model, compiled, captured, reassociates=options.exactness != Exactness.EXACT
+        )
     return compiled
 
 
@@ -113,11 +115,12 @@ def _lowered(compilation: Compilation, store: Store) -> CompiledModel:
     leaves = [c for c in compilation.module.constants() if isinstance(c, Leaf)]
     report.memory["constants"] = sum(leaf.storage.nbytes for leaf in leaves)
     module = compilation.module
+    weights = [store.tensor(leaf) for leaf in leaves]
 
     def refreshed(model: Any) -> CompiledModel:
         return _lowered(compilation, Store(module, replacements(module, model)))
 
-    return CompiledModel(module.main.signature, plan, report, print_module(module), _refresher=refreshed)
+    return CompiledModel(module.main.signature, plan, report, print_module(module), refreshed, weights)
 
 
 def capture(

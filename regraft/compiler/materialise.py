@@ -84,5 +84,10 @@ def replacements(module: Module, model: Any) -> dict[Leaf, Tensor]:
                 f"'{constant.name}' is {tensor.dtype} {list(tensor.shape)}; the compiled model has "
                 f"{old.dtype} {list(old.shape)}. Compile again"
             )
+        for name in constant.names:
+            if _tensor_of(model, name).data_ptr() != tensor.data_ptr():
+                raise RegraftError(
+                    f"'{constant.name}' and '{name}' were one tied weight and are two now. Compile again"
+                )
         found[constant] = tensor.detach()
     return found

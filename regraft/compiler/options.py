@@ -108,11 +108,16 @@ def _backends(wanted: Sequence[Any]) -> tuple[tuple[Backend, ...], tuple[str, ..
 
 
 def _rewrite(entry: Any) -> Rewrite:
-    if isinstance(entry, Rewrite):
-        return entry
     if isinstance(entry, type) and issubclass(entry, Rewrite):
-        return entry()
-    _refuse("rewrites", entry, "Rewrite classes or instances")
+        return _rewrite(entry())
+    if not isinstance(entry, Rewrite):
+        _refuse("rewrites", entry, "Rewrite classes or instances")
+    if entry.stage not in STAGES[:-1]:
+        _refuse(f"rewrites: {entry.name}.stage", entry.stage, f"one of: {', '.join(STAGES[:-1])}")
+    for method in ("pattern", "rewrite"):
+        if getattr(type(entry), method, None) in (None, getattr(Rewrite, method, None)):
+            _refuse(f"rewrites: {entry.name}", entry, f"a class with a method '{method}'")
+    return entry
 
 
 class _Staged:

@@ -18,13 +18,14 @@ class Leaf(Constant):
     """A parameter, buffer or literal of the model.
 
     Identity is the object: tied weights are one leaf. ``storage`` is the tensor that holds the
-    values (never read here); ``name`` is its qualified name in the model.
+    values (never read here); ``name`` is its qualified name in the model, ``names`` are all of them.
     """
 
-    __slots__ = ("name", "storage", "type")
+    __slots__ = ("name", "names", "storage", "type")
 
     def __init__(self, name: str, type: TensorType, storage: Any = None) -> None:
         self.name = name
+        self.names: tuple[str, ...] = ()
         self.type = type
         self.storage = storage
 

@@ -371,12 +371,14 @@ def le(a: Dim, b: Dim) -> bool | None:
 
 
 def _is_natural(dim: Dim, splits: int = _MAX_SPLITS) -> bool:
-    """Whether ``dim`` is proved to be at least 0, by its bounds or case by case over ``min`` and ``max``."""
+    """Whether ``dim`` is proved to be at least 0: by its bounds, without a quotient, or case by case."""
     low, _ = bounds(dim)
     if low is not None and low >= 0:
         return True
     if isinstance(dim, int) or splits == 0:
         return False
+    if (multiple := _without_quotient(dim)) is not None and _is_natural(multiple, splits - 1):
+        return True
     choices = [
         (m[0], c) for m, c in dim.terms if len(m) == 1 and isinstance(m[0], Call) and m[0].fn in _PICKS
     ]
@@ -388,6 +390,22 @@ def _is_natural(dim: Dim, splits: int = _MAX_SPLITS) -> bool:
     rest = dim - coefficient * as_expr(call)
     cases = (_is_natural(rest + coefficient * arg, splits - 1) for arg in call.args)
     return any(cases) if _is_largest(call, coefficient) else all(cases)
+
+
+def _without_quotient(dim: Expr) -> Dim | None:
+    """A size that is at least 0 only if ``dim`` is, with one quotient by a number less; None without one.
+
+    With q = a // c in ``dim = rest + k * q``, q is in [(a - c + 1) / c, a / c], so that c * dim is at least
+    ``c * rest + k * a``, less ``k * (c - 1)`` for a positive k. An integer is at least 0 if c times it is
+    more than -c.
+    """
+    for monomial, k in dim.terms:
+        if len(monomial) == 1 and isinstance(call := monomial[0], Call) and call.fn == "floordiv":
+            a, c = call.args
+            if isinstance(c, int) and c > 0:
+                rest = dim - k * as_expr(call)
+                return c * rest + k * a - max(k, 0) * (c - 1) + (c - 1)
+    return None
 
 
 def _is_largest(call: Call, coefficient: int) -> bool:

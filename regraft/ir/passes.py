@@ -236,11 +236,17 @@ def decide(rewrite: Rewrite, pattern: Pattern, root: Op) -> Match | Declined:
     if kept is not None:
         return Declined("an inner value has users outside the match", kept)
     try:
-        return rewrite.check(match) or match
+        verdict: object = rewrite.check(match)
     except RegraftError:
         raise
     except Exception as error:
         raise RewriteError(f"'{rewrite.name}'.check failed at {root.loc}: {error}") from error
+    if isinstance(verdict, Declined):
+        return verdict
+    if verdict is None or verdict is True:
+        return match
+    # ``return False`` reads as a refusal, and must be one.
+    return Declined(f"check returned {verdict!r}", match.root.results[0])
 
 
 def apply(rewrite: Rewrite, match: Match, rewriter: Rewriter) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
 from regraft.errors import RewriteError
@@ -44,6 +44,12 @@ class OpNode:
     bound: Mapping[str, Any]
     index: int = 0
     shared: bool = False
+    origin: OpNode | None = None
+
+    @property
+    def key(self) -> OpNode:
+        """The node as it was written: ``shared`` and ``result`` say more of it, and mean the same op."""
+        return self.origin or self
 
     def __iter__(self) -> Iterator[OpNode]:
         raise TypeError("use op.results(node, n) to match an op with several results")
@@ -86,11 +92,11 @@ class PatternBuilder(OpNamespace):
 
     def shared(self, node: OpNode) -> OpNode:
         """An inner op that may have users outside the match; it stays in the graph."""
-        return OpNode(node.definition, node.bound, node.index, shared=True)
+        return replace(node, shared=True, origin=node.key)
 
     def result(self, node: OpNode, index: int) -> OpNode:
         """The result ``index`` of an op with several."""
-        return OpNode(node.definition, node.bound, index, node.shared)
+        return replace(node, index=index, origin=node.key)
 
 
 @dataclass(frozen=True)
@@ -218,15 +224,17 @@ def _match_value(node: Node, value: Value | None, bound: Bindings, search: _Sear
         if value.op is None or value.op.name != node.definition.name or value.index != node.index:
             maker = value.op.name if value.op else "an input"
             search.fail(len(bound), f"expected {node.definition.name}, found {maker}", value)
-        elif node in bound:
-            if bound[node] is value.op:
-                yield bound
+        elif node.key in bound:
+            if bound[node.key] is value.op:
+                yield {**bound, node: value.op}
+            else:
+                search.fail(len(bound), f"two uses of one {value.op.name} are two ops", value)
         else:
             yield from _match_op(node, value.op, bound, search)
 
 
 def _match_op(node: OpNode, op: Op, bound: Bindings, search: _Search) -> Iterator[Bindings]:
-    with_attrs = _match_attrs(node, op, {**bound, node: op}, search)
+    with_attrs = _match_attrs(node, op, {**bound, node.key: op, node: op}, search)
     if with_attrs is None:
         return
     for arguments in _operand_orders(node, op):

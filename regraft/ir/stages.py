@@ -133,6 +133,10 @@ def _layer_norm(op: Op) -> str | None:
     return None if op.attr("cudnn_enable") is True else "attribute 'cudnn_enable' is not True"
 
 
+def _rms_norm(op: Op) -> str | None:
+    return "attribute 'eps' is None; it is a number" if op.attr("eps") is None else None
+
+
 def _cat(op: Op) -> str | None:
     return "the cat has one operand" if len(op.operands) == 1 else None
 
@@ -153,4 +157,5 @@ NORMAL_FORM: Mapping[str, Rule] = {
     "aten.log_softmax.int": _own_dtype,
     "aten.cumsum": _own_dtype,
     "aten.layer_norm": _layer_norm,
+    "aten.rms_norm": _rms_norm,
 }

@@ -7,7 +7,7 @@ from regraft.runtime.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from regraft.runtime.executable import ArtefactReader, ArtefactWriter, Executable
 from regraft.runtime.model import CompiledModel, load
 from regraft.runtime.plan import Plan, Step
-from regraft.runtime.signature import ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
+from regraft.runtime.signature import GuardSpec, ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
 
 __all__ = [
     "DTYPE_NAMES",
@@ -16,6 +16,7 @@ __all__ = [
     "ArtefactWriter",
     "CompiledModel",
     "Executable",
+    "GuardSpec",
     "ParamSpec",
     "Plan",
     "Signature",

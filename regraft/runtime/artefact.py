@@ -28,7 +28,7 @@ from regraft.errors import ArtefactError, RegraftError
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.executable import Executable
 from regraft.runtime.plan import Plan, Step
-from regraft.runtime.signature import ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
+from regraft.runtime.signature import GuardSpec, ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
 from regraft.runtime.structures import dump_structure, load_structure
 
 FORMAT = (1, 0)
@@ -309,6 +309,7 @@ def _signature_record(signature: Signature) -> dict[str, Any]:
         "symbols": [dataclasses.asdict(symbol) for symbol in signature.symbols],
         "outputs": [o if isinstance(o, int) else _leaf_record(o) for o in signature.outputs],
         "out_structure": dump_structure(signature.out_structure),
+        "guards": [dataclasses.asdict(guard) for guard in signature.guards],
     }
 
 
@@ -339,6 +340,7 @@ def _signature_from(record: Mapping[str, Any]) -> Signature:
         tuple(_symbol_from(symbol) for symbol in record["symbols"]),
         outputs,
         load_structure(record["out_structure"]),
+        tuple(GuardSpec(**guard) for guard in record["guards"]),
     )
 
 

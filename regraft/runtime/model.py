@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from regraft.runtime.signature import Signature
 Refresher = Callable[[Any], "CompiledModel"]
 
 
-@dataclass
+@dataclass(repr=False)
 class CompiledModel:
     """A model ready to run.
 
@@ -35,19 +35,36 @@ class CompiledModel:
     report: Any
     ir: str
     training: bool = field(default=False, init=False)
-    _refresher: Refresher | None = field(default=None, repr=False)
+    _refresher: Refresher | None = None
+    _weights: Sequence[torch.Tensor] = ()
+    """The model's tensors that a call reads or was compiled from."""
+    _versions: list[int] = field(default_factory=list[int], init=False)
+
+    def __post_init__(self) -> None:
+        self._weights = [w for w in self._weights if not w.is_inference()]
+        self._versions = [w._version for w in self._weights]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model. Safe to call from several threads at once.
 
         Raises:
             ShapeError: an argument differs from what the model was compiled for.
+            RegraftError: a weight of the original was written to since the compile.
         """
+        if [w._version for w in self._weights] != self._versions:
+            raise RegraftError(
+                "a weight of the model was changed in place after the compile; call refresh(model)"
+            )
         with torch.no_grad():
             tensors = self.signature.flatten(args, kwargs)
             sizes = self.signature.sizes(tensors)
             results = self.plan.run(tensors, sizes)
         return self.signature.unflatten(results)
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{t.name}: {t.dtype}{list(t.shape)}" for t in self.signature.tensors)
+        steps = ", ".join(step.executable.backend for step in self.plan.steps)
+        return f"<CompiledModel({inputs}) on {steps or 'nothing'}>"
 
     def refresh(self, model: Any) -> None:
         """Take over the weights that ``model`` has now, without capturing it again.
@@ -57,7 +74,8 @@ class CompiledModel:
         """
         if self._refresher is None:
             raise RegraftError("a loaded artefact cannot be refreshed; compile the model again")
-        self.plan = self._refresher(model).plan
+        fresh = self._refresher(model)
+        self.plan, self._weights, self._versions = fresh.plan, fresh._weights, fresh._versions
 
     def save(self, path: str | Path) -> None:
         """Write an artefact folder that ``regraft.load`` reads, whole or not at all.

@@ -38,8 +38,17 @@ class Plan:
                 slots[slot] = tensor
             for slot in step.dead:
                 slots[slot] = None
-        # A result is never an argument: a caller may write to either without touching the other.
-        return [_filled(slots[i]).clone() if i < self.inputs else _filled(slots[i]) for i in self.results]
+        return self._fresh(slots)
+
+    def _fresh(self, slots: Sequence[Tensor | None]) -> list[Tensor]:
+        """The results, no two of them and no argument the same tensor: a caller may write to any."""
+        taken = set(range(self.inputs))
+        fresh: list[Tensor] = []
+        for slot in self.results:
+            tensor = _filled(slots[slot])
+            fresh.append(tensor.clone() if slot in taken else tensor)
+            taken.add(slot)
+        return fresh
 
 
 def _filled(tensor: Tensor | None) -> Tensor:

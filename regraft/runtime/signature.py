@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,28 @@ class SymbolSpec:
 
 
 @dataclass(frozen=True)
+class GuardSpec:
+    """What the captured path assumed about sizes: ``left op right``, both as text over symbols."""
+
+    left: str
+    op: str
+    right: str
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.op} {self.right}"
+
+
+_COMPARISONS: Mapping[str, Callable[[int, int], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """A tensor argument: its name in messages, dtype name, dims as numbers or text, and device."""
 
@@ -81,10 +104,12 @@ class Signature:
     Fields:
         params: the captured parameters, in the order of ``forward``.
         positional: names of ``forward``'s positional parameters, captured or not, in order.
-        defaults: parameters that were not captured -> their default; passing that value is fine.
+        defaults: parameter -> its default, where the captured model computes with that: parameters that
+            were not captured, or captured with their default. They may be left out or given as it.
         symbols: the sizes that the inputs define.
         outputs: for each leaf of the result, the index of a flat result or a fixed value.
         out_structure: the result's pytree.
+        guards: what must hold between sizes besides the symbols' ranges.
     """
 
     params: tuple[ParamSpec, ...]
@@ -93,12 +118,15 @@ class Signature:
     symbols: tuple[SymbolSpec, ...]
     outputs: tuple[int | ValueSpec, ...]
     out_structure: pytree.TreeSpec
+    guards: tuple[GuardSpec, ...] = ()
     _checks: tuple[_ShapeCheck, ...] = field(init=False, repr=False, compare=False)
+    _guards: tuple[Callable[[Mapping[str, int]], bool], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         solved = {(s.input, s.axis) for s in self.symbols}
         checks = [_ShapeCheck.of(i, spec, solved) for i, spec in enumerate(self.tensors)]
         object.__setattr__(self, "_checks", tuple(checks))
+        object.__setattr__(self, "_guards", tuple(_guard(g) for g in self.guards))
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -117,6 +145,8 @@ class Signature:
         flat: list[Tensor] = []
         for param in self.params:
             if param.name not in given:
+                if param.name in self.defaults:
+                    continue
                 raise ShapeError(f"missing argument '{param.name}'; the model was compiled with it")
             value = given.pop(param.name)
             leaves = [value] if param.structure is None else self._leaves(param, value)
@@ -148,6 +178,9 @@ class Signature:
                 raise ShapeError(f"unexpected argument '{name}'; the model was compiled with: {known}")
 
     def _leaves(self, param: ParamSpec, value: Any) -> list[Any]:
+        if isinstance(value, dict) and param.structure is not None and param.structure.type is dict:
+            keys = param.structure.context
+            value = {k: value[k] for k in keys} if set(keys) == set(value) else value
         leaves, structure = pytree.tree_flatten(value)
         if structure != param.structure:
             raise ShapeError(
@@ -170,6 +203,13 @@ class Signature:
             sizes[symbol.name] = symbol.solve(extent, where)
         for check, tensor in zip(self._checks, tensors, strict=True):
             check.extents(tensor, sizes)
+        for guard, holds in zip(self.guards, self._guards, strict=True):
+            if not holds(sizes):
+                values = ", ".join(f"{name} = {value}" for name, value in sizes.items())
+                raise ShapeError(
+                    f"the model's code takes another path for these sizes ({values}); "
+                    f"it was compiled for {guard}. Compile again with an example of such sizes"
+                )
         return sizes
 
     def unflatten(self, results: Sequence[Tensor]) -> Any:
@@ -230,3 +270,16 @@ def _tensor(leaf: Any, spec: TensorSpec) -> Tensor:
 
 def _same_value(a: Any, b: Any) -> bool:
     return a is b or (type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b))
+
+
+def _guard(spec: GuardSpec) -> Callable[[Mapping[str, int]], bool]:
+    left, right, compare = (
+        compile_dim(_text(spec.left)),
+        compile_dim(_text(spec.right)),
+        _COMPARISONS[spec.op],
+    )
+    return lambda sizes: compare(left(sizes), right(sizes))
+
+
+def _text(side: str) -> int | str:
+    return int(side) if side.lstrip("-").isdigit() else side

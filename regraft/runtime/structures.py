@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from importlib import import_module
 from typing import Any
 
 from torch.utils import _pytree as pytree
 
 from regraft.errors import ArtefactError
+
+#: Output classes live in these modules, which only define classes when they are imported.
+_OUTPUT_CLASS = re.compile(r"transformers\.(modeling_outputs|models\.\w+\.modeling_\w+)\.\w+")
 
 
 def dump_structure(structure: pytree.TreeSpec) -> str:
@@ -59,7 +63,7 @@ def _check(record: Any) -> None:
         # What is not JSON is the name of a namedtuple's class, looked up among the registered ones.
         with contextlib.suppress(json.JSONDecodeError):
             json.loads(context, object_hook=_refuse_enum)
-    if isinstance(name, str) and name.startswith("transformers."):
+    if isinstance(name, str) and _OUTPUT_CLASS.fullmatch(name):
         try:
             import_module(name.rpartition(".")[0])
         except ImportError as error:

@@ -220,7 +220,7 @@ def test_too_many_args() -> None:
 
 
 def test_a_missing_arg() -> None:
-    assert "input" in compile_fails(CaptureError, nn.Linear(8, 8).eval())
+    assert "lacks the argument 'input'" in compile_fails(OptionError, nn.Linear(8, 8).eval())
 
 
 def test_dump_into_a_file(tmp_path: Path) -> None:

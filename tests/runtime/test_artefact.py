@@ -311,7 +311,11 @@ def structure(type: Any, context: Any, children: Any = ()) -> str:
         (put(*OUT, "[9, {}]"), "malformed"),
         (put(*OUT, structure("subprocess.Popen", "[]")), "the result's type is not known here"),
         (put(*OUT, structure("collections.namedtuple", "nobody.Knows")), "the result's type is not known"),
-        (put(*OUT, structure("transformers.nothing.Here", "[]")), "install transformers to load this"),
+        (put(*OUT, structure("transformers.convert.Here", "[]")), "the result's type is not known here"),
+        (
+            put(*OUT, structure("transformers.models.nothing.modeling_nothing.Here", "[]")),
+            "install transformers to load this",
+        ),
         (put(*OUT, structure("builtins.dict", '[{"\\u005f_enum__": 1, "fqn": "antigravity:x"}]')), "an enum"),
         (
             put(

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from regraft.backends.ort.dtypes import ONNX_TYPES, carrier, kernel_type
-from regraft.backends.ort.run import STAND_IN
+from regraft.backends.ort.run import STAND_IN, plain
 from regraft.backends.ort.sizes import SizeBuilder
 from regraft.backends.protocol import ConstantStore
 from regraft.errors import BackendError, RegraftError
@@ -142,7 +142,7 @@ class Emitter(SizeBuilder):
             return ir.ExternalTensor(STAND_IN, 0, size, ONNX_TYPES[held], shape=shape, name=value.name)
         from onnx_ir.tensor_adapters import TorchTensor
 
-        tensor = self.store.tensor(constant).detach().contiguous()
+        tensor = plain(self.store.tensor(constant).detach())
         return TorchTensor(tensor.float() if held != constant.type.dtype else tensor, name=value.name)
 
     # -- nodes ---------------------------------------------------------------------------------

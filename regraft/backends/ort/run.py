@@ -42,7 +42,7 @@ STAND_IN = "torch"
 _HALVES = frozenset({torch.float16, torch.bfloat16})
 
 # Binding asks for an address even where there are no elements.
-_NOTHING = torch.zeros(1, dtype=torch.int64)
+_NOTHING = torch.zeros(1, dtype=torch.int64, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class OrtExecutable:
         """
         self.interface = interface
         self._model = model
-        self._constants = {name: tensor.detach().contiguous() for name, tensor in constants.items()}
+        self._constants = {name: plain(tensor.detach()) for name, tensor in constants.items()}
         self._threads = threads
         # ONNX Runtime only borrows the memory: values and tensors live as long as the session.
         self._shared = {
@@ -141,13 +141,12 @@ class OrtExecutable:
         held: list[Tensor] = []  # what the binding has only addresses of
         for tensor, (name, dtype, element) in zip(inputs, self._inputs, strict=True):
             assert tensor.dtype == dtype, f"{name} is {tensor.dtype}, expected {dtype}"
-            tensor = tensor.contiguous()
+            assert tensor.is_cpu, f"{name} is on {tensor.device}, expected the cpu"
+            tensor = plain(tensor)
             held.append(tensor)
-            binding.bind_input(
-                name, "cpu", 0, element, tensor.shape, tensor.data_ptr() or _NOTHING.data_ptr()
-            )
+            binding.bind_input(name, "cpu", 0, element, tensor.shape, _address(tensor))
         for symbol, name in self._sizes:
-            value = torch.tensor([sizes[symbol]])
+            value = torch.tensor([sizes[symbol]], dtype=torch.int64, device="cpu")
             held.append(value)
             binding.bind_input(name, "cpu", 0, 7, (1,), value.data_ptr())
         results: list[Tensor | None] = [output.bind(binding, sizes) for output in self._outputs]
@@ -212,9 +211,8 @@ class _Output:
             binding.bind_output(self.name, "cpu")
             return None
         shape = self.shape(sizes)
-        tensor = torch.empty(shape, dtype=self.dtype)
-        address = tensor.data_ptr() or _NOTHING.data_ptr()
-        binding.bind_output(self.name, "cpu", 0, self.element, shape, address)
+        tensor = torch.empty(shape, dtype=self.dtype, device="cpu")
+        binding.bind_output(self.name, "cpu", 0, self.element, shape, _address(tensor))
         return tensor
 
 
@@ -226,6 +224,15 @@ def _shape(dims: tuple[int | str, ...] | None) -> Callable[[Mapping[str, int]], 
         return lambda sizes: static
     compiled = [compile_dim(dim) for dim in dims]
     return lambda sizes: tuple(size(sizes) for size in compiled)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """``tensor`` with its elements in order and as they are: torch negates some views only when it reads."""
+    return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
+
+
+def _address(tensor: Tensor) -> int:
+    return (tensor if tensor.numel() else _NOTHING).data_ptr()
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ the user calls the model, which sizes may vary, and errors that point at the use
 from __future__ import annotations
 
 import functools
-import inspect
 import linecache
 import logging
+import threading
 import time
 import traceback
 import warnings
@@ -26,14 +26,26 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
+from regraft.compiler.capture.example import (
+    CallForm,
+    by_parameter,
+    check_dynamic,
+    shapes_by_parameter,
+    split,
+    torch_shapes,
+    widened,
+)
 from regraft.compiler.capture.importer import import_program
-from regraft.errors import CaptureError, OptionError
+from regraft.compiler.capture.size_one import with_size_one
+from regraft.errors import CaptureError, OptionError, ShapeError
 from regraft.ir import Module, OpTable
+from regraft.runtime import Signature
 
 _TORCH = str(Path(torch.__file__).parent)
 _REGRAFT = str(Path(__file__).parents[2])
+_EXPORTING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Captured:
 
     Fields:
         module: its graph, as captured.
-        args, kwargs: the example arguments as they were traced; empty, with ``traced`` false, when
+        args, kwargs: the example arguments; empty, with ``traced`` false, when
             an exported program came without its example.
         seconds: time for export, decompositions and import.
     """
@@ -52,28 +64,6 @@ class Captured:
     kwargs: dict[str, Any]
     seconds: dict[str, float]
     traced: bool = True
-
-
-@dataclass(frozen=True)
-class CallForm:
-    """How a model's ``forward`` is called: its positional names and its parameters' defaults."""
-
-    positional: tuple[str, ...]
-    defaults: Mapping[str, Any]
-
-    @staticmethod
-    def of(function: Callable[..., Any], n_args: int) -> CallForm:
-        positional: list[str] = []
-        defaults: dict[str, Any] = {}
-        for name, parameter in inspect.signature(function).parameters.items():
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                positional += [f"{name}_{i}" for i in range(n_args - len(positional))]
-            elif parameter.kind is not parameter.VAR_KEYWORD:
-                if parameter.kind is not parameter.KEYWORD_ONLY:
-                    positional.append(name)
-                if parameter.default is not parameter.empty:
-                    defaults[name] = parameter.default
-        return CallForm(tuple(positional), defaults)
 
 
 class _FunctionModule(torch.nn.Module):
@@ -114,43 +104,89 @@ def capture_model(
         return _import_exported(model, table)
     module = _as_module(model)
     form = CallForm.of(module.forward, len(args))
-    arguments = _by_parameter(form, args, dict(kwargs or {}))
-    shapes = _shapes_by_parameter(form, arguments, dynamic_shapes)
-    widened = {name: _widen(value, shapes.get(name)) for name, value in arguments.items()}
-    traced_args, traced_kwargs = _split(form, widened, len(args))
+    arguments = by_parameter(form, args, dict(kwargs or {}))
+    shapes = shapes_by_parameter(form, arguments, dynamic_shapes)
+    traced = widened(arguments, shapes)
     start = time.perf_counter()
-    with _pointing_at_user_code(), _quiet_export(), torch.no_grad():
-        program = torch.export.export(
-            module,
-            traced_args,
-            traced_kwargs,
-            dynamic_shapes=_torch_shapes(shapes, widened) if shapes else None,
-            strict=False,
-        )
-    exported = time.perf_counter()
-    with _pointing_at_user_code(), _quiet_export():
-        program = program.run_decompositions({})
+    program, exported = _export(module, traced, shapes, len(args))
     decomposed = time.perf_counter()
-    imported = import_program(program, table, tuple(widened), form.positional, form.defaults)
-    _check_dynamic(imported, shapes, widened)
+
+    def imported(relaxed: frozenset[str]) -> Module:
+        return import_program(program, table, traced, form, relaxed)
+
+    captured = with_size_one(imported, module, traced, shapes, len(args))
+    check_dynamic(captured.main.signature, traced, shapes)
     seconds = {
         "export": exported - start,
         "decompositions": decomposed - exported,
         "import": time.perf_counter() - decomposed,
     }
-    return Captured(imported, traced_args, traced_kwargs, seconds)
+    own_args, own_kwargs = split(arguments, len(args))
+    _check_example(captured.main.signature, own_args, own_kwargs)
+    return Captured(captured, own_args, own_kwargs, seconds)
+
+
+def _export(
+    module: torch.nn.Module, arguments: Mapping[str, Any], shapes: Mapping[str, Any], n_args: int
+) -> tuple[ExportedProgram, float]:
+    """The functional program, and when ``torch.export`` was done with its part."""
+    args, kwargs = split(arguments, n_args)
+    # torch's tracers are process-wide: a second one in another thread fails.
+    with _EXPORTING, _pointing_at_user_code(), _quiet_export(), torch.no_grad(), _unchanged(module):
+        program = torch.export.export(
+            module,
+            args,
+            kwargs,
+            dynamic_shapes=torch_shapes(shapes, arguments) if shapes else None,
+            strict=False,
+        )
+        exported = time.perf_counter()
+        return program.run_decompositions({}), exported
+
+
+def _check_example(signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """The user's own example must be a call of the result, even where it was widened."""
+    try:
+        signature.sizes(signature.flatten(args, kwargs))
+    except ShapeError as error:
+        raise CaptureError(
+            f"the model computes something else for the example's own sizes: {error}",
+            hint="make a size of 1 static, or give an example with larger sizes",
+        ) from error
+
+
+@contextmanager
+def _unchanged(module: torch.nn.Module) -> Generator[None]:
+    """Undo what tracing does to the model's attributes; refuse a model that keeps state in them."""
+    before = {m: {k: v for k, v in vars(m).items() if not k.startswith("_")} for m in module.modules()}
+    changed: list[str] = []
+    try:
+        yield
+    finally:
+        for each, attributes in before.items():
+            for name, value in attributes.items():
+                if vars(each).get(name) is not value:
+                    changed += [name] if isinstance(value, torch.Tensor) else []
+                    vars(each)[name] = value
+    if changed:
+        raise CaptureError(
+            f"the model writes to its attribute '{changed[0]}'",
+            hint="return the new value instead of keeping it in the model",
+        )
 
 
 def _import_exported(program: ExportedProgram, table: OpTable) -> Captured:
     start = time.perf_counter()
-    with _quiet_export():
+    with _EXPORTING, _quiet_export():
         program = program.run_decompositions({})
     entry = program.module_call_graph[0].signature
     names = tuple(entry.forward_arg_names or ()) if entry is not None else ()
     example = program.example_inputs
     args, kwargs = example or ((), {})
     names = names or tuple([f"arg{i}" for i in range(len(args))] + list(kwargs))
-    module = import_program(program, table, names, names[: len(args)], {})
+    arguments = dict(zip(names, (*args, *kwargs.values()), strict=True)) if example else dict.fromkeys(names)
+    form = CallForm(names[: len(args)], {})
+    module = import_program(program, table, arguments, form, frozenset())
     seconds = {"import": time.perf_counter() - start}
     return Captured(module, tuple(args), dict(kwargs), seconds, traced=example is not None)
 
@@ -175,91 +211,6 @@ def _as_module(model: Any) -> torch.nn.Module:
 def _mode_matters(module: torch.nn.Module) -> bool:
     dropout = isinstance(module, torch.nn.modules.dropout._DropoutNd)  # pyright: ignore[reportPrivateUsage]
     return dropout or isinstance(module, torch.nn.modules.batchnorm._NormBase)  # pyright: ignore[reportPrivateUsage]
-
-
-def _by_parameter(form: CallForm, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by parameter name, in the order of ``forward``."""
-    if isinstance(args, torch.Tensor):
-        raise OptionError("args is a tensor; pass a tuple of the positional arguments: args=(x,)")
-    if len(args) > len(form.positional):
-        raise OptionError(
-            f"args has {len(args)} values; the model takes {len(form.positional)} positional ones"
-        )
-    arguments = dict(zip(form.positional, args, strict=False))
-    for name in kwargs:
-        if name in arguments:
-            raise OptionError(f"'{name}' is given in args and in kwargs")
-    ordered = [n for n in (*form.positional, *form.defaults) if n in kwargs]
-    rest = [n for n in kwargs if n not in ordered]
-    return arguments | {name: kwargs[name] for name in (*dict.fromkeys(ordered), *rest)}
-
-
-def _split(
-    form: CallForm, arguments: Mapping[str, Any], n_args: int
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    values = tuple(arguments.values())
-    return values[:n_args], dict(list(arguments.items())[n_args:])
-
-
-def _shapes_by_parameter(form: CallForm, arguments: Mapping[str, Any], shapes: Any) -> dict[str, Any]:
-    if shapes is None:
-        return {}
-    if isinstance(shapes, (tuple, list)):
-        if len(shapes) > len(form.positional):
-            raise OptionError(f"dynamic_shapes has {len(shapes)} entries, more than there are arguments")
-        shapes = dict(zip(form.positional, shapes, strict=False))
-    if not isinstance(shapes, Mapping):
-        raise OptionError(f"dynamic_shapes is a {type(shapes).__name__}; expected a dict by argument name")
-    for name in shapes:
-        if name not in arguments:
-            raise OptionError(
-                f"dynamic_shapes names '{name}', which is not among the arguments: {', '.join(arguments)}"
-            )
-    return {name: spec for name, spec in shapes.items() if spec is not None}
-
-
-def _torch_shapes(shapes: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: shapes.get(name) for name in arguments}
-
-
-def _dynamic_axes(spec: Any) -> dict[int, Any]:
-    """Axis -> dimension for the axes that ``spec`` leaves open; nested specs are torch's affair."""
-    items = (
-        spec.items()
-        if isinstance(spec, Mapping)
-        else enumerate(spec)
-        if isinstance(spec, (tuple, list))
-        else ()
-    )
-    return {a: d for a, d in items if isinstance(a, int) and d is not None and d is not Dim.STATIC}
-
-
-def _widen(value: Any, spec: Any) -> Any:
-    """``value`` with at least two elements along each dynamic axis.
-
-    torch.export specialises a size of 0 or 1 to that number, silently with ``Dim.AUTO``.
-    """
-    if not isinstance(value, torch.Tensor):
-        return value
-    for axis in _dynamic_axes(spec):
-        if axis < value.dim() and value.shape[axis] == 1:
-            value = value.repeat_interleave(2, axis)
-    return value
-
-
-def _check_dynamic(module: Module, shapes: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-    """Refuse a capture that turned a size the user left open into a number."""
-    for param in module.main.signature.params:
-        if param.structure is not None or not isinstance(arguments.get(param.name), torch.Tensor):
-            continue
-        (leaf,) = param.leaves
-        for axis in _dynamic_axes(shapes.get(param.name)):
-            if isinstance(leaf.shape[axis], int):
-                raise CaptureError(
-                    f"dimension {axis} of '{param.name}' was asked to be dynamic, but the model's code "
-                    f"fixes it to {leaf.shape[axis]}",
-                    hint="leave it out of dynamic_shapes, or remove what depends on its value",
-                )
 
 
 @contextmanager
@@ -289,6 +240,8 @@ def _pointing_at_user_code() -> Generator[None]:
     """Turn what torch.export raises into a ``CaptureError`` at the user's own line."""
     try:
         yield
+    except CaptureError:
+        raise
     except Exception as error:
         frame = _user_frame(error)
         location = f"{frame.filename}:{frame.lineno}" if frame else None

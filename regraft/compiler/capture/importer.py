@@ -24,6 +24,7 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from regraft.compiler.capture.arguments import call_arguments, definition_for, opaque, overload_name
+from regraft.compiler.capture.example import CallForm
 from regraft.compiler.capture.promotion import promoted
 from regraft.compiler.capture.signature import make_signature
 from regraft.compiler.capture.sizes import Sizes
@@ -55,17 +56,19 @@ _ASSERTS = ("aten._assert_tensor_metadata",)
 def import_program(
     program: ExportedProgram,
     table: OpTable,
-    names: Sequence[str],
-    positional: Sequence[str],
-    defaults: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    form: CallForm,
+    relaxed: frozenset[str],
 ) -> Module:
-    """The module of ``program``; ``names`` are its parameters in order, see ``Signature`` for the rest.
+    """The module of ``program``, exported with ``arguments`` (by parameter) and called as ``form`` says.
+
+    ``relaxed`` names the symbols that may be 1 although torch.export assumed more.
 
     Raises:
         CaptureError: the program mutates an argument or a buffer, or returns what is not a tensor.
     """
     _refuse_mutation(program)
-    return _Importer(program, table).run(names, positional, defaults)
+    return _Importer(program, table, relaxed).run(arguments, form)
 
 
 def _refuse_mutation(program: ExportedProgram) -> None:
@@ -81,23 +84,23 @@ def _refuse_mutation(program: ExportedProgram) -> None:
 class _Importer:
     """The state of one import: values and constants by fx name."""
 
-    def __init__(self, program: ExportedProgram, table: OpTable) -> None:
+    def __init__(self, program: ExportedProgram, table: OpTable, relaxed: frozenset[str]) -> None:
         self.program = program
         self.table = table
-        self.sizes = Sizes(program)
+        self.sizes = Sizes(program, relaxed)
         self.region = Region()
         self.values: dict[str, Value | tuple[Value, ...]] = {}
         self.pending: dict[str, Leaf] = {}
         self.leaves: dict[Any, Leaf] = {}
 
-    def run(self, names: Sequence[str], positional: Sequence[str], defaults: Mapping[str, Any]) -> Module:
+    def run(self, arguments: Mapping[str, Any], form: CallForm) -> Module:
         self._add_inputs()
         for node in self.program.graph.nodes:
             if node.op == "call_function":
                 self._add_call(node)
         self._add_results()
         symbols, specs = self.sizes.input_symbols([a.type for a in self.region.args])
-        signature = make_signature(self.program, self.region.args, specs, names, positional, defaults)
+        signature = make_signature(self.program, self.region.args, specs, symbols, arguments, form)
         return Module({"forward": Function("forward", self.region, symbols, signature=signature)})
 
     def _add_inputs(self) -> None:
@@ -126,7 +129,9 @@ class _Importer:
         key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device)
         # An empty tensor has no storage to be shared, and its pointer says nothing.
         identity = key if tensor.numel() else target
-        return self.leaves.setdefault(identity, Leaf(target, self.sizes.tensor_type(tensor), tensor))
+        leaf = self.leaves.setdefault(identity, Leaf(target, self.sizes.tensor_type(tensor), tensor))
+        leaf.names = (*leaf.names, target)
+        return leaf
 
     def _builder(self, node: Node) -> Builder:
         return Builder(self.table, self.region, loc=location_of(node))
@@ -186,7 +191,10 @@ class _Importer:
         bound = promoted(definition, bound, result_types, builder)
         op = _typed(definition, bound, result_types, builder.loc)
         if op is None:
-            op = Op.create(opaque(target), (), arguments, result_types=result_types, loc=builder.loc)
+            plain = opaque(target)
+            known = {p.name for p in plain.params}
+            given = {name: value for name, value in arguments.items() if name in known}
+            op = Op.create(plain, (), given, result_types=result_types, loc=builder.loc)
         builder.insert(op)
         for result, type in zip(op.results, result_types, strict=True):
             result.hint = node.name
@@ -226,7 +234,8 @@ def _typed(
 def _refuse_effects(definition: OpDef, node: Node) -> None:
     if Trait.RANDOM in definition.traits:
         raise CaptureError(
-            f"{definition.name} draws random numbers, which a compiled model cannot yet do in eager's order",
+            f"{definition.name} may draw random numbers, which a compiled model cannot yet do in "
+            "eager's order",
             location=str(location_of(node)),
             hint="pass the random values as an argument",
         )

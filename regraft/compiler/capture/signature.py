@@ -3,6 +3,8 @@
 # torch's export and fx classes are partly untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# Guards have no public name.
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from typing import Any
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 
-from regraft.ir import TensorType, Value
+from regraft.compiler.capture.example import CallForm
+from regraft.compiler.capture.guards import guard_specs, leaf_sources
+from regraft.ir import Symbol, TensorType, Value
 from regraft.runtime import ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
 
 Leaf = TensorSpec | ValueSpec
@@ -21,30 +25,40 @@ Leaf = TensorSpec | ValueSpec
 def make_signature(
     program: ExportedProgram,
     inputs: Sequence[Value],
-    symbols: Sequence[SymbolSpec],
-    names: Sequence[str],
-    positional: Sequence[str],
-    defaults: Mapping[str, Any],
+    specs: Sequence[SymbolSpec],
+    symbols: Sequence[Symbol],
+    arguments: Mapping[str, Any],
+    form: CallForm,
 ) -> Signature:
     """How ``program``, whose flat tensor inputs are ``inputs``, is called."""
-    leaves = _input_leaves(program, inputs)
+    leaves = all_leaves = _input_leaves(program, inputs)
     in_spec = program.call_spec.in_spec
     assert in_spec is not None, "the program has no calling convention"
     assert program.call_spec.out_spec is not None, "the program has no result structure"
     args_spec, kwargs_spec = in_spec.children()
     params: list[ParamSpec] = []
-    for name, spec in zip(names, (*args_spec.children(), *kwargs_spec.children()), strict=True):
+    for name, spec in zip(arguments, (*args_spec.children(), *kwargs_spec.children()), strict=True):
         own, leaves = leaves[: spec.num_leaves], leaves[spec.num_leaves :]
         params.append(ParamSpec(name, _named(name, own), None if spec.is_leaf() else spec))
-    captured = {p.name for p in params}
+    by_name = {p.name: p for p in params}
+    sources = leaf_sources(arguments, all_leaves) if program._guards_code else {}
     return Signature(
         params=tuple(params),
-        positional=tuple(positional),
-        defaults={n: v for n, v in defaults.items() if n not in captured},
-        symbols=tuple(symbols),
+        positional=tuple(form.positional),
+        defaults={n: v for n, v in form.defaults.items() if _stands_for(v, by_name.get(n))},
+        symbols=tuple(specs),
         outputs=_outputs(program),
         out_structure=program.call_spec.out_spec,
+        guards=guard_specs(program._guards_code, sources, symbols),
     )
+
+
+def _stands_for(default: Any, param: ParamSpec | None) -> bool:
+    """Whether leaving the parameter out means what was captured."""
+    if param is None:
+        return True
+    leaf = param.leaves[0] if len(param.leaves) == 1 else None
+    return isinstance(leaf, ValueSpec) and type(leaf.value) is type(default) and leaf.value == default
 
 
 def _input_leaves(program: ExportedProgram, inputs: Sequence[Value]) -> list[Leaf]:

@@ -16,15 +16,14 @@ from regraft.errors import CaptureError
 from regraft.ir import Dim, DType, Symbol, TensorType, Type, dims, from_sympy
 from regraft.runtime import DTYPE_NAMES, SymbolSpec
 
-#: torch.export calls a size it never specialised "at least 2"; the graph it gives holds for 1 too.
-_UNCHECKED_LOWER_BOUND = 2
-
 
 class Sizes:
     """Turns torch's SymInts into dims, with symbols named ``s0, s1, ...`` in order of appearance."""
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, relaxed: frozenset[str] = frozenset()) -> None:
+        """``relaxed`` names the symbols that may be 1 although torch.export assumed more."""
         self._ranges = program.range_constraints
+        self._relaxed = relaxed
         self._symbols: dict[str, Symbol] = {}
 
     def dim(self, size: int | torch.SymInt) -> Dim:
@@ -56,8 +55,8 @@ class Sizes:
             )
         bounds = self._ranges.get(symbol)
         low, high = (0, None) if bounds is None else (_bound(bounds.lower), _bound(bounds.upper))
-        low = 1 if low == _UNCHECKED_LOWER_BOUND else low
-        self._symbols[name] = Symbol(f"s{len(self._symbols)}", low or 0, high)
+        own = f"s{len(self._symbols)}"
+        self._symbols[name] = Symbol(own, 1 if own in self._relaxed else low or 0, high)
 
     def tensor_type(self, tensor: torch.Tensor) -> TensorType:
         """The IR type of a real or fake tensor.

@@ -80,6 +80,11 @@ def _signed(site: CallSite) -> TensorType:
     return found
 
 
+def _magnitude(site: CallSite) -> TensorType:
+    found = site.type("self")
+    return found.with_dtype({DType.C64: DType.F32, DType.C128: DType.F64}.get(found.dtype, found.dtype))
+
+
 def _to_bool(site: CallSite) -> TensorType:
     return site.type("self").with_dtype(DType.BOOL)
 
@@ -278,7 +283,7 @@ DIVIDES = Trait.PURE | Trait.ELEMENTWISE
 
 
 UNARY = (
-    _unary("abs"),
+    _unary("abs", _magnitude),
     _unary("neg", _signed),
     _unary("sign"),
     _unary("relu", _signed),

@@ -56,7 +56,8 @@ def _extremum(site: CallSite) -> TensorType:
 
 
 def _truth(site: CallSite) -> TensorType:
-    return _reduce(site, DType.BOOL)
+    u8 = site.type("self").dtype == DType.U8  # which torch leaves as it is
+    return _reduce(site, DType.U8 if u8 else DType.BOOL)
 
 
 def _position(site: CallSite) -> TensorType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from regraft.ir import Builder, Declined, Example, Match, PatternBuilder, Rewrite, Value, Var, dims
+from regraft.ir import Builder, Declined, DType, Example, Match, PatternBuilder, Rewrite, Value, Var, dims
 from regraft.rewrites.support import same_dims
 
 
@@ -185,6 +185,11 @@ class AndTrue(Rewrite):
         true = op.aten.full(op.attr("size"), True, dtype=op.attr("dtype"))
         return op.aten.bitwise_and.Tensor(x, op.shared(true))
 
+    def check(self, m: Match) -> Declined | None:
+        if m.x.tensor.dtype is DType.BOOL and m.root.result.tensor.dtype is DType.BOOL:
+            return None
+        return m.decline("on integers, True is the number 1", m.x)
+
     def rewrite(self, op: Builder, m: Match) -> Value:
         result = m.root.result.type
         return m.x if m.x.type == result else op.aten.expand(m.x, m.root.result.tensor.shape)
@@ -199,6 +204,16 @@ class AndTrue(Rewrite):
             lambda op, x: op.aten.bitwise_and.Tensor(x, _full(op, (), False, x)),
             ("bool[3]",),
             reason="attribute 'fill_value'",
+        ),
+        Example(
+            lambda op, x: op.aten.bitwise_and.Tensor(x, _full(op, (), True, x)),
+            ("i64[3]",),
+            reason="True is the number 1",
+        ),
+        Example(
+            lambda op, x: op.aten.bitwise_and.Tensor(x, op.aten.full((), True, dtype=DType.I64)),
+            ("bool[3]",),
+            reason="True is the number 1",
         ),
     )
 

@@ -54,6 +54,8 @@ class AddBias(Rewrite):
         return op.aten.add.Tensor(op.aten.linear(x, weight), bias)
 
     def check(self, m: Match) -> Declined | None:
+        if m.weight.tensor.rank != 2:
+            return m.decline("the weight is not a matrix", m.weight)
         width = m.weight.tensor.shape[0]
         if not is_known(m.bias):
             return m.decline("the summand is not constant", m.bias)
@@ -85,6 +87,12 @@ class AddBias(Rewrite):
             constants=(1,),
             reason="not constant",
         ),
+        Example(
+            lambda op, x, w, b: op.aten.add.Tensor(op.aten.linear(x, w), b),
+            ("f32[2, 8]", "f32[8]", "f32[8]"),
+            constants=(1, 2),
+            reason="not a matrix",
+        ),
     )
 
 
@@ -102,6 +110,8 @@ class UnfoldedLinear(Rewrite):
         return op.aten.view(op.aten.linear(folded, weight, op.optional(bias)), op.attr("size"))
 
     def check(self, m: Match) -> Declined | None:
+        if m.weight.tensor.rank != 2:
+            return m.decline("the weight is not a matrix", m.weight)
         size, width = m.attr("size"), m.weight.tensor.shape[0]
         if not size or dims.eq(size[-1], width) is not True:
             return m.decline("the view splits the linear layer's output", m.root.result)
@@ -132,6 +142,12 @@ class UnfoldedLinear(Rewrite):
             ("f32[2, 3, 8]", "f32[6, 8]"),
             constants=(1,),
             reason="splits the linear layer's output",
+        ),
+        Example(
+            lambda op, x, w: op.aten.view(op.aten.linear(op.aten.view(x, (6, 8)), w), (2, 3)),
+            ("f32[2, 3, 8]", "f32[8]"),
+            constants=(1,),
+            reason="not a matrix",
         ),
     )
 

@@ -102,14 +102,18 @@ class NumberAsScalar(Rewrite):
             return m.decline("the value is not a plain number", m.x)
         if m.root.result.type != m.x.type:
             return m.decline("the filled tensor is larger than the other operand", m.x)
-        if not _is_exact(number, m.x.tensor.dtype):
-            return m.decline(f"{number!r} is rounded in {m.x.tensor.dtype.value}", m.x)
+        dtype = m.x.tensor.dtype
+        if not _is_exact(number, dtype):
+            return m.decline(f"{number!r} is rounded in {dtype.value}", m.x)
+        if m.root.name == "aten.sub.Tensor" and dtype.is_integer and number == -(1 << 63):
+            return m.decline("the number has no negative in 64 bits", m.x)
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value | Sequence[Value]:
         number = m.attr("number")
         if m.root.name == "aten.sub.Tensor":
-            return op.aten.add.Scalar(m.x, -number)
+            # A float's negative: x - 0 is x + (-0.0), and the integer 0 has no other sign.
+            return op.aten.add.Scalar(m.x, -float(number) if m.x.tensor.dtype.is_float else -number)
         return op.call(m.root.name.replace(".Tensor", ".Scalar"), (m.x, number), {})
 
     examples = (
@@ -117,6 +121,13 @@ class NumberAsScalar(Rewrite):
         Example(lambda op, x: op.aten.add.Tensor(_full(op, 2, DType.I64), x), ("i64[3]",)),
         Example(lambda op, x: op.aten.sub.Tensor(x, _full(op, 2.5, DType.F32)), ("f32[3]",)),
         Example(lambda op, x: op.aten.div.Tensor(x, _full(op, 4.0, DType.F32)), ("f32[3]",)),
+        # -0.0 - 0 is -0.0, and -0.0 + 0 is not.
+        Example(
+            lambda op, x: op.aten.sub.Tensor(
+                op.aten.cat([x, op.aten.mul.Scalar(op.aten.abs(x), -0.0)], 0), _full(op, 0, DType.F32)
+            ),
+            ("f32[3]",),
+        ),
     )
     counterexamples = (
         Example(
@@ -129,6 +140,11 @@ class NumberAsScalar(Rewrite):
         ),
         Example(
             lambda op, x: op.aten.sub.Tensor(_full(op, 2.0, DType.F32), x), ("f32[3]",), reason="expected"
+        ),
+        Example(
+            lambda op, x: op.aten.sub.Tensor(x, _full(op, -(1 << 63), DType.I64)),
+            ("i64[3]",),
+            reason="no negative",
         ),
     )
 

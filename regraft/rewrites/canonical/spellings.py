@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from regraft.ir import Attr, Dim, Module, Op, PassContext, Rewriter, dims
+from regraft.ir import Attr, Builder, Dim, DType, Module, Op, PassContext, Rewriter, TensorType, Value, dims
+from regraft.ir.rewriter import refines
+from regraft.ir.types import Type
 
 _MAX_DEPTH = 32
 
@@ -39,7 +41,7 @@ def _visit(op: Op, rewriter: Rewriter, depth: int) -> bool:
     builder = rewriter.before(op)
     if not op.definition.canonical:
         assert op.definition.decompose is not None, f"{op.name} is not canonical and has no decomposition"
-        rewriter.replace(op, tuple(op.definition.decompose(builder, op)))
+        rewriter.replace(op, _as_captured(op, tuple(op.definition.decompose(builder, op)), builder))
     else:
         changes = normal_attributes(op)
         if not changes:
@@ -51,6 +53,34 @@ def _visit(op: Op, rewriter: Rewriter, depth: int) -> bool:
     for new in builder.made:
         _visit(new, rewriter, depth + 1)
     return True
+
+
+def _as_captured(op: Op, values: tuple[Value, ...], builder: Builder) -> tuple[Value, ...]:
+    """``values`` with the types that capture gave: the rules may know less of symbolic sizes."""
+    if len(values) != len(op.results):
+        return values
+    return tuple(_typed(new, old, builder) for old, new in zip(op.results, values, strict=True))
+
+
+def _typed(new: Value, old: Value, builder: Builder) -> Value:
+    if new.type == old.type or not _may_be_equal(new.type, old.type):
+        return new
+    assert isinstance(old.type, TensorType)
+    if refines(new.type, old.type):
+        return new
+    if new.op is None or new.op not in builder.made or new.uses:
+        return builder.aten.view(new, old.type.shape)
+    new.type = old.type
+    return new
+
+
+def _may_be_equal(a: Type, b: Type) -> bool:
+    """Whether two types differ at most in sizes, none of them provably."""
+    if not isinstance(a, TensorType) or not isinstance(b, TensorType):
+        return False
+    if (a.dtype, a.device, a.rank) != (b.dtype, b.device, b.rank):
+        return False
+    return all(dims.eq(x, y) is not False for x, y in zip(a.shape, b.shape, strict=True))
 
 
 def normal_attributes(op: Op) -> dict[str, Attr]:
@@ -113,6 +143,13 @@ def _clamped(bound: Dim, size: Dim) -> Dim:
     return dims.minimum(bound, size)
 
 
+def _explicit_eps(op: Op) -> dict[str, Any]:
+    """The number that None stands for: the epsilon of the dtype that torch computes in."""
+    if op.attr("eps") is not None:
+        return {}
+    return {"eps": 2.0**-52 if op.operands[0].tensor.dtype is DType.F64 else 2.0**-23}
+
+
 _RULES: Mapping[str, Callable[[Op], dict[str, Any]]] = {
     "aten.view": _sizes_of_result,
     "aten.expand": _sizes_of_result,
@@ -126,4 +163,5 @@ _RULES: Mapping[str, Callable[[Op], dict[str, Any]]] = {
     "aten.log_softmax.int": _own_dtype,
     "aten.cumsum": _own_dtype,
     "aten.layer_norm": lambda op: {"cudnn_enable": True},
+    "aten.rms_norm": _explicit_eps,
 }

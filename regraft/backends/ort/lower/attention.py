@@ -23,6 +23,9 @@ from regraft.ir import dims as algebra
 
 Shape = tuple[Dim, ...]
 
+#: Enough to hide a key, and above the number that ONNX Runtime takes for no key at all.
+_LOW = -1e38
+
 
 def _attention(e: Emitter, op: Op) -> ir.Value:
     if _has_node(e, op):
@@ -45,6 +48,8 @@ def _has_node(e: Emitter, op: Op) -> bool:
     """Whether ONNX's Attention does this."""
     q, k, v = (op.operand(name).tensor for name in ("query", "key", "value"))
     if e.target.opset < 23 or dtype_of(op) != DType.F32 or not q.rank == k.rank == v.rank == 4:
+        return False
+    if _scale(op) <= 0:  # which its kernel refuses
         return False
     static_heads = all(isinstance(d, int) for t in (q, k, v) for d in (t.shape[1], t.shape[3]))
     same_heads = k.shape[1] == v.shape[1] and (op.attr("enable_gqa") or q.shape[1] == k.shape[1])
@@ -115,7 +120,11 @@ def _separate(e: Emitter, value: Value, beside: ir.Value) -> ir.Value:
 
 
 def _node_mask(e: Emitter, op: Op) -> ir.Value | None:
-    """The mask, its last two axes in full: Attention broadcasts only the others."""
+    """The mask, its last two axes in full: Attention broadcasts only the others.
+
+    Attention takes a row of the lowest f32 for one that attends to nothing and gives 0, as for a row of
+    -inf; to torch that is a number like any other, and the row an average. So such numbers are raised.
+    """
     mask = op.optional("attn_mask")
     if mask is None:
         return None
@@ -126,9 +135,18 @@ def _node_mask(e: Emitter, op: Op) -> ir.Value | None:
     new = (*padded[:-2], *pairs)
 
     def make() -> ir.Value:
-        return e.expand(e.reshape(e.get(source), old, padded), padded, new)
+        found = e.get(source)
+        if mask.tensor.dtype != DType.BOOL:
+            found = _raised(e, e.cast(found, carrier(mask.tensor.dtype), DType.F32))
+        return e.expand(e.reshape(found, old, padded), padded, new)
 
     return e.memoised(("mask", source, new), make)
+
+
+def _raised(e: Emitter, mask: ir.Value) -> ir.Value:
+    """Finite numbers raised to ``_LOW``; -inf stays."""
+    gone = e.op("Equal", mask, e.scalar(-math.inf, DType.F32))
+    return e.op("Where", gone, mask, e.op("Max", mask, e.scalar(_LOW, DType.F32)))
 
 
 def _unexpanded(mask: Value) -> Value:

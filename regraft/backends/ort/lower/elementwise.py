@@ -98,7 +98,12 @@ def _not(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
 
 
 def _sign(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
-    return x if dtype == DType.BOOL else e.op("Sign", x)
+    if dtype == DType.BOOL:
+        return x
+    sign = e.op("Sign", x)
+    if not dtype.is_float:
+        return sign
+    return e.op("Where", e.op("IsNaN", x), e.scalar(0, dtype), sign)  # ONNX Runtime's is 1
 
 
 def _rsqrt(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
@@ -225,7 +230,7 @@ def _division(e: Emitter, op: Op) -> ir.Value:
         return e.op("Div", a, b)
     if dtype.is_float:
         quotient = e.op("Div", a, b)
-        return trunc(e, quotient, dtype) if mode == "trunc" else _floor_quotient(e, a, b, dtype)
+        return trunc(e, quotient, dtype) if mode == "trunc" else _floor_quotient(e, op, a, b)
     b = _nonzero(e, op, b, dtype)
     if mode == "floor":
         a = e.kernel("Sub", dtype, a, e.op("Mod", a, b))
@@ -240,18 +245,28 @@ def _nonzero(e: Emitter, op: Op, divisor: ir.Value, dtype: DType) -> ir.Value:
     return select(e, zero, e.scalar(1, dtype), divisor, dtype)
 
 
-def _floor_quotient(e: Emitter, a: ir.Value, b: ir.Value, dtype: DType) -> ir.Value:
+def _floor_quotient(e: Emitter, op: Op, a: ir.Value, b: ir.Value) -> ir.Value:
     """``floor(a / b)`` from the exact remainder: the quotient alone may round up to the next integer."""
-    rest = _float_mod(e, a, b, dtype)
-    return e.op("Round", e.op("Div", e.op("Sub", a, rest), b))
+    dtype = dtype_of(op)
+    rest, wrong = _truncated_mod(e, a, b, dtype)
+    whole = e.op("Round", e.op("Div", e.op("Sub", a, rest), b))
+    whole = e.op("Where", wrong, e.op("Sub", whole, e.scalar(1, dtype)), whole)
+    if len(op.operands) == 1 and op.attr("other") != 0:
+        return whole
+    return e.op("Where", e.op("Equal", b, e.scalar(0, dtype)), e.op("Div", a, b), whole)
+
+
+def _truncated_mod(e: Emitter, a: ir.Value, b: ir.Value, dtype: DType) -> tuple[ir.Value, ir.Value]:
+    """The remainder with the dividend's sign, and where that is not the divisor's."""
+    rest = e.op("Mod", a, b, fmod=1)
+    zero = e.scalar(0, dtype)
+    differ = e.op("Xor", e.op("Less", rest, zero), e.op("Less", b, zero))
+    return rest, e.op("And", differ, e.op("Not", e.op("Equal", rest, zero)))
 
 
 def _float_mod(e: Emitter, a: ir.Value, b: ir.Value, dtype: DType) -> ir.Value:
     """The remainder with the divisor's sign; ONNX has only the dividend's for floats."""
-    rest = e.op("Mod", a, b, fmod=1)
-    zero = e.scalar(0, dtype)
-    differ = e.op("Xor", e.op("Less", rest, zero), e.op("Less", b, zero))
-    wrong = e.op("And", differ, e.op("Not", e.op("Equal", rest, zero)))
+    rest, wrong = _truncated_mod(e, a, b, dtype)
     return e.op("Where", wrong, e.op("Add", rest, b), rest)
 
 
@@ -269,10 +284,29 @@ def _power(e: Emitter, op: Op) -> ir.Value:
         return square if exponent == 2 else e.kernel("Mul", dtype, square, x)
     if exponent == 1:
         return x
+    if not dtype.is_float and exponent > 0:
+        return _integer_power(e, x, int(exponent), dtype)
     if dtype.is_float and exponent in (0.5, -0.5, -1):
         root = x if exponent == -1 else e.op("Sqrt", x)
         return root if exponent == 0.5 else e.op("Reciprocal", root)
     return e.kernel("Pow", dtype, x, e.scalar(exponent, dtype))
+
+
+def _integer_power(e: Emitter, x: ir.Value, exponent: int, dtype: DType) -> ir.Value:
+    """By squaring: ONNX Runtime's own power of integers goes through f64 and loses digits."""
+    result: ir.Value | None = None
+    while True:
+        if exponent % 2:
+            result = x if result is None else e.kernel("Mul", dtype, result, x)
+        exponent //= 2
+        if not exponent:
+            assert result is not None, "the exponent is positive"
+            return result
+        x = e.kernel("Mul", dtype, x, x)
+
+
+def _power_check(op: Op) -> str | None:
+    return "ONNX Runtime computes powers of i64 in f64" if dtype_of(op) == DType.I64 else None
 
 
 def _power_of_scalar(e: Emitter, op: Op) -> ir.Value:
@@ -329,7 +363,15 @@ def _to_copy(e: Emitter, op: Op) -> ir.Value:
     x = e.operand(op, "self")
     if to == DType.BOOL and source.is_float:  # ONNX Runtime's own cast calls nan false
         return e.op("Not", e.op("Equal", x, e.scalar(0, source)))
+    if _rounds(op.operand("self").tensor.dtype, op.result.tensor.dtype):
+        return e.cast(e.cast(x, source, op.result.tensor.dtype), op.result.tensor.dtype, to)
     return e.cast(x, source, to)
+
+
+def _rounds(source: DType, to: DType) -> bool:
+    """Whether ``to``, of 16 bits, lacks values of ``source``: in its carrier they would survive."""
+    exact = (to, DType.BOOL, DType.U8, DType.I8)
+    return to in (DType.F16, DType.BF16) and source not in exact
 
 
 _COMPARISONS = {
@@ -387,8 +429,8 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.maximum": binary("Max", "Or"),
     "aten.minimum": binary("Min", "And"),
     "aten.pow.Tensor_Scalar": Lowering(_power, ("Pow",)),
-    "aten.pow.Tensor_Tensor": Lowering(binary("Pow").emit, ("Pow",)),
-    "aten.pow.Scalar": Lowering(_power_of_scalar, ("Pow",)),
+    "aten.pow.Tensor_Tensor": Lowering(binary("Pow").emit, ("Pow",), check=_power_check),
+    "aten.pow.Scalar": Lowering(_power_of_scalar, ("Pow",), check=_power_check),
     "aten.atan2": Lowering(_atan2, ("Atan",)),
     **{f"aten.{name}.{kind}": rule for name, rule in _COMPARISONS.items() for kind in ("Tensor", "Scalar")},
     "aten.bitwise_and.Tensor": bitwise("And"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import onnx_ir as ir
 
@@ -40,16 +42,42 @@ def _accumulate(op_type: str) -> Lowering:
     def emit(e: Emitter, op: Op) -> ir.Value:
         to = carrier(op.result.tensor.dtype)
         x = e.cast(e.operand(op, "self"), dtype_of(op), to)
-        return reduced(e, op_type, x, axes_of(op), bool(op.attrs.get("keepdim", False)), to)
+        keepdim, axes = bool(op.attrs.get("keepdim", False)), axes_of(op)
+        shape = op.operand("self").tensor.shape
+        count = algebra.product(shape[a] for a in axes)
+        if op_type == "ReduceSum" or (algebra.bounds(count)[0] or 0) > 0:
+            return reduced(e, op_type, x, axes, keepdim, to)
+        # ONNX Runtime's mean of nothing is 0, torch's is nan.
+        return e.op("Div", reduced(e, "ReduceSum", x, axes, keepdim, to), _degrees(e, count, 0, to))
 
     return Lowering(emit, (op_type,), "")
 
 
 def _extremum(op_type: str) -> Lowering:
     def emit(e: Emitter, op: Op) -> ir.Value:
-        return reduced(e, op_type, e.operand(op, "self"), axes_of(op), op.attr("keepdim"), dtype_of(op))
+        return _largest(e, op_type, e.operand(op, "self"), axes_of(op), op.attr("keepdim"), dtype_of(op))
 
     return Lowering(emit, (op_type,))
+
+
+def _largest(
+    e: Emitter, op_type: str, x: ir.Value, axes: Sequence[int], keepdim: bool, dtype: DType
+) -> ir.Value:
+    """The extremum, nan where there is one: ONNX Runtime passes over nans."""
+    found = reduced(e, op_type, x, axes, keepdim, dtype)
+    if not dtype.is_float or not axes:
+        return found
+    nans = e.op("Greater", reduced(e, "ReduceMax", _nans(e, x), axes, keepdim, DType.F32), _zero(e))
+    return e.op("Where", nans, e.scalar(math.nan, dtype), found)
+
+
+def _nans(e: Emitter, x: ir.Value) -> ir.Value:
+    """1 for each nan, else 0."""
+    return e.memoised(("nans", x), lambda: e.cast(e.op("IsNaN", x), DType.BOOL, DType.F32))
+
+
+def _zero(e: Emitter) -> ir.Value:
+    return e.scalar(0, DType.F32)
 
 
 def _position(op_type: str) -> Lowering:
@@ -67,8 +95,14 @@ def _position(op_type: str) -> Lowering:
 
 
 def _arg(e: Emitter, op_type: str, x: ir.Value, axis: int, keepdim: bool, dtype: DType) -> ir.Value:
-    x = e.cast(x, dtype, e.wide(op_type, dtype))
-    return e.op(op_type, x, axis=axis, keepdims=int(keepdim))
+    """The position of the extremum; to torch a nan is beyond all numbers, either way."""
+    attrs: dict[str, Any] = {"axis": axis, "keepdims": int(keepdim)}
+    found = e.op(op_type, e.cast(x, dtype, e.wide(op_type, dtype)), **attrs)
+    if not dtype.is_float:
+        return found
+    nans = _nans(e, x)
+    some = e.op("Greater", reduced(e, "ReduceMax", nans, (axis,), keepdim, DType.F32), _zero(e))
+    return e.op("Where", some, e.op("ArgMax", nans, **attrs), found)
 
 
 def _extremum_and_position(value_op: str, position_op: str) -> Lowering:
@@ -78,7 +112,7 @@ def _extremum_and_position(value_op: str, position_op: str) -> Lowering:
         if not axes:
             return [x, e.scalar(0, DType.I64)]
         return [
-            reduced(e, value_op, x, axes, keepdim, dtype),
+            _largest(e, value_op, x, axes, keepdim, dtype),
             _arg(e, position_op, x, axes[0], keepdim, dtype),
         ]
 
@@ -97,7 +131,8 @@ def _truth(op_type: str) -> Lowering:
         keepdim = bool(op.attrs.get("keepdim", False))
         count = reduced(e, "ReduceSum", e.cast(x, DType.BOOL, DType.I32), axes_of(op), keepdim, DType.I32)
         test = "Equal" if op_type == "all" else "Greater"
-        return e.op(test, count, e.scalar(0, DType.I32))
+        found = e.op(test, count, e.scalar(0, DType.I32))
+        return e.cast(found, DType.BOOL, op.result.tensor.dtype)  # of u8 the result is u8
 
     return Lowering(emit)
 

@@ -1,0 +1,96 @@
+"""Sizes of 1.
+
+torch.export assumes that an open size is at least 2: broadcasting, ``squeeze`` and the model's own
+``if x.shape[0] == 1`` treat 1 apart, and the graph follows the other path. Most models compute the same
+for 1 all the same. So the graph is run with each open size at 1, and with all of them, beside eager:
+where both agree, 1 is allowed, elsewhere a call with 1 is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from regraft.backends import LowerOptions, backend
+from regraft.compiler.capture.example import dynamic_axes, split
+from regraft.compiler.materialise import Store
+from regraft.errors import NumericsMismatch, RegraftError
+from regraft.ir import OPS, Module, PassContext, run_stage
+from regraft.rewrites import default_passes
+from regraft.runtime import Signature, compile_dim
+from regraft.testing import assert_close
+
+#: torch.export's lower bound for a size that nobody bounded.
+UNBOUNDED = 2
+
+
+def with_size_one(
+    imported: Callable[[frozenset[str]], Module],
+    model: torch.nn.Module,
+    arguments: Mapping[str, Any],
+    shapes: Mapping[str, Any],
+    n_args: int,
+) -> Module:
+    """The module, with 1 in the range of each symbol for which the graph gives eager's values.
+
+    ``imported(names)`` imports the program with the lower bound 1 for the symbols ``names``.
+    """
+    strict = imported(frozenset())
+    signature: Signature = strict.main.signature
+    bounded = _bounded_by_user(signature, arguments, shapes)
+    names = [s.name for s in signature.symbols if s.lo == UNBOUNDED and s.name not in bounded]
+    if not names:
+        return strict
+    trial = imported(frozenset(names))
+    # In the normal form an op computes what its type says: a squeeze, say, no longer looks at its size.
+    run_stage(default_passes(), "canonicalize", trial, PassContext(OPS))
+    agreed = [name for name in names if _agrees(trial, model, arguments, {name: 1}, n_args)]
+    together = dict.fromkeys(agreed, 1)
+    if len(agreed) > 1 and not _agrees(trial, model, arguments, together, n_args):
+        return strict
+    return imported(frozenset(agreed))
+
+
+def _bounded_by_user(
+    signature: Signature, arguments: Mapping[str, Any], shapes: Mapping[str, Any]
+) -> set[str]:
+    """Symbols of axes whose ``Dim`` has a minimum of its own."""
+    found = [pair for p in signature.params for pair in dynamic_axes(arguments[p.name], shapes.get(p.name))]
+    bounded: set[str] = set()
+    for spec, (_, axes) in zip(signature.tensors, found, strict=True):
+        for axis, dim in axes.items():
+            if (getattr(dim, "min", None) or 0) >= UNBOUNDED:
+                bounded.add(str(spec.shape[axis]))
+    return bounded
+
+
+def _agrees(
+    module: Module, model: torch.nn.Module, arguments: Mapping[str, Any], at: Mapping[str, int], n_args: int
+) -> bool:
+    """Whether graph and eager agree on the arguments cut down to the sizes ``at``."""
+    signature: Signature = module.main.signature
+    args, kwargs = split(arguments, n_args)
+    sizes = {**signature.sizes(signature.flatten(args, kwargs)), **at}
+    shapes = iter([tuple(compile_dim(d)(sizes) for d in spec.shape) for spec in signature.tensors])
+
+    def cut(leaf: Any) -> Any:
+        return leaf[tuple(slice(0, n) for n in next(shapes))] if isinstance(leaf, torch.Tensor) else leaf
+
+    small = {name: pytree.tree_map(cut, value) for name, value in arguments.items()}
+    args, kwargs = split(small, n_args)
+    try:
+        tensors = signature.flatten(args, kwargs)
+        executable = backend("eager").lower(module.main, Store(module), LowerOptions())
+        actual = executable.run(tensors, signature.sizes(tensors))
+        with torch.no_grad():
+            expected = [v for v in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(v, torch.Tensor)]
+        assert_close(actual, [v.double() if v.is_floating_point() else v for v in expected])
+    except NumericsMismatch:
+        return False
+    except (RegraftError, RuntimeError, ValueError, IndexError, TypeError, AssertionError):
+        # What eager or the graph cannot compute at this size, no call should be promised.
+        return False
+    return True

@@ -1,0 +1,224 @@
+"""Bugs of the ONNX Runtime back end that were found once, against eager torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from regraft.backends import LowerOptions, backend
+from regraft.ir import DType, Function
+from regraft.runtime import DTYPE_NAMES
+from tests.backends.ort_graphs import F32, I64, E, S, Store, function, leaf, tensor
+
+ORT: Any = backend("ort")
+LOW = torch.finfo(torch.float32).min
+NAN, INF = math.nan, math.inf
+
+
+def compiled(build: Callable[..., Any], *inputs: Tensor) -> Tensor:
+    """What the function that ``build`` makes gives for ``inputs``."""
+    types = [tensor(*t.shape, dtype=DType(DTYPE_NAMES[t.dtype])) for t in inputs]
+    return run(function(types, build), inputs)
+
+
+def run(made: Function, inputs: Sequence[Tensor], **sizes: int) -> Tensor:
+    assert [ORT.supports(op) for op in made.body.ops] == [None] * len(made.body)
+    return ORT.lower(made, Store(), LowerOptions(1)).run(inputs, sizes)[0]
+
+
+def same(found: Tensor, expected: Tensor, tolerance: float = 0) -> None:
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+# -- binding -----------------------------------------------------------------------------------
+
+
+def test_the_default_device_is_not_asked() -> None:
+    made = function([tensor(S)], lambda op, x: op.aten.mul.Scalar(op.aten.full((S,), 2.0), 2))
+    lowered = ORT.lower(made, Store(), LowerOptions(1))
+    x = torch.ones(3)
+    with torch.device("meta"):
+        (found,) = lowered.run([x], {"s": 3})
+    same(found, torch.full((3,), 4.0))
+
+
+def test_a_lazily_negated_view_is_read_as_it_looks() -> None:
+    held = torch.view_as_complex(torch.randn(5, 2)).conj().imag
+    x = held.contiguous() if not held.is_neg() else held
+    assert x.is_neg()
+    same(compiled(lambda op, x: op.aten.add.Scalar(x, 0), x), x.resolve_neg())
+    same(compiled(lambda op, y: op.aten.add.Tensor(y, op.constant(leaf("c", x))), torch.zeros(5)), x + 0)
+    large = torch.view_as_complex(torch.randn(2000, 2)).conj().imag
+    add = compiled(lambda op, y: op.aten.add.Tensor(y, op.constant(leaf("c", large))), torch.zeros(2000))
+    same(add, large + 0)
+
+
+# -- norms -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_rms_norm_without_an_epsilon(dtype: torch.dtype) -> None:
+    x = torch.full((2, 4), 1e-3, dtype=dtype)
+    same(compiled(lambda op, x: op.aten.rms_norm(x, (4,)), x), torch.rms_norm(x, (4,)), 1e-2)
+
+
+def test_epsilons_of_f64_keep_their_digits() -> None:
+    x = torch.randn(3, 4, 5, dtype=torch.float64) * 1e-3
+    w, b, variance = (torch.rand(n, dtype=torch.float64) * s for n, s in ((5, 1), (5, 1), (4, 1e-6)))
+    norm = compiled(lambda op, *a: op.aten.layer_norm(a[0], (5,), a[1], a[2], 1e-5), x, w, b)
+    same(norm, F.layer_norm(x, (5,), w, b, 1e-5), 1e-12)
+    both = compiled(lambda op, x: op.aten.layer_norm(x, (4, 5), None, None, 1e-5), x)
+    same(both, F.layer_norm(x, (4, 5), None, None, 1e-5), 1e-12)
+    rms = compiled(lambda op, *a: op.aten.rms_norm(a[0], (5,), a[1], 1e-5), x, w)
+    same(rms, F.rms_norm(x, (5,), w, 1e-5), 1e-12)
+    four = torch.rand(4, dtype=torch.float64)
+    made = compiled(
+        lambda op, x, w, m, v: op.aten.batch_norm(x, w, None, m, v, False, 0.1, 1e-5, False),
+        *(x, four, four, variance),
+    )
+    same(made, _batch(x, four, four, variance), 1e-12)
+
+
+def _batch(x: Tensor, weight: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    return F.batch_norm(x, mean, variance, weight, None, False, 0.1, 1e-5)
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_group_norm_of_an_empty_batch(batch: int) -> None:
+    x = torch.randn(batch, 4, 5)
+    expected = F.group_norm(x, 2, None, None, 1e-5)
+    same(compiled(lambda op, x: op.aten.group_norm(x, 2), x), expected, 1e-5)
+    made = function([tensor(E, 4, 5)], lambda op, x: op.aten.group_norm(x, 2))
+    same(run(made, [x], e=batch), expected, 1e-5)
+
+
+# -- attention ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("low", [LOW, -INF, -1e30])
+@pytest.mark.parametrize("shape", [(2, 1, 5, 5), (2, 1, 1, 5)])
+def test_left_padding(low: float, shape: tuple[int, ...]) -> None:
+    """Rows of the lowest number are averages, rows of -inf 0."""
+    q, k, v = (torch.randn(2, 3, 5, 8) for _ in range(3))
+    keep = torch.ones(shape, dtype=torch.bool).tril(0 if shape[2] > 1 else 9)
+    keep[0, ..., :2] = False
+    if shape[2] == 1:
+        keep[0] = False
+    mask = torch.where(keep, 0.0, low)
+    found = compiled(lambda op, *a: op.aten.scaled_dot_product_attention(*a), q, k, v, mask)
+    same(found, F.scaled_dot_product_attention(q, k, v, mask), 1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5])
+def test_a_scale_that_is_not_positive(scale: float) -> None:
+    q, k, v = (torch.randn(1, 2, 4, 8) for _ in range(3))
+    found = compiled(lambda op, *a: op.aten.scaled_dot_product_attention(*a, scale=scale), q, k, v)
+    same(found, F.scaled_dot_product_attention(q, k, v, scale=scale), 1e-5)
+
+
+# -- casts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64, torch.int64])
+def test_casts_to_half_types_round(half: torch.dtype, wide: torch.dtype) -> None:
+    x = torch.tensor([1e5, 1.001, 2049.0, 257.0, -3.3], dtype=torch.float64).to(wide)
+    narrow = DType(DTYPE_NAMES[half])
+
+    def build(op: Any, x: Any) -> Any:
+        return op.aten._to_copy(op.aten._to_copy(x, dtype=narrow), dtype=F32)
+
+    same(compiled(build, x), x.to(half).float())
+
+
+def test_a_bf16_value_that_f16_cannot_hold() -> None:
+    x = torch.tensor([1e5], dtype=torch.bfloat16)
+
+    def build(op: Any, x: Any) -> Any:
+        return op.aten._to_copy(op.aten._to_copy(x, dtype=DType.F16), dtype=F32)
+
+    same(compiled(build, x), x.half().float())
+
+
+# -- edge values -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_the_mean_of_nothing_is_nan(size: int) -> None:
+    x = torch.rand(2, size)
+    same(compiled(lambda op, x: op.aten.mean.dim(x, (1,)), x), x.mean(1))
+    made = function([tensor(2, E)], lambda op, x: op.aten.mean.dim(x, (1,)))
+    same(run(made, [x], e=size), x.mean(1))
+
+
+@pytest.mark.parametrize("name", ["max", "min"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nan_is_beyond_all_numbers(name: str, dtype: torch.dtype) -> None:
+    x = torch.tensor([[1, NAN, 2], [INF, 3, NAN], [-INF, NAN, NAN], [1, 5, 2]], dtype=dtype)
+    for keepdim in (False, True):
+        found = compiled(lambda op, x, k=keepdim: getattr(op.aten, f"arg{name}")(x, 1, k), x)
+        same(found, getattr(x, f"arg{name}")(1, keepdim))
+        found = compiled(lambda op, x, k=keepdim: getattr(op.aten, f"a{name}")(x, (0, 1), k), x)
+        same(found, getattr(x, f"a{name}")((0, 1), keepdim))
+    for index in (0, 1):
+        found = compiled(lambda op, x, i=index: getattr(op.aten, name).dim(x, 1)[i], x)
+        same(found, getattr(x, name)(1)[index])
+    same(compiled(lambda op, x: getattr(op.aten, f"arg{name}")(x), x), getattr(x, f"arg{name}")())
+
+
+def test_the_sign_of_nan_is_zero() -> None:
+    x = torch.tensor([NAN, -2.0, 0.0, 3.0])
+    same(compiled(lambda op, x: op.aten.sign(x), x), x.sign())
+
+
+@pytest.mark.parametrize("exponent", [0, 1, 2, 3, 4, 5, 7, 10])
+def test_integer_powers_are_exact(exponent: int) -> None:
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        x = torch.tensor([3**20, 3**9, -7, 2]).to(dtype)
+        same(compiled(lambda op, x: op.aten.pow.Tensor_Scalar(x, exponent), x), x**exponent)
+
+
+def test_other_powers_of_i64_are_refused() -> None:
+    i = tensor(3, dtype=I64)
+    for made in (
+        function([i, i], lambda op, x, y: op.aten.pow.Tensor_Tensor(x, y)),
+        function([i], lambda op, y: op.aten.pow.Scalar(2, y)),
+    ):
+        assert "f64" in ORT.supports(next(iter(made.body.ops)))
+
+
+def test_floor_division_at_the_edges() -> None:
+    values = torch.tensor([1.0, -1.0, 0.0, -7.0, 7.5, 0.3, INF, -INF, NAN])
+    a, b = (t.flatten() for t in torch.meshgrid(values, values, indexing="ij"))
+    found = compiled(lambda op, *x: op.aten.div.Tensor_mode(*x, rounding_mode="floor"), a, b)
+    same(found, a.div(b, rounding_mode="floor"))
+    for other in (0.0, 2.0, -0.3, INF):
+        found = compiled(lambda op, x, o=other: op.aten.div.Scalar_mode(x, o, rounding_mode="floor"), values)
+        same(found, values.div(other, rounding_mode="floor"))
+
+
+# -- types -------------------------------------------------------------------------------------
+
+
+def test_truth_of_u8_is_u8() -> None:
+    x = torch.tensor([[0, 3], [0, 0]], dtype=torch.uint8)
+    for name in ("any", "all"):
+        same(compiled(lambda op, x, n=name: getattr(op.aten, n).dim(x, 1), x), getattr(x, name)(1))
+        same(compiled(lambda op, x, n=name: getattr(op.aten, n)(x), x), getattr(x, name)())
+
+
+def test_the_magnitude_of_a_complex_number_is_real() -> None:
+    made = function([tensor(3, dtype=DType.C64)], lambda op, x: op.aten.abs(x))
+    assert made.results[0].tensor.dtype == DType.F32
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.bool, 0), (torch.bool, 1), (torch.int64, 2.7)])
+def test_padding_takes_any_scalar(dtype: torch.dtype, value: float) -> None:
+    x = torch.ones(2, dtype=dtype)
+    same(compiled(lambda op, x: op.aten.constant_pad_nd(x, (1, 2), value), x), F.pad(x, (1, 2), value=value))
