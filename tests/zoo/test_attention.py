@@ -51,6 +51,9 @@ class SpelledOut(nn.Module):
             return scores + mask
         if self.mask == "buffer":
             return scores.masked_fill(self.seen[:, :, :length, :length] == 0, float("-inf"))
+        if self.mask == "tril":
+            hidden = torch.tril(torch.ones(length, length)) == 0
+            return scores.masked_fill(hidden, float("-inf"))
         if self.mask == "filled":
             return scores.masked_fill(mask == 0, self.below)
         return scores
@@ -69,12 +72,14 @@ def inputs(mask: str, length: int) -> tuple[Tensor, ...]:
 DYNAMIC = {"added": {2: Dim.AUTO, 3: Dim.AUTO}, "filled": {3: Dim.AUTO}}
 
 
-@pytest.mark.parametrize("mask", ["none", "added", "buffer", "filled"])
+@pytest.mark.parametrize("mask", ["none", "added", "buffer", "filled", "tril"])
 @pytest.mark.parametrize("scale", ["mul", "div"])
 def test_spelled_out(scale: str, mask: str) -> None:
     shapes = ({1: Dim.AUTO}, *([DYNAMIC[mask]] if mask in DYNAMIC else []))
     examples = [inputs(mask, length) for length in (9, 1, 17)]
-    check(SpelledOut(scale, mask), *examples, rewrites={"SpelledOutAttention": 1}, dynamic_shapes=shapes)
+    # A constant's values are not read, nor an input's: either could hide all keys of a query with -inf.
+    hits = 0 if mask in ("added", "buffer") else 1
+    check(SpelledOut(scale, mask), *examples, rewrites={"SpelledOutAttention": hits}, dynamic_shapes=shapes)
 
 
 def test_a_mask_that_only_weakens_stays_what_it_is() -> None:
@@ -89,7 +94,18 @@ def test_scaled_query() -> None:
 
 
 def test_causal_buffer_of_a_fixed_length() -> None:
-    check(SpelledOut("div", "buffer"), inputs("buffer", LONGEST), rewrites={"SpelledOutAttention": 1})
+    check(SpelledOut("div", "buffer"), inputs("buffer", LONGEST), rewrites={"SpelledOutAttention": 0})
+
+
+def test_a_row_that_is_hidden_by_infinities_stays_nan() -> None:
+    class Hidden(SpelledOut):
+        below = float("-inf")
+
+    x, mask = inputs("filled", 5)
+    mask[0] = 0
+    model = Hidden("div", "filled")
+    assert model(x, mask).isnan().any()
+    check(model, (x, mask), rewrites={"SpelledOutAttention": 0})
 
 
 class GroupedQueries(nn.Module):

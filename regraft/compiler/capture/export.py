@@ -229,6 +229,8 @@ def _quiet_export() -> Generator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+            # torch.export would undo the assignment and go on: the state would be lost in silence.
+            warnings.filterwarnings("error", r"The tensor attribute", UserWarning)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -263,6 +265,12 @@ def _explain(error: Exception) -> tuple[str, str | None]:
         return (
             "the model branches on the value of a tensor, which one graph cannot follow",
             "compute both sides and select with torch.where, or use torch.cond",
+        )
+    if "assigned during export" in text:
+        attribute = text.partition("self.")[2].partition(" ")[0]
+        return (
+            f"the model writes to its attribute '{attribute}'",
+            "return the new value instead of keeping it in the model",
         )
     if "Constraints violated" in str(error):
         return (

@@ -7,6 +7,7 @@ over ``L['argument'].size()[axis]``. A call that breaks an assumption needs anot
 from __future__ import annotations
 
 import ast
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,9 +26,9 @@ _OPERATORS: Mapping[type[ast.cmpop], str] = {
     ast.GtE: ">=",
 }
 _ARITHMETIC: Mapping[type[ast.operator], Any] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
     ast.FloorDiv: dims.floordiv,
     ast.Mod: dims.mod,
 }

@@ -5,8 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from regraft.ir import Builder, Declined, DType, Example, Match, PatternBuilder, Rewrite, Value, Var
-from regraft.rewrites.fold import Affine, Where, fact_about
+from regraft.ir import (
+    Builder,
+    Declined,
+    Dim,
+    DType,
+    Example,
+    Match,
+    PatternBuilder,
+    Rewrite,
+    Value,
+    Var,
+    dims,
+)
+from regraft.rewrites.fold import Affine, IndexAnalysis, Where, complement, fact_about, sizes_of_elements
 
 FAR_BELOW = -1e30
 """Added to a score, it makes the weight exactly 0 beside any score that is not masked."""
@@ -34,6 +46,35 @@ def is_causal(where: Where, rank: int) -> bool:
     """Whether a mask of ``rank`` is exactly: key index <= query index, the last two axes, from 0."""
     coefficients = (0,) * (rank - 2) + (-1, 1)
     return not where.never and where.constraints == frozenset({Affine(0, coefficients)})
+
+
+def sees_a_key(seen: Value, negated: bool = False) -> bool:
+    """Whether every query is proved to see a key where the bool mask ``seen`` (``negated``: is not) true.
+
+    Every query sees the first key, or every query i sees key i, as in causal masks and windows.
+    """
+    facts = IndexAnalysis(sizes_of_elements(seen))
+    where, shape = facts.where(seen), facts.shape(seen)
+    if where is not None and negated:
+        where = complement(where, shape)
+    if where is None or where.never:
+        return False
+    if where.is_always:
+        return True
+    rank = len(shape)
+    first = [_without_key(c, 0, shape) for c in where.constraints]
+    if all(form.is_at_most(0, shape) for form in first):
+        return True
+    if rank < 2 or dims.le(shape[-2], shape[-1]) is not True:
+        return False
+    return all(_without_key(c, c.coefficients[-1], shape).is_at_most(0, shape) for c in where.constraints)
+
+
+def _without_key(form: Affine, query: int, shape: tuple[Dim, ...]) -> Affine:
+    """``form`` for one key a query: the first, or that of the query's own index, ``query`` a step."""
+    if len(shape) < 2:
+        return Affine(form.base, (0,) * len(shape))
+    return Affine(form.base, (*form.coefficients[:-2], form.coefficients[-2] + query, 0))
 
 
 class TrueMask(Rewrite):
@@ -140,8 +181,7 @@ class AdditiveMask(Rewrite):
             return m.decline("the mask does not add 0 and a number far below", m.seen)
         if m.attr("below") == -math.inf:
             return None
-        where, rank = fact_about(m.seen), m.seen.tensor.rank
-        if not isinstance(where, Where) or not (where.is_always or (rank > 1 and is_causal(where, rank))):
+        if not sees_a_key(m.seen):
             return m.decline("a query might see no key", m.seen)
         return None
 

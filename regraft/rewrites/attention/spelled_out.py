@@ -17,7 +17,8 @@ from regraft.ir import (
     Value,
     Var,
 )
-from regraft.rewrites.attention.masks import FAR_BELOW
+from regraft.rewrites.attention.hidden_rows import may_hide_a_row
+from regraft.rewrites.attention.masks import FAR_BELOW, sees_a_key
 from regraft.rewrites.support import broadcasts_to, same_dims
 
 HALF = (DType.F16, DType.BF16)
@@ -28,7 +29,7 @@ class SpelledOutAttention(Rewrite):
 
     ``kᵀ`` may be any value; transposing it again cancels the model's own transposition. Scores may also
     be set to -∞ or a huge negative number where a bool mask says so. A query whose scores are all -∞
-    gives NaN when spelled out, and 0 by the op: that is the one difference. Sources:
+    gives NaN when spelled out and 0 by the op, so with -∞ every query must provably see a key. Sources:
     ``eager_attention_forward`` of transformers, minGPT, and every tutorial.
     """
 
@@ -85,7 +86,7 @@ class SpelledOutAttention(Rewrite):
             return m.decline(f"masked scores are {m.attr('below')!r}, not far below the others", mask)
         if not broadcasts_to(mask.tensor.shape, scores):
             return m.decline("the mask does not broadcast to the scores", mask)
-        return None
+        return _check_rows(m, mask)
 
     def rewrite(self, op: Builder, m: Match) -> Value:
         rank = m.query.tensor.rank
@@ -99,8 +100,8 @@ class SpelledOutAttention(Rewrite):
             ("f32[B, 2, S, 8]", "f32[B, 2, S, 8]", "f32[B, 2, S, 8]"),
         ),
         Example(
-            lambda op, q, k, v, m: _attention(op, q, k, v, m, divisor=4.0),
-            ("f32[2, 3, 5, 8]", "f32[2, 3, 7, 8]", "f32[2, 3, 7, 8]", "f32[2, 1, 5, 7]"),
+            lambda op, q, k, v, m: _attention(op, q, k, v, _summand(op, m, -3e38), divisor=4.0),
+            ("f32[2, 3, 5, 8]", "f32[2, 3, 7, 8]", "f32[2, 3, 7, 8]", "bool[2, 1, 5, 7]"),
         ),
         Example(
             lambda op, q, k, v: _attention(op, q, k, v), ("f32[2, 5, 8]", "f32[2, 7, 8]", "f32[2, 7, 6]")
@@ -110,8 +111,16 @@ class SpelledOutAttention(Rewrite):
             ("bf16[2, 3, 5, 8]", "bf16[2, 3, 7, 8]", "bf16[2, 3, 7, 8]"),
         ),
         Example(
-            lambda op, q, k, v, m: _attention(op, q, k, v, m, scale=0.5),
-            ("f32[2, 5, 8]", "f32[2, 7, 8]", "f32[2, 7, 8]", "bool[5, 7]"),
+            lambda op, q, k, v: _attention(op, q, k, v, _causal(op, 5, 7), scale=0.5),
+            ("f32[2, 5, 8]", "f32[2, 7, 8]", "f32[2, 7, 8]"),
+        ),
+        Example(
+            lambda op, q, k, v: _attention(op, q, k, v, op.aten.bitwise_not(_causal(op, 5, 5)), hides=True),
+            ("f32[2, 5, 8]", "f32[2, 5, 8]", "f32[2, 5, 8]"),
+        ),
+        Example(
+            lambda op, q, k, v: _attention(op, q, k, v, _summand(op, _causal(op, 5, 5), -math.inf)),
+            ("f32[2, 5, 8]", "f32[2, 5, 8]", "f32[2, 5, 8]"),
         ),
         Example(
             lambda op, q, k, v, m: _attention(op, q, k, v, m, below=-1e38, hides=True),
@@ -123,6 +132,26 @@ class SpelledOutAttention(Rewrite):
             lambda op, q, k, v, m: _attention(op, q, k, v, m, below=-1e4),
             ("f32[2, 5, 8]", "f32[2, 7, 8]", "f32[2, 7, 8]", "bool[5, 7]"),
             reason="not far below",
+        ),
+        Example(
+            lambda op, q, k, v, m: _attention(op, q, k, v, m, scale=0.5),
+            ("f32[2, 5, 8]", "f32[2, 7, 8]", "f32[2, 7, 8]", "bool[5, 7]"),
+            reason="the mask may hide a whole row with -inf",
+        ),
+        Example(
+            lambda op, q, k, v: _attention(op, q, k, v, _causal(op, 5, 5, -1)),
+            ("f32[2, 5, 8]", "f32[2, 5, 8]", "f32[2, 5, 8]"),
+            reason="the mask may hide a whole row with -inf",
+        ),
+        Example(
+            lambda op, q, k, v, m: _attention(op, q, k, v, m, divisor=4.0),
+            ("f32[2, 5, 8]", "f32[2, 7, 8]", "f32[2, 7, 8]", "f32[5, 7]"),
+            reason="the added mask may hide a whole row with -inf",
+        ),
+        Example(
+            lambda op, q, k, v, m: _attention(op, q, k, v, _summand(op, m, -math.inf)),
+            ("f32[2, 5, 8]", "f32[2, 7, 8]", "f32[2, 7, 8]", "bool[5, 7]"),
+            reason="the added mask may hide a whole row with -inf",
         ),
         Example(
             lambda op, q, k, v: _attention(op, q, k, v, axis=1),
@@ -142,6 +171,16 @@ class SpelledOutAttention(Rewrite):
     )
 
 
+def _check_rows(m: Match, mask: Value) -> Declined | None:
+    """Decline a mask that may set all scores of a query to -∞: NaN when spelled out, and 0 by the op."""
+    if m.optional("mask") is not None:
+        if may_hide_a_row(mask):
+            return m.decline("the added mask may hide a whole row with -inf", mask)
+    elif m.attr("below") == -math.inf and not sees_a_key(mask, negated=m.optional("hidden") is not None):
+        return m.decline("the mask may hide a whole row with -inf", mask)
+    return None
+
+
 def _mask(op: Builder, m: Match) -> Value | None:
     """The mask as the op takes it: added, or a bool that is true where a key is seen."""
     seen, hidden = m.optional("seen"), m.optional("hidden")
@@ -152,6 +191,17 @@ def _mask(op: Builder, m: Match) -> Value | None:
     # A query that sees nothing averages all values, as it did; see AdditiveMask.
     zero, below = (op.aten.full((), number, dtype=m.attr("type")) for number in (0.0, m.attr("below")))
     return op.aten.where.self(seen, zero, below)
+
+
+def _causal(op: Builder, queries: int, keys: int, diagonal: int = 0) -> Value:
+    """tril(ones) != 0"""
+    ones = op.aten.full((queries, keys), 1.0, dtype=DType.F32)
+    return op.aten.ne.Scalar(op.aten.tril(ones, diagonal), 0)
+
+
+def _summand(op: Builder, seen: Value, below: float) -> Value:
+    zero, number = (op.aten.full((), value, dtype=DType.F32) for value in (0.0, below))
+    return op.aten.where.self(seen, zero, number)
 
 
 def _attention(

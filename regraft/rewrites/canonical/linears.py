@@ -89,7 +89,7 @@ class AddBias(Rewrite):
         ),
         Example(
             lambda op, x, w, b: op.aten.add.Tensor(op.aten.linear(x, w), b),
-            ("f32[2, 8]", "f32[8]", "f32[8]"),
+            ("f32[8, 8]", "f32[8]", "f32[8]"),
             constants=(1, 2),
             reason="not a matrix",
         ),

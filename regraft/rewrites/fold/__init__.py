@@ -6,7 +6,7 @@ from regraft.ir import Rewrite
 from regraft.rewrites.fold.affine import ALWAYS, NEVER, Affine, Fact, Magnitude, Where
 from regraft.rewrites.fold.common_subexpressions import CommonSubexpressions
 from regraft.rewrites.fold.dead_code import DeadCode
-from regraft.rewrites.fold.index_analysis import IndexAnalysis, fact_about
+from regraft.rewrites.fold.index_analysis import IndexAnalysis, complement, fact_about, sizes_of_elements
 from regraft.rewrites.fold.indices import ConstantIndices, IotaIndex
 from regraft.rewrites.fold.recipes import ConstantRecipes
 
@@ -23,7 +23,9 @@ __all__ = [
     "IndexAnalysis",
     "Magnitude",
     "Where",
+    "complement",
     "fact_about",
+    "sizes_of_elements",
 ]
 
 FOLD: tuple[Rewrite, ...] = (IotaIndex(),)

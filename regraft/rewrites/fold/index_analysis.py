@@ -199,6 +199,9 @@ def _compare(name: str) -> Rule:
             pair = _pair(facts, op)
             return None if pair is None else _compared(name, pair[0] - pair[1], shape)
         fact, number = facts.fact(op.operand("self")), _integer(op.attr("other"))
+        if fact is None and number == 0 and name in ("eq", "ne"):
+            where = _Nonzero(facts).where(op.operand("self"))
+            return where if where is None or name == "ne" else complement(where, shape)
         # torch compares in the tensor's dtype: as u8, -1 is 255.
         if number is None or not Affine(number, ()).fits(op.operand("self").tensor.dtype, ()):
             return None
@@ -221,7 +224,7 @@ def _compared(name: str, difference: Affine, shape: Sequence[Dim]) -> Where | No
     if name == "gt":
         return at_most_zero(d.scaled(-1).plus(1), shape)
     equal = at_most_zero(d, shape).both(at_most_zero(d.scaled(-1), shape))
-    return equal if name == "eq" else _negated(equal, shape)
+    return equal if name == "eq" else complement(equal, shape)
 
 
 def _compared_magnitude(name: str, form: Affine, number: int, shape: Sequence[Dim]) -> Where | None:
@@ -232,7 +235,7 @@ def _compared_magnitude(name: str, form: Affine, number: int, shape: Sequence[Di
     return at_most_zero(form.plus(-bound), shape).both(at_most_zero(form.scaled(-1).plus(-bound), shape))
 
 
-def _negated(where: Where, shape: Sequence[Dim]) -> Where | None:
+def complement(where: Where, shape: Sequence[Dim]) -> Where | None:
     """The complement, where it is a conjunction: of one inequality, or of a constant."""
     if where.never:
         return ALWAYS
@@ -262,7 +265,7 @@ def _or(facts: IndexAnalysis, op: Op) -> Fact | None:
 
 def _not(facts: IndexAnalysis, op: Op) -> Fact | None:
     found = facts.where(op.operand("self"))
-    return None if found is None else _negated(found, facts.shape(op.result))
+    return None if found is None else complement(found, facts.shape(op.result))
 
 
 def _broadcast_where(facts: IndexAnalysis, value: Value, op: Op) -> Where | None:
@@ -468,3 +471,30 @@ _RULES: Mapping[str, Rule] = {
     "aten.index.Tensor": _index,
     "aten.cumsum": _running_sum,
 }
+
+_SELECTIONS = ("view", "expand", "permute", "slice.Tensor", "tril", "triu")
+
+
+class _Nonzero(IndexAnalysis):
+    """Where a tensor of numbers is not 0: triangles of ones, and what is selected from them."""
+
+    def __init__(self, facts: IndexAnalysis) -> None:
+        super().__init__()
+        self._bools = facts
+
+    def size(self, size: Dim) -> Dim:
+        return self._bools.size(size)
+
+    def fact(self, value: Value) -> Fact | None:
+        if value.tensor.dtype is DType.BOOL:
+            return self._bools.fact(value)
+        op = value.op
+        if op is None:
+            return None
+        if op.name == "aten.full":
+            number = _integer(op.attr("fill_value"))
+            return None if number not in (0, 1) else (ALWAYS if number else NEVER)
+        if op.name == "aten._to_copy":
+            return self.fact(op.operand("self")) if op.operand("self").tensor.dtype is DType.BOOL else None
+        selects = op.name.removeprefix("aten.") in _SELECTIONS
+        return _RULES[op.name](self, op) if selects else None
