@@ -23,7 +23,7 @@ class SiblingSum(Rewrite):
 
     def check(self, m):
         for weight in (m.v, m.w):
-            if weight.op is None or weight.op.name != "rg.const":
+            if not weight.is_const:
                 return m.decline("a weight is not constant", weight)
 
     def rewrite(self, op, m):

@@ -16,21 +16,38 @@ from torch import nn
 
 import regraft
 from regraft.errors import OptionError
-from regraft.ir import Builder, Declined, Match, Value
+from regraft.ir import Builder, Declined, DType, Example, Match, TensorType, Value
 from regraft.testing import randomise
+
+X, W = TensorType(DType.F32, (4, 8)), TensorType(DType.F32, (6, 8))
 
 
 class ParallelSum(regraft.Rewrite):
     """``x @ a.T + x @ b.T  ->  x @ (a + b).T``: one product in place of two."""
 
     exactness = regraft.Exactness.REASSOCIATES
+    examples = (
+        Example(
+            lambda op, x, a, b: op.aten.add.Tensor(op.aten.linear(x, a), op.aten.linear(x, b)),
+            (X, W, W),
+            (1, 2),
+        ),
+    )
+    counterexamples = (
+        Example(
+            lambda op, x, a, b: op.aten.add.Tensor(op.aten.linear(x, a), op.aten.linear(x, b)),
+            (X, W, W),
+            (),
+            reason="not constant",
+        ),
+    )
 
     def pattern(self, op: Any, x: Any, a: Any, b: Any) -> Any:
         return op.aten.add.Tensor(op.aten.linear(x, a), op.aten.linear(x, b))
 
     def check(self, m: Match) -> Declined | None:
         for weight in (m.a, m.b):
-            if weight.op is None or weight.op.name != "rg.const":
+            if not weight.is_const:
                 return m.decline("the weight is not constant", weight)
         return None
 

@@ -43,6 +43,7 @@ OUTSIDE: Mapping[str, frozenset[str]] = {
     "tests/ops": PUBLIC | {"backends", "runtime"},
     "tests/runtime": PUBLIC | {"runtime"},
     "tests/test_cli.py": PUBLIC | {"cli"},
+    "tests/examples": PUBLIC | {"demo"},
     "benchmarks/kernels": PUBLIC | {"backends", "runtime"},
     "tests": PUBLIC,
     "benchmarks": PUBLIC,

@@ -71,6 +71,11 @@ class Value:
         return self.type
 
     @property
+    def is_const(self) -> bool:
+        """Whether this is a constant of the module."""
+        return isinstance(self.owner, Op) and self.owner.name == "rg.const"
+
+    @property
     def users(self) -> list[Op]:
         """The ops that use this value, each once, in order of first use."""
         return list(dict.fromkeys(use.op for use in self.uses))

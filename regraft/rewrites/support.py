@@ -21,7 +21,7 @@ def is_number(attr: object, expected: float, dtype: DType) -> bool:
 
 def is_const(value: Value) -> bool:
     """Whether ``value`` is a constant of the module."""
-    return value.op is not None and value.op.name == "rg.const"
+    return value.is_const
 
 
 def is_known(value: Value, depth: int = 8) -> bool:

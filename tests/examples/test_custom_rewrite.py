@@ -7,10 +7,13 @@ import torch
 
 import regraft
 from examples.custom_rewrite import Adapted, SiblingSum, main
+from regraft.demo import ParallelSum
 from regraft.testing import RewriteCase, assert_close, randomise, rewrite_cases
 
 
-@pytest.mark.parametrize("case", rewrite_cases(SiblingSum()), ids=lambda case: case.id)
+@pytest.mark.parametrize(
+    "case", [*rewrite_cases(SiblingSum()), *rewrite_cases(ParallelSum())], ids=lambda case: case.id
+)
 def test_derived(case: RewriteCase) -> None:
     case.run()
 

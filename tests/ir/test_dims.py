@@ -226,3 +226,14 @@ def test_symbols_of_nested_calls() -> None:
 @given(st.integers(-50, 50), st.integers(1, 9))
 def test_ceildiv_of_numbers(a: int, b: int) -> None:
     assert dims.ceildiv(a, b) == -(-a // b)
+
+
+def test_a_quotient_is_no_larger_than_what_is_divided() -> None:
+    s = dims.symbol("s")
+    half = dims.floordiv(s, 2)
+    assert dims.le(half, s) is True
+    assert dims.le(0, s - half) is True
+    assert dims.le(2 * half, s) is True
+    assert dims.le(s, 2 * half + 1) is True
+    assert dims.le(s, 2 * half) is None
+    assert dims.le(s, half) is None

@@ -329,3 +329,35 @@ def test_failure_is_the_furthest_one() -> None:
 def test_types_of_matched_values() -> None:
     m = matched(relu_of, relu_of, 1)
     assert m.a.tensor == TensorType(DType.F32, (2, 3))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_shared_node_means_the_op_of_the_node(same: bool) -> None:
+    def pattern(op: PatternBuilder, a: Var) -> Any:
+        inner = op.aten.relu(a)
+        return op.aten.mul.Tensor(inner, op.shared(inner))
+
+    def build(op: Builder, x: Value) -> Any:
+        first = op.aten.relu(x)
+        return op.aten.mul.Tensor(first, first if same else op.aten.relu(x))
+
+    if same:
+        assert [op.name for op in matched(pattern, build, 1).shared] == ["aten.relu"]
+    else:
+        assert "are two ops" in declined(pattern, build, 1)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_results_of_one_node_are_of_one_op(same: bool) -> None:
+    def pattern(op: PatternBuilder, a: Var) -> Any:
+        both = op.aten.topk(a, op.attr("k"))
+        return op.aten.gather(op.result(both, 0), 1, op.result(both, 1))
+
+    def build(op: Builder, x: Value) -> Any:
+        values, indices = op.aten.topk(x, 2)
+        return op.aten.gather(values, 1, indices if same else op.aten.topk(x, 2)[1])
+
+    if same:
+        matched(pattern, build, 1)
+    else:
+        assert "are two ops" in declined(pattern, build, 1)

@@ -6,9 +6,10 @@ import random
 import pytest
 import torch
 
+import regraft
 from regraft.ir import OPS, DType, Module, PassContext, RewritePass, print_module, verify
 from regraft.rewrites import CANONICAL, CanonicalSpellings, default_passes
-from regraft.testing import evaluate
+from regraft.testing import assert_close, evaluate
 from tests.rewrites.graphs import graph, names, run
 
 CANONICALIZE = [p for p in default_passes() if p.stage == "canonicalize"]
@@ -156,3 +157,40 @@ def test_spellings_alone_report_whether_they_changed_anything() -> None:
     spellings = CanonicalSpellings()
     assert spellings.run(module, PassContext(OPS))
     assert not spellings.run(module, PassContext(OPS))
+
+
+def test_a_linear_layer_may_have_a_vector_for_a_weight() -> None:
+    class Vector(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = (torch.nn.Parameter(torch.randn(8)) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(x, self.weight) + self.bias
+
+    regraft.compile(Vector().eval(), (torch.randn(8, 8),), verify=True)
+
+
+def test_halves_of_a_dynamic_axis() -> None:
+    def rotated(x: torch.Tensor) -> torch.Tensor:
+        half = x.shape[-1] // 2
+        return torch.cat([-x[..., half:], x[..., :half]], -1)
+
+    compiled = regraft.compile(rotated, (torch.randn(4, 6),), dynamic_shapes=({1: torch.export.Dim.AUTO},))
+    for size in (6, 7, 10):
+        x = torch.randn(4, size)
+        assert torch.equal(compiled(x), rotated(x))
+
+
+def test_the_epsilon_of_rms_norm_is_a_number() -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        x = 1e-3 * torch.randn(3, 16).to(dtype)
+        compiled = regraft.compile(lambda x: torch.nn.functional.rms_norm(x, (16,)), (x,), fallback="eager")
+        assert_close(
+            compiled(x),
+            torch.nn.functional.rms_norm(
+                x.double(), (16,), eps=2.0**-52 if dtype is torch.float64 else 2.0**-23
+            ),
+            torch.nn.functional.rms_norm(x, (16,)),
+            reassociates=True,
+        )

@@ -87,12 +87,6 @@ class AddBias(Rewrite):
             constants=(1,),
             reason="not constant",
         ),
-        Example(
-            lambda op, x, w, b: op.aten.add.Tensor(op.aten.linear(x, w), b),
-            ("f32[8, 8]", "f32[8]", "f32[8]"),
-            constants=(1, 2),
-            reason="not a matrix",
-        ),
     )
 
 
@@ -142,12 +136,6 @@ class UnfoldedLinear(Rewrite):
             ("f32[2, 3, 8]", "f32[6, 8]"),
             constants=(1,),
             reason="splits the linear layer's output",
-        ),
-        Example(
-            lambda op, x, w: op.aten.view(op.aten.linear(op.aten.view(x, (6, 8)), w), (2, 3)),
-            ("f32[2, 3, 8]", "f32[8]"),
-            constants=(1,),
-            reason="not a matrix",
         ),
     )
 

@@ -6,9 +6,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from regraft.ir import Attr, Builder, Dim, DType, Module, Op, PassContext, Rewriter, TensorType, Value, dims
-from regraft.ir.rewriter import refines
-from regraft.ir.types import Type
+from regraft.ir import (
+    Attr,
+    Builder,
+    Dim,
+    DType,
+    Module,
+    Op,
+    PassContext,
+    Rewriter,
+    TensorType,
+    Type,
+    Value,
+    dims,
+    refines,
+)
 
 _MAX_DEPTH = 32
 
@@ -39,7 +51,9 @@ def _visit(op: Op, rewriter: Rewriter, depth: int) -> bool:
     if op.parent is None or op.definition.opaque:
         return False
     builder = rewriter.before(op)
-    if not op.definition.canonical:
+    if op.name == "aten.linear" and op.operand("weight").tensor.rank == 1:
+        rewriter.replace(op, (_product_with_vector(op, builder),))
+    elif not op.definition.canonical:
         assert op.definition.decompose is not None, f"{op.name} is not canonical and has no decomposition"
         rewriter.replace(op, _as_captured(op, tuple(op.definition.decompose(builder, op)), builder))
     else:
@@ -53,6 +67,13 @@ def _visit(op: Op, rewriter: Rewriter, depth: int) -> bool:
     for new in builder.made:
         _visit(new, rewriter, depth + 1)
     return True
+
+
+def _product_with_vector(op: Op, builder: Builder) -> Value:
+    """``linear`` with a vector for a weight, which torch takes as well."""
+    bias = op.arguments()["bias"]
+    product = builder.aten.matmul(op.operand("input"), op.operand("weight"))
+    return product if bias is None else builder.aten.add.Tensor(product, bias)
 
 
 def _as_captured(op: Op, values: tuple[Value, ...], builder: Builder) -> tuple[Value, ...]:
