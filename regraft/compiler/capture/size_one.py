@@ -3,13 +3,13 @@
 torch.export assumes that an open size is at least 2: broadcasting, ``squeeze`` and the model's own
 ``if x.shape[0] == 1`` treat 1 apart, and the graph follows the other path. Most models compute the same
 for 1 all the same. So the graph is run with each open size at 1, and with all of them, beside eager:
-where both agree, 1 is allowed, elsewhere a call with 1 is refused.
+where no value differs, 1 is allowed, elsewhere a call with 1 is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch.utils import _pytree as pytree
@@ -25,6 +25,8 @@ from regraft.testing import assert_close
 
 #: torch.export's lower bound for a size that nobody bounded.
 UNBOUNDED = 2
+
+Outcome = Literal["agrees", "raises", "differs"]
 
 
 def with_size_one(
@@ -47,11 +49,18 @@ def with_size_one(
     trial = imported(frozenset(names))
     # In the normal form an op computes what its type says: a squeeze, say, no longer looks at its size.
     run_stage(default_passes(), "canonicalize", trial, PassContext(OPS))
-    agreed = [name for name in names if _agrees(trial, model, arguments, {name: 1}, n_args)]
-    together = dict.fromkeys(agreed, 1)
-    if len(agreed) > 1 and not _agrees(trial, model, arguments, together, n_args):
-        return strict
-    return imported(frozenset(agreed))
+
+    def outcome(ones: Sequence[str]) -> Outcome:
+        return _compare(trial, model, arguments, dict.fromkeys(ones, 1), n_args)
+
+    alone = {name: outcome([name]) for name in names}
+    # Two arguments may share a batch that the graph counts as two symbols: one of them at 1 alone may well
+    # be an error, which is no wrong answer, while both at 1 are fine.
+    for wanted in (("agrees", "raises"), ("agrees",)):
+        ones = [name for name in names if alone[name] in wanted]
+        if ones and outcome(ones) == "agrees":
+            return imported(frozenset(ones))
+    return strict
 
 
 def _bounded_by_user(
@@ -67,10 +76,10 @@ def _bounded_by_user(
     return bounded
 
 
-def _agrees(
+def _compare(
     module: Module, model: torch.nn.Module, arguments: Mapping[str, Any], at: Mapping[str, int], n_args: int
-) -> bool:
-    """Whether graph and eager agree on the arguments cut down to the sizes ``at``."""
+) -> Outcome:
+    """How the graph does beside eager on the arguments cut down to the sizes ``at``."""
     signature: Signature = module.main.signature
     args, kwargs = split(arguments, n_args)
     sizes = {**signature.sizes(signature.flatten(args, kwargs)), **at}
@@ -89,8 +98,7 @@ def _agrees(
             expected = [v for v in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(v, torch.Tensor)]
         assert_close(actual, [v.double() if v.is_floating_point() else v for v in expected])
     except NumericsMismatch:
-        return False
+        return "differs"
     except (RegraftError, RuntimeError, ValueError, IndexError, TypeError, AssertionError):
-        # What eager or the graph cannot compute at this size, no call should be promised.
-        return False
-    return True
+        return "raises"
+    return "agrees"

@@ -48,10 +48,12 @@ class CanonicalSpellings:
 def _visit(op: Op, rewriter: Rewriter, depth: int) -> bool:
     """Bring one op, and the ops this makes, into the normal form; whether anything changed."""
     assert depth < _MAX_DEPTH, f"{op.name} decomposes without end"
-    if op.parent is None or op.definition.opaque:
+    # The importer makes a linear layer opaque when its weight is a vector.
+    is_vector = op.name == "aten.linear" and op.operands[1].tensor.rank == 1
+    if op.parent is None or (op.definition.opaque and not is_vector):
         return False
     builder = rewriter.before(op)
-    if op.name == "aten.linear" and op.operand("weight").tensor.rank == 1:
+    if is_vector:
         rewriter.replace(op, (_product_with_vector(op, builder),))
     elif not op.definition.canonical:
         assert op.definition.decompose is not None, f"{op.name} is not canonical and has no decomposition"
@@ -71,9 +73,8 @@ def _visit(op: Op, rewriter: Rewriter, depth: int) -> bool:
 
 def _product_with_vector(op: Op, builder: Builder) -> Value:
     """``linear`` with a vector for a weight, which torch takes as well."""
-    bias = op.arguments()["bias"]
-    product = builder.aten.matmul(op.operand("input"), op.operand("weight"))
-    return product if bias is None else builder.aten.add.Tensor(product, bias)
+    product = builder.aten.matmul(*op.operands[:2])
+    return builder.aten.add.Tensor(product, op.operands[2]) if len(op.operands) > 2 else product
 
 
 def _as_captured(op: Op, values: tuple[Value, ...], builder: Builder) -> tuple[Value, ...]:

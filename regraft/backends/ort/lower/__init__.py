@@ -65,6 +65,8 @@ def supports(op: Op) -> str | None:
     if op.name in STRUCTURAL:
         return None
     lowering = lowering_of(op)
+    if lowering is not None and op.definition.opaque:
+        return "the op table does not cover this use of it"
     if lowering is None:
         return "there is no lowering to ONNX"
     return _kernels(op, lowering) or lowering.check(op)
