@@ -4,7 +4,8 @@ Each one is a dataclass: its fields say what happened, `str()` says it to a pers
 that a test runner or a worker process can hand them on.
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -198,6 +199,33 @@ class OptionError(RegraftError, ValueError):
         if self.option is None:
             return []
         return [f"  {self.option}: expected {self.expected}, got {self.value}"]
+
+
+@dataclass(eq=False)
+class FactoryError(RegraftError):
+    """A user's function that makes a model, or the file around it, cannot be used."""
+
+    trace: str | None = None
+    """The end of the traceback, from the user's own code on."""
+
+    def _details(self) -> list[str]:
+        return [self.trace] if self.trace else []
+
+
+def no_such(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not one of ``known``: the nearest ones, or all when they are few."""
+    names = sorted(known)
+    folded = {each.casefold(): each for each in names}
+    near = [folded[each] for each in difflib.get_close_matches(name.casefold(), folded, n=3)]
+    message, listed = f"there is no {kind} '{name}'", ", ".join(names) or "none"
+    if not near:
+        return f"{message}; there are: {listed}"
+    message += f"; did you mean {' or '.join(repr(each) for each in near)}?"
+    return message if len(names) > _FEW else f"{message} There are: {listed}"
+
+
+#: So many names may be listed in a message.
+_FEW = 12
 
 
 def _labelled(label: str, text: str | None) -> list[str]:

@@ -1,6 +1,7 @@
 """The exceptions: what they say, and that they survive pickling."""
 
 import pickle
+from collections.abc import Iterable
 
 import pytest
 
@@ -22,6 +23,7 @@ EXAMPLES = [
     errors.ShapeError("wrong shape", "x", expected="f32[n, 4]", actual="f32[2, 3]"),
     errors.ArtefactError("checksum differs", "plan.json"),
     errors.OptionError("unknown fallback", "fallback", "'maybe'", expected="'error' or 'eager'"),
+    errors.FactoryError("make() raised ValueError: no", trace="  model.py:3, in make\n    raise ValueError"),
 ]
 
 
@@ -65,3 +67,29 @@ def test_parse_error_points_at_its_column() -> None:
 def test_option_error_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="fallback: expected"):
         raise errors.OptionError("unknown fallback", "fallback", "'maybe'", expected="'error' or 'eager'")
+
+
+STAGES = ("canonicalize", "fold", "fuse")
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "message"),
+    [
+        (
+            "fuze",
+            STAGES,
+            "there is no stage 'fuze'; did you mean 'fuse'? There are: canonicalize, fold, fuse",
+        ),
+        ("Fold", STAGES, "there is no stage 'Fold'; did you mean 'fold'?"),
+        ("x", STAGES, "there is no stage 'x'; there are: canonicalize, fold, fuse"),
+        ("x", (), "there is no stage 'x'; there are: none"),
+    ],
+)
+def test_a_name_that_is_not_known_gets_the_nearest(name: str, known: Iterable[str], message: str) -> None:
+    assert errors.no_such("stage", name, known).startswith(message)
+
+
+def test_many_names_are_listed_only_when_none_is_near() -> None:
+    many = [f"Rewrite{i}" for i in range(20)]
+    assert "there are" not in errors.no_such("rewrite", "Rewrite", many)
+    assert "there are: Rewrite0, " in errors.no_such("rewrite", "xyz", many)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from regraft.errors import BackendError
+from regraft.errors import BackendError, no_such
 
 if TYPE_CHECKING:
     from regraft.backends.protocol import Backend, ConstantStore, FileExporter, LowerOptions
@@ -36,7 +36,7 @@ def backend(name: str) -> Backend:
         BackendError: there is no such back end, or its library is not installed.
     """
     if name not in BUILTIN:
-        raise BackendError(f"there is no back end '{name}'; there are: {', '.join(sorted(BUILTIN))}")
+        raise BackendError(no_such("back end", name, BUILTIN))
     package, class_name, library = BUILTIN[name]
     try:
         made: Callable[[], Backend] = getattr(import_module(package), class_name)

@@ -6,11 +6,15 @@ from regraft.compiler.api import capture, compile, export_onnx
 from regraft.compiler.capture import Captured, capture_model
 from regraft.compiler.export import ExportReport
 from regraft.compiler.pipeline import run_passes
+from regraft.compiler.progress import PHASES, Observer, Progress
 from regraft.compiler.report import Report
 
 __all__ = [
+    "PHASES",
     "Captured",
     "ExportReport",
+    "Observer",
+    "Progress",
     "Report",
     "capture",
     "capture_model",

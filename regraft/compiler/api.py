@@ -16,6 +16,7 @@ from regraft.compiler.export import ExportReport, write_onnx
 from regraft.compiler.materialise import Store, replacements
 from regraft.compiler.options import Fallback, Options, Verify
 from regraft.compiler.pipeline import Compilation
+from regraft.compiler.progress import Observer, Phases
 from regraft.compiler.report import Report
 from regraft.errors import OptionError
 from regraft.ir import OPS, Exactness, Leaf, Module, OpDef, Pass, Rewrite, Symbol, print_module
@@ -39,6 +40,7 @@ def compile(
     verify: Verify = False,
     dump: str | Path | None = None,
     threads: int | None = None,
+    progress: Observer | None = None,
 ) -> CompiledModel:
     """Compile a model into one that is called the same way and returns the same values, faster.
 
@@ -59,6 +61,7 @@ def compile(
             the graph after every pass.
         dump: a folder for the graph's text after each pass.
         threads: worker threads of the back ends; None leaves it to each library.
+        progress: called with a ``Progress`` as each phase begins and ends.
 
     Raises:
         OptionError: an argument has a value it cannot have.
@@ -76,6 +79,7 @@ def compile(
         verify=verify,
         dump=dump,
         threads=threads,
+        progress=progress,
     )
     return _compiled(model, args, kwargs, dynamic_shapes, options)
 
@@ -84,22 +88,24 @@ def _compiled(
     model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dynamic_shapes: Any, options: Options
 ) -> CompiledModel:
     start = time.perf_counter()
-    captured = capture_model(model, args, kwargs, dynamic_shapes, options.table)
-    compilation = _rewritten(captured, options)
+    phases = Phases(options.progress)
+    captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
+    compilation = _rewritten(captured, options, phases)
     compiled = _lowered(compilation, Store(compilation.module))
     compilation.report.time["total"] = time.perf_counter() - start
     if options.verify:
-        compilation.report.error = error_against_eager(
-            model, compiled, captured, reassociates=options.exactness != Exactness.EXACT
-        )
+        with phases.phase("verify"):
+            compilation.report.error = error_against_eager(
+                model, compiled, captured, reassociates=options.exactness != Exactness.EXACT
+            )
     return compiled
 
 
-def _rewritten(captured: Captured, options: Options) -> Compilation:
-    report = Report(notes=list(options.notes), time=dict(captured.seconds))
+def _rewritten(captured: Captured, options: Options, phases: Phases) -> Compilation:
+    report = Report(notes=list(options.notes), time=phases.seconds)
     function = captured.module.main
     sizes = _example_sizes(function.signature, function.symbols, captured)
-    compilation = Compilation(captured.module, options, report, sizes)
+    compilation = Compilation(captured.module, options, report, sizes, phases)
     compilation.rewrite()
     return compilation
 
@@ -151,6 +157,7 @@ def export_onnx(
     rewrites: Sequence[Rewrite | type[Rewrite]] = (),
     passes: Sequence[tuple[str, Pass]] = (),
     exactness: Exactness = Exactness.REASSOCIATES,
+    progress: Observer | None = None,
 ) -> ExportReport:
     """Write an optimised ONNX file that runs without torch and without regraft.
 
@@ -184,8 +191,10 @@ def export_onnx(
         verify=False,
         dump=None,
         threads=None,
+        progress=progress,
     )
-    captured = capture_model(model, args, kwargs, dynamic_shapes, options.table)
-    compilation = _rewritten(captured, options)
-    with torch.no_grad():
+    phases = Phases(options.progress)
+    captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
+    compilation = _rewritten(captured, options, phases)
+    with torch.no_grad(), phases.phase("lower"):
         return write_onnx(compilation, Store(compilation.module), target, opset, contrib)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from regraft.backends import BUILTIN, Backend, backend
-from regraft.errors import BackendError, OptionError
+from regraft.compiler.progress import Observer, unobserved
+from regraft.errors import BackendError, OptionError, no_such
 from regraft.ir import OPS, STAGES, Exactness, OpDef, OpTable, Pass, Rewrite
 
 Fallback = Literal["error", "eager"]
@@ -29,6 +30,7 @@ class Options:
     verify: Verify
     dump: Path | None
     threads: int | None
+    progress: Observer = unobserved
 
     @staticmethod
     def checked(
@@ -42,6 +44,7 @@ class Options:
         verify: Any,
         dump: Any,
         threads: Any,
+        progress: Any = None,
     ) -> Options:
         """Options from a user's arguments.
 
@@ -58,6 +61,7 @@ class Options:
             threads,
             "a positive int",
         )
+        _require(progress is None or callable(progress), "progress", progress, "a function of one Progress")
         for op in ops:
             _require(isinstance(op, OpDef), "ops", op, "OpDefs")
         chosen, notes = _backends(backends)
@@ -72,6 +76,7 @@ class Options:
             verify,
             None if dump is None else Path(dump),
             threads,
+            progress or unobserved,
         )
 
 
@@ -97,7 +102,8 @@ def _backends(wanted: Sequence[Any]) -> tuple[tuple[Backend, ...], tuple[str, ..
             )
             chosen.append(entry)
             continue
-        _require(entry in BUILTIN, "backends", entry, f"one of: {', '.join(sorted(BUILTIN))}")
+        if entry not in BUILTIN:
+            raise OptionError(f"backends: {no_such('back end', entry, BUILTIN)}")
         try:
             chosen.append(backend(entry))
         except BackendError as error:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from regraft.backends import LowerOptions, backend
@@ -13,8 +11,9 @@ from regraft.compiler.dump import Dumper
 from regraft.compiler.materialise import Store
 from regraft.compiler.options import Options
 from regraft.compiler.partition import assign, cut, executor_counts, make_plan
+from regraft.compiler.progress import Phases
 from regraft.compiler.report import Report
-from regraft.errors import OptionError
+from regraft.errors import OptionError, no_such
 from regraft.ir import (
     OPS,
     STAGES,
@@ -41,19 +40,13 @@ class Compilation:
     options: Options
     report: Report
     sizes: Mapping[Symbol, int]
-
-    @contextmanager
-    def phase(self, name: str) -> Generator[None]:
-        """Add the time of the block to the report's phase ``name``."""
-        start = time.perf_counter()
-        yield
-        self.report.time[name] = self.report.time.get(name, 0.0) + time.perf_counter() - start
+    phases: Phases
 
     def rewrite(self) -> None:
         """Run every stage over the module, which changes in place."""
         self.report.captured = dict(Counter(op.name for op in self.module.main.walk()))
         self._count("before")
-        with self.phase("rewrites"):
+        with self.phases.phase("rewrites"):
             self._run_stages()
         self._count("after")
 
@@ -63,6 +56,7 @@ class Compilation:
 
         def observe(name: str, module: Module, seconds: float) -> None:
             self.report.passes.append((name, seconds))
+            self.phases.step("rewrites", name, seconds)
             dumper.write(name, module)
             if self.options.verify == "each":
                 verify(module, "captured", after_pass=name)
@@ -81,11 +75,11 @@ class Compilation:
         """Partition the module, lower its pieces and join them into a plan."""
         function: Function = self.module.main
         eager = backend("eager")
-        with self.phase("partition"):
+        with self.phases.phase("partition"):
             fallback = eager if self.options.fallback == "eager" else None
             assignment = assign(function, self.options.backends, fallback, self.options.table)
             pieces = cut(function, assignment)
-        with self.phase("lower"):
+        with self.phases.phase("lower"):
             plan = make_plan(function, pieces, eager, store, LowerOptions(self.options.threads))
             store.drop_results()
         self.report.executors = executor_counts(assignment)
@@ -107,7 +101,7 @@ def run_passes(
         VerifyError: a pass left the module in a state that its stage does not allow.
     """
     if last_stage not in STAGES:
-        raise OptionError(f"there is no stage '{last_stage}'; there are: captured, {', '.join(STAGES)}")
+        raise OptionError(no_such("stage", last_stage, ("captured", *STAGES)))
     passes = default_passes() if passes is None else passes
     context = context or PassContext(OPS)
     verify(module, "captured")

@@ -15,7 +15,6 @@ import functools
 import linecache
 import logging
 import threading
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -39,6 +38,7 @@ from regraft.compiler.capture.example import (
 )
 from regraft.compiler.capture.importer import import_program
 from regraft.compiler.capture.size_one import with_size_one
+from regraft.compiler.progress import Phases
 from regraft.errors import CaptureError, OptionError, ShapeError
 from regraft.ir import Module, OpTable
 from regraft.runtime import Signature
@@ -56,13 +56,11 @@ class Captured:
         module: its graph, as captured.
         args, kwargs: the example arguments; empty, with ``traced`` false, when
             an exported program came without its example.
-        seconds: time for export, decompositions and import.
     """
 
     module: Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    seconds: dict[str, float]
     traced: bool = True
 
 
@@ -90,58 +88,60 @@ def capture_model(
     kwargs: Mapping[str, Any] | None,
     dynamic_shapes: Any,
     table: OpTable,
+    phases: Phases | None = None,
 ) -> Captured:
     """Capture ``model`` called with ``args`` and ``kwargs``.
 
     ``model`` is an ``nn.Module`` in eval mode, an ``ExportedProgram`` or a function of tensors.
-    ``dynamic_shapes`` is as in ``torch.export.export``, or keyed by parameter name.
+    ``dynamic_shapes`` is as in ``torch.export.export``, or keyed by parameter name. ``phases`` times
+    export, decompositions and import.
 
     Raises:
         OptionError: the model is in training mode, or an argument has no use.
         CaptureError: the model's Python cannot be turned into a graph.
     """
+    phases = phases or Phases()
     if isinstance(model, ExportedProgram):
-        return _import_exported(model, table)
+        return _import_exported(model, table, phases)
     module = _as_module(model)
     form = CallForm.of(module.forward, len(args))
     arguments = by_parameter(form, args, dict(kwargs or {}))
     shapes = shapes_by_parameter(form, arguments, dynamic_shapes)
     traced = widened(arguments, shapes)
-    start = time.perf_counter()
-    program, exported = _export(module, traced, shapes, len(args))
-    decomposed = time.perf_counter()
+    program = _export(module, traced, shapes, len(args), phases)
 
     def imported(relaxed: frozenset[str]) -> Module:
         return import_program(program, table, traced, form, relaxed)
 
-    captured = with_size_one(imported, module, traced, shapes, len(args))
+    with phases.phase("import"):
+        captured = with_size_one(imported, module, traced, shapes, len(args))
     check_dynamic(captured.main.signature, traced, shapes)
-    seconds = {
-        "export": exported - start,
-        "decompositions": decomposed - exported,
-        "import": time.perf_counter() - decomposed,
-    }
     own_args, own_kwargs = split(arguments, len(args))
     _check_example(captured.main.signature, own_args, own_kwargs)
-    return Captured(captured, own_args, own_kwargs, seconds)
+    return Captured(captured, own_args, own_kwargs)
 
 
 def _export(
-    module: torch.nn.Module, arguments: Mapping[str, Any], shapes: Mapping[str, Any], n_args: int
-) -> tuple[ExportedProgram, float]:
-    """The functional program, and when ``torch.export`` was done with its part."""
+    module: torch.nn.Module,
+    arguments: Mapping[str, Any],
+    shapes: Mapping[str, Any],
+    n_args: int,
+    phases: Phases,
+) -> ExportedProgram:
+    """The functional program."""
     args, kwargs = split(arguments, n_args)
     # torch's tracers are process-wide: a second one in another thread fails.
-    with _EXPORTING, _pointing_at_user_code(), _quiet_export(), torch.no_grad(), _unchanged(module):
-        program = torch.export.export(
-            module,
-            args,
-            kwargs,
-            dynamic_shapes=torch_shapes(shapes, arguments) if shapes else None,
-            strict=False,
-        )
-        exported = time.perf_counter()
-        return program.run_decompositions({}), exported
+    with _EXPORTING, _quiet_export(), torch.no_grad(), _unchanged(module):
+        with phases.phase("export"), _pointing_at_user_code():
+            program = torch.export.export(
+                module,
+                args,
+                kwargs,
+                dynamic_shapes=torch_shapes(shapes, arguments) if shapes else None,
+                strict=False,
+            )
+        with phases.phase("decompositions"), _pointing_at_user_code():
+            return program.run_decompositions({})
 
 
 def _check_example(signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -175,9 +175,8 @@ def _unchanged(module: torch.nn.Module) -> Generator[None]:
         )
 
 
-def _import_exported(program: ExportedProgram, table: OpTable) -> Captured:
-    start = time.perf_counter()
-    with _EXPORTING, _quiet_export():
+def _import_exported(program: ExportedProgram, table: OpTable, phases: Phases) -> Captured:
+    with _EXPORTING, _quiet_export(), phases.phase("decompositions"):
         program = program.run_decompositions({})
     entry = program.module_call_graph[0].signature
     names = tuple(entry.forward_arg_names or ()) if entry is not None else ()
@@ -186,9 +185,9 @@ def _import_exported(program: ExportedProgram, table: OpTable) -> Captured:
     names = names or tuple([f"arg{i}" for i in range(len(args))] + list(kwargs))
     arguments = dict(zip(names, (*args, *kwargs.values()), strict=True)) if example else dict.fromkeys(names)
     form = CallForm(names[: len(args)], {})
-    module = import_program(program, table, arguments, form, frozenset())
-    seconds = {"import": time.perf_counter() - start}
-    return Captured(module, tuple(args), dict(kwargs), seconds, traced=example is not None)
+    with phases.phase("import"):
+        module = import_program(program, table, arguments, form, frozenset())
+    return Captured(module, tuple(args), dict(kwargs), traced=example is not None)
 
 
 def _as_module(model: Any) -> torch.nn.Module:

@@ -1,0 +1,63 @@
+"""The phases of a compile: how long each takes, and word of it to whoever watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+#: The phases of a compile in order. One that is not needed is left out.
+PHASES = ("export", "decompositions", "import", "rewrites", "partition", "lower", "verify")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a compile has just begun or finished.
+
+    Fields:
+        phase: one of ``PHASES``.
+        step: a part of the phase, such as a pass, that is finished; None for the phase itself.
+        done: whether the phase is finished, not begun.
+        seconds: what the finished step or phase took.
+    """
+
+    phase: str
+    step: str | None = None
+    done: bool = False
+    seconds: float = 0.0
+
+
+Observer = Callable[[Progress], object]
+
+
+def unobserved(progress: Progress) -> None:
+    """The observer of a compile that nobody watches."""
+
+
+@dataclass
+class Phases:
+    """The clock of one compile.
+
+    Fields:
+        observer: called as each phase begins and ends, in the compiling thread. An exception that it
+            raises ends the compile.
+        seconds: time by phase, of those finished so far.
+    """
+
+    observer: Observer = unobserved
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    @contextmanager
+    def phase(self, name: str) -> Generator[None]:
+        """Add the time of the block to the phase ``name``; a block that raises does not finish it."""
+        self.observer(Progress(name))
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.observer(Progress(name, done=True, seconds=seconds))
+
+    def step(self, phase: str, name: str, seconds: float) -> None:
+        """Say that a part of ``phase`` is finished."""
+        self.observer(Progress(phase, name, seconds=seconds))
