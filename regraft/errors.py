@@ -106,9 +106,21 @@ class RewriteError(RegraftError):
     """The names of the rewrites at fault."""
     location: str | None = None
     """The line of the model's source, as `file:line`."""
+    in_pass: str | None = None
+    """The pass that was running."""
+    path: str | None = None
+    """Where in the module: function, region and op."""
+    excerpt: str | None = None
+    """The ops around the place, a caret under the culprit."""
 
     def _details(self) -> list[str]:
-        return [*_labelled("rewrites", ", ".join(self.rewrites)), *_labelled("from", self.location)]
+        return [
+            *_labelled("rewrites", ", ".join(self.rewrites)),
+            *_labelled("in pass", self.in_pass),
+            *_labelled("at", self.path),
+            *_labelled("from", self.location),
+            *([self.excerpt] if self.excerpt else []),
+        ]
 
 
 @dataclass(eq=False)
@@ -152,11 +164,20 @@ class NumericsMismatch(RegraftError):
     tolerance: float
     suspect: str | None = None
     """The rewrite that probably caused it."""
+    application: int | None = None
+    """Which application of the suspect, counted from one."""
+    op: str | None = None
+    """The op that was replaced."""
+    location: str | None = None
+    """The line of the model's source, as `file:line`."""
 
     def _details(self) -> list[str]:
+        nth = f", application {self.application}" if self.application else ""
         return [
             f"  {self.value}: error {self.error:.3g}, tolerance {self.tolerance:.3g}",
-            *_labelled("suspect", self.suspect),
+            *_labelled("suspect", self.suspect and f"{self.suspect}{nth}"),
+            *_labelled("op", self.op),
+            *_labelled("from", self.location),
         ]
 
 

@@ -31,15 +31,20 @@ from regraft.ir.ops import ACTIVATIONS, OPS, PLACEMENT
 from regraft.ir.parser import parse_module
 from regraft.ir.passes import (
     STAGES,
+    Application,
     Pass,
     PassContext,
     RewritePass,
+    Watcher,
     apply,
     decide,
     in_order,
+    passes_in_order,
+    run_pass,
     run_stage,
 )
-from regraft.ir.pattern import Declined, Match, Pattern, PatternBuilder, Var, match_pattern
+from regraft.ir.pattern import Declined, Match, Pattern, PatternBuilder, Progress, Var, match_pattern
+from regraft.ir.place import excerpt, path_of
 from regraft.ir.printer import format_type, print_function, print_module, print_op, print_region
 from regraft.ir.rewrite import Exactness, Example, Rewrite, parse_type
 from regraft.ir.rewriter import Fuel, Listener, Rewriter, RewriteStats, is_dead, refines
@@ -56,6 +61,7 @@ __all__ = [
     "STAGES",
     "STAGE_RULES",
     "UNKNOWN",
+    "Application",
     "Arity",
     "Attr",
     "AttrSpec",
@@ -86,6 +92,7 @@ __all__ = [
     "PassContext",
     "Pattern",
     "PatternBuilder",
+    "Progress",
     "Recipe",
     "Region",
     "Rewrite",
@@ -100,6 +107,7 @@ __all__ = [
     "Use",
     "Value",
     "Var",
+    "Watcher",
     "apply",
     "backward_slice",
     "bytes_of",
@@ -108,6 +116,7 @@ __all__ = [
     "decide",
     "dims",
     "evaluate",
+    "excerpt",
     "flops_of",
     "format_type",
     "from_sympy",
@@ -119,6 +128,8 @@ __all__ = [
     "parse_dim",
     "parse_module",
     "parse_type",
+    "passes_in_order",
+    "path_of",
     "print_function",
     "print_module",
     "print_op",
@@ -126,6 +137,7 @@ __all__ = [
     "promote",
     "prove_equal",
     "refines",
+    "run_pass",
     "run_stage",
     "same_attr",
     "structurally_equal",

@@ -13,20 +13,47 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import ClassVar, NoReturn, Protocol, TypeVar
 
-from regraft.errors import RegraftError, RewriteError
-from regraft.ir.core import Op, Value
+from regraft.errors import NumericsMismatch, RewriteError, VerifyError
+from regraft.ir.core import UNKNOWN, Op, Value
 from regraft.ir.module import Module
 from regraft.ir.opdef import OpTable
-from regraft.ir.pattern import Declined, Match, Pattern, match_pattern
+from regraft.ir.pattern import Declined, Match, Pattern, Progress, match_pattern
+from regraft.ir.place import excerpt, path_of
+from regraft.ir.printer import outermost
 from regraft.ir.rewrite import Exactness, Rewrite
-from regraft.ir.rewriter import Fuel, Rewriter, RewriteStats
+from regraft.ir.rewriter import Fuel, Listener, Rewriter, RewriteStats
 
 #: The stages of a compile that passes may join, in order.
 STAGES = ("canonicalize", "fold", "recover", "algebra", "fuse", "legalize")
 
 
+@dataclass(frozen=True)
+class Application:
+    """One application of a rewrite.
+
+    Fields:
+        number: counted from one, over all rewrites of the compile; what fuel counts.
+        nth: counted from one, over this rewrite's own.
+    """
+
+    number: int
+    nth: int
+    rewrite: Rewrite
+    match: Match
+
+
+class Watcher(Listener):
+    """A listener to everything that a compile changes, which hears of applications as well."""
+
+    def before(self, application: Application) -> None:
+        """The match is about to be replaced."""
+
+    def after(self, application: Application, rewriter: Rewriter) -> None:
+        """It was, through ``rewriter``."""
+
+
 @dataclass
-class PassContext:
+class PassContext(Listener):
     """What passes share in one compile.
 
     Fields:
@@ -35,6 +62,8 @@ class PassContext:
         fuel: applications still allowed.
         stats: hits, declines and time by rewrite name.
         observer: called after each pass with its name and seconds (verification, dumps, reports).
+        watchers: hear of every change that is made through ``rewriter``.
+        at: the op that a pass is working on, for errors.
     """
 
     table: OpTable
@@ -42,9 +71,18 @@ class PassContext:
     fuel: Fuel = field(default_factory=Fuel)
     stats: dict[str, RewriteStats] = field(default_factory=dict[str, RewriteStats])
     observer: Callable[[str, Module, float], None] = lambda name, module, seconds: None
+    watchers: tuple[Watcher, ...] = ()
+    at: Op | None = None
 
     def stats_of(self, name: str) -> RewriteStats:
         return self.stats.setdefault(name, RewriteStats())
+
+    def rewriter(self, made_by: str, *listeners: Listener) -> Rewriter:
+        """The way for a pass to change the module: errors name its place, and watchers hear of it."""
+        return Rewriter(self.table, made_by, (self, *listeners, *self.watchers))
+
+    def visiting(self, op: Op) -> None:
+        self.at = op
 
 
 class Ordered(Protocol):
@@ -57,7 +95,7 @@ class Ordered(Protocol):
 
 
 class Pass(Ordered, Protocol):
-    """A transformation of a module. It changes the module in place, through a ``Rewriter`` only."""
+    """A transformation of a module, in place and through ``context.rewriter(...)`` only."""
 
     @property
     def stage(self) -> str: ...
@@ -104,17 +142,55 @@ def _sorted_names(graph: Mapping[str, set[str]]) -> list[str]:
     return result
 
 
+def passes_in_order(passes: Sequence[Pass], last_stage: str = STAGES[-1]) -> list[Pass]:
+    """The passes of every stage up to ``last_stage``, in the order in which a compile runs them."""
+    stages = STAGES[: STAGES.index(last_stage) + 1]
+    return [each for stage in stages for each in in_order([p for p in passes if p.stage == stage])]
+
+
 def run_stage(passes: Sequence[Pass], stage: str, module: Module, context: PassContext) -> None:
-    """Run the passes of ``stage`` in order, each reported to the context's observer."""
+    """Run the passes of ``stage`` in order."""
     for each in in_order([p for p in passes if p.stage == stage]):
-        start = time.perf_counter()
-        try:
-            each.run(module, context)
-        except RegraftError:
-            raise
-        except Exception as error:
-            raise RewriteError(f"the pass '{each.name}' failed: {error}") from error
-        context.observer(each.name, module, time.perf_counter() - start)
+        run_pass(each, module, context)
+
+
+def run_pass(each: Pass, module: Module, context: PassContext) -> None:
+    """Run one pass and report it to the context's observer.
+
+    Raises:
+        RewriteError: the pass failed. The error names the pass, the op it was working on and that
+            op's surroundings, once; an exception of another kind is its cause.
+        VerifyError, NumericsMismatch: a check of the compile failed.
+    """
+    context.at = None
+    start = time.perf_counter()
+    try:
+        each.run(module, context)
+    except (VerifyError, NumericsMismatch):
+        raise
+    except RewriteError as error:
+        _locate(error, each.name, module, context.at)
+        raise
+    except Exception as error:
+        failure = RewriteError(f"the pass '{each.name}' failed: {type(error).__name__}: {error}")
+        _locate(failure, each.name, module, context.at)
+        raise failure from error
+    context.observer(each.name, module, time.perf_counter() - start)
+
+
+def _locate(error: RewriteError, name: str, module: Module, op: Op | None) -> None:
+    """Say in which pass and where ``error`` happened, unless it says so itself."""
+    if error.in_pass is not None:
+        return
+    error.in_pass = name
+    if op is None:
+        return
+    if error.location is None and op.loc != UNKNOWN:
+        error.location = str(op.loc)
+    if op.parent is not None:
+        body = outermost(op)
+        names = (name for name, function in module.functions.items() if function.body is body)
+        error.path, error.excerpt = path_of(op, next(names, "")), excerpt(op)
 
 
 class RewritePass:
@@ -169,7 +245,7 @@ def _by_root(rewrites: Sequence[Rewrite], table: OpTable) -> RootIndex:
     return index
 
 
-class _Driver:
+class _Driver(Listener):
     """The worklist of one function; a listener of its own rewriters."""
 
     def __init__(self, index: RootIndex, context: PassContext, limit: int) -> None:
@@ -198,11 +274,12 @@ class _Driver:
         for rewrite, pattern in self.index.get(op.name, ()):
             stats = self.context.stats_of(rewrite.name)
             start = time.perf_counter()
+            self.context.at = op
             outcome = decide(rewrite, pattern, op)
             applied = isinstance(outcome, Match) and self.context.fuel.take()
             if isinstance(outcome, Match) and applied:
-                apply(rewrite, outcome, Rewriter(self.context.table, rewrite.name, [self]))
                 stats.hits += 1
+                self._apply(Application(self.context.fuel.spent, stats.hits, rewrite, outcome))
                 self.recent.append(rewrite.name)
             elif isinstance(outcome, Declined):
                 stats.declined[outcome.reason] = stats.declined.get(outcome.reason, 0) + 1
@@ -210,6 +287,14 @@ class _Driver:
             if applied:
                 return True
         return False
+
+    def _apply(self, application: Application) -> None:
+        for watcher in self.context.watchers:
+            watcher.before(application)
+        rewriter = self.context.rewriter(application.rewrite.name, self)
+        apply(application.rewrite, application.match, rewriter)
+        for watcher in self.context.watchers:
+            watcher.after(application, rewriter)
 
     def inserted(self, op: Op) -> None:
         self.pending[op] = None
@@ -228,25 +313,28 @@ class _Driver:
 
 
 def decide(rewrite: Rewrite, pattern: Pattern, root: Op) -> Match | Declined:
-    """Whether ``rewrite`` applies at ``root``; reads only."""
+    """Whether ``rewrite`` applies at ``root``; reads only.
+
+    Raises:
+        RewriteError: ``check`` raised.
+    """
     match = match_pattern(pattern, root)
     if isinstance(match, Declined):
         return match
     kept = match.outside_use()
     if kept is not None:
-        return Declined("an inner value has users outside the match", kept)
+        reason = "an inner value has users outside the match"
+        return Declined(reason, kept, "", Progress.OUTSIDE_USE, kept.op, len(match.ops))
     try:
         verdict: object = rewrite.check(match)
-    except RegraftError:
-        raise
     except Exception as error:
-        raise RewriteError(f"'{rewrite.name}'.check failed at {root.loc}: {error}") from error
+        raise _failure(rewrite, "check", root, error) from error
     if isinstance(verdict, Declined):
         return verdict
     if verdict is None or verdict is True:
         return match
     # ``return False`` reads as a refusal, and must be one.
-    return Declined(f"check returned {verdict!r}", match.root.results[0])
+    return match.decline(f"check returned {verdict!r}", match.root.results[0])
 
 
 def apply(rewrite: Rewrite, match: Match, rewriter: Rewriter) -> None:
@@ -257,13 +345,24 @@ def apply(rewrite: Rewrite, match: Match, rewriter: Rewriter) -> None:
     """
     root = match.root
     try:
-        built = rewrite.rewrite(rewriter.before(root), match)
-    except RegraftError:
-        raise
+        values = _values(rewrite.rewrite(rewriter.before(root), match))
     except Exception as error:
-        raise RewriteError(f"'{rewrite.name}'.rewrite failed at {root.loc}: {error}") from error
-    values = (built,) if isinstance(built, Value) else tuple(built)
+        raise _failure(rewrite, "rewrite", root, error) from error
     rewriter.replace(root, values)
     for op in sorted(match.ops, key=lambda op: op is not root):
         if op.parent is not None:
             rewriter.erase_if_unused(op)
+
+
+def _values(built: object) -> tuple[Value, ...]:
+    given = (built,) if isinstance(built, Value) else built
+    values = tuple(v for v in given if isinstance(v, Value)) if isinstance(given, (tuple, list)) else ()  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(given, (tuple, list)) or len(values) != len(given):  # pyright: ignore[reportUnknownArgumentType]
+        raise TypeError(f"it returned {built!r}, expected a value or a sequence of values")
+    return values
+
+
+def _failure(rewrite: Rewrite, method: str, root: Op, error: Exception) -> RewriteError:
+    location = None if root.loc == UNKNOWN else str(root.loc)
+    message = f"'{rewrite.name}'.{method} failed: {type(error).__name__}: {error}"
+    return RewriteError(message, (rewrite.name,), location)

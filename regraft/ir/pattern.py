@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum
+from typing import Any, NamedTuple, TypeAlias
 
 from regraft.errors import RewriteError
 from regraft.ir.builder import OpNamespace
@@ -84,6 +85,8 @@ class PatternBuilder(OpNamespace):
 
     def one_of(self, *alternatives: Node) -> OneOf:
         """Any of several spellings."""
+        if not alternatives:
+            raise RewriteError("op.one_of needs at least one alternative")
         return OneOf(alternatives)
 
     def optional(self, var: Var) -> Var:
@@ -125,12 +128,41 @@ class Pattern:
         return tuple(Pattern(r, names) for r in roots if isinstance(r, OpNode))
 
 
+class Progress(IntEnum):
+    """How far a rewrite came at an op, from nothing to applied."""
+
+    NO_MATCH = 0
+    """The pattern starts at another op."""
+    PARTIAL = 1
+    """Some ops of the pattern are there."""
+    OUTSIDE_USE = 2
+    """All of it is, but something else uses a value inside."""
+    DECLINED = 3
+    """``check`` refused."""
+    LEFT_OUT = 4
+    """Nothing is against it but the options of the compile, or another rewrite that came first."""
+    APPLIED = 5
+
+
 @dataclass(frozen=True)
 class Declined:
-    """Why a rewrite does not apply here, and the value that is to blame."""
+    """Why a rewrite does not apply here.
+
+    Fields:
+        reason: the first thing that is not as it must be.
+        culprit: the value that is to blame.
+        change: what to write instead, where that is known.
+        progress: how far the rewrite came.
+        at: the op of the pattern that fails, or whose operand does.
+        matched: the ops of the pattern that were found before it failed.
+    """
 
     reason: str
     culprit: Value | None = None
+    change: str = ""
+    progress: Progress = field(default=Progress.DECLINED, compare=False)
+    at: Op | None = field(default=None, compare=False)
+    matched: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -156,8 +188,9 @@ class Match:
     def attr(self, name: str) -> Any:
         return self.attrs[name]
 
-    def decline(self, reason: str, culprit: Value | None = None) -> Declined:
-        return Declined(reason, culprit)
+    def decline(self, reason: str, culprit: Value | None = None, change: str = "") -> Declined:
+        """The answer of a ``check`` that refuses: why, what is to blame, and what to write instead."""
+        return Declined(reason, culprit, change, at=self.root, matched=len(self.ops))
 
     def outside_use(self) -> Value | None:
         """An inner value that something outside the match uses and the rewrite would not keep."""
@@ -175,17 +208,32 @@ class Match:
 _TAKEN = frozenset({*(f.name for f in fields(Match)), *(n for n in vars(Match) if not n.startswith("_"))})
 
 
+class _Failure(NamedTuple):
+    """A constraint that did not hold; put into words only when somebody reads it."""
+
+    bound: Bindings
+    at: Op
+    culprit: Value | None
+    text: str
+    details: tuple[object, ...]
+
+    def declined(self) -> Declined:
+        matched = {value for value in self.bound.values() if isinstance(value, Op)}
+        reason = self.text.format(*self.details)
+        return Declined(reason, self.culprit, "", Progress.PARTIAL, self.at, len(matched))
+
+
 @dataclass
 class _Search:
-    """One attempt at one root: a step budget and the furthest failure, for ``explain``."""
+    """One attempt at one root: a step budget and the furthest failure."""
 
     steps: int = 0
-    deepest: int = -1
-    failure: Declined | None = None
+    furthest: _Failure | None = None
 
-    def fail(self, depth: int, reason: str, culprit: Value | None) -> None:
-        if depth > self.deepest:
-            self.deepest, self.failure = depth, Declined(reason, culprit)
+    def fail(self, bound: Bindings, at: Op, culprit: Value | None, text: str, *details: object) -> None:
+        """Note that the attempt that has ``bound`` fails at an operand or attribute of ``at``."""
+        if self.furthest is None or len(bound) > len(self.furthest.bound):
+            self.furthest = _Failure(bound, at, culprit, text, details)
 
 
 def match_pattern(pattern: Pattern, root: Op) -> Match | Declined:
@@ -196,49 +244,68 @@ def match_pattern(pattern: Pattern, root: Op) -> Match | Declined:
     """
     search = _Search()
     if root.name != pattern.root.definition.name:
-        return Declined(f"{root.name} is not {pattern.root.definition.name}", root.results[0])
+        reason = f"{root.name} is not {pattern.root.definition.name}"
+        return Declined(reason, _first(root), "", Progress.NO_MATCH, root)
     for found in _match_op(pattern.root, root, {}, search):
         ops = tuple(dict.fromkeys(v for v in found.values() if isinstance(v, Op)))
         shared = frozenset(v for k, v in found.items() if isinstance(k, OpNode) and k.shared)
         values = {n: found.get(n) for n in pattern.variables}
         attrs = {k.name: v for k, v in found.items() if isinstance(k, AttrVar)}
         return Match(root, values, attrs, ops, shared)
-    return search.failure or Declined("the operands differ", root.results[0])
+    assert search.furthest is not None, "a search that finds nothing has failed somewhere"
+    return search.furthest.declined()
 
 
-def _match_value(node: Node, value: Value | None, bound: Bindings, search: _Search) -> Iterator[Bindings]:
+def _first(op: Op) -> Value | None:
+    return op.results[0] if op.results else None
+
+
+def _match_value(
+    node: Node, value: Value | None, at: Op, bound: Bindings, search: _Search
+) -> Iterator[Bindings]:
     search.steps += 1
     if search.steps > _MAX_STEPS:
         raise RewriteError("a pattern took too many steps; use fewer alternatives")
     if isinstance(node, Var):
         if value is None and not node.optional:
-            search.fail(len(bound), f"'{node.name}' is absent", None)
+            search.fail(bound, at, None, "'{}' is absent", node.name)
         elif node.name not in bound or bound[node.name] is value:
             yield {**bound, node.name: value}
         else:
-            search.fail(len(bound), f"'{node.name}' stands for two different values", value)
+            search.fail(bound, at, value, "'{}' stands for two different values", node.name)
     elif isinstance(node, OneOf):
         for alternative in node.alternatives:
-            yield from _match_value(alternative, value, bound, search)
-    elif value is not None:
-        if value.op is None or value.op.name != node.definition.name or value.index != node.index:
-            maker = value.op.name if value.op else "an input"
-            search.fail(len(bound), f"expected {node.definition.name}, found {maker}", value)
-        elif node.key in bound:
-            if bound[node.key] is value.op:
-                yield {**bound, node: value.op}
-            else:
-                search.fail(len(bound), f"two uses of one {value.op.name} are two ops", value)
-        else:
-            yield from _match_op(node, value.op, bound, search)
+            yield from _match_value(alternative, value, at, bound, search)
+    elif value is None:
+        search.fail(bound, at, None, "expected {}, found nothing", node.definition.name)
+    elif value.op is None or value.op.name != node.definition.name or value.index != node.index:
+        search.fail(bound, at, value, "expected {}, found {}", _wanted(node), _maker(value))
+    elif node.key not in bound:
+        yield from _match_op(node, value.op, bound, search)
+    elif bound[node.key] is value.op:
+        yield {**bound, node: value.op}
+    else:
+        search.fail(bound, at, value, "two uses of one {} are two ops", value.op.name)
+
+
+def _wanted(node: OpNode) -> str:
+    return f"result {node.index} of {node.definition.name}" if node.index else node.definition.name
+
+
+def _maker(value: Value) -> str:
+    if value.op is None:
+        return "an input"
+    if value.is_const:
+        return "a constant"
+    return f"result {value.index} of {value.op.name}" if value.index else value.op.name
 
 
 def _match_op(node: OpNode, op: Op, bound: Bindings, search: _Search) -> Iterator[Bindings]:
     with_attrs = _match_attrs(node, op, {**bound, node.key: op, node: op}, search)
     if with_attrs is None:
         return
-    for arguments in _operand_orders(node, op):
-        yield from _match_all(arguments, 0, with_attrs, search)
+    for arguments in _operand_orders(node, op, with_attrs, search):
+        yield from _match_all(arguments, 0, op, with_attrs, search)
 
 
 def _match_attrs(node: OpNode, op: Op, bound: Bindings, search: _Search) -> Bindings | None:
@@ -246,12 +313,13 @@ def _match_attrs(node: OpNode, op: Op, bound: Bindings, search: _Search) -> Bind
         expected, actual = node.bound[spec.name], op.attrs[spec.name]
         if isinstance(expected, AttrVar):
             if expected in bound and bound[expected] != actual:
-                search.fail(len(bound), f"attribute '{spec.name}' differs between ops", op.results[0])
+                text = "attribute '{}' differs between ops: {!r} and {!r}"
+                search.fail(bound, op, _first(op), text, spec.name, actual, bound[expected])
                 return None
             bound[expected] = actual
         elif not _attrs_equal(expected, actual):
-            reason = f"attribute '{spec.name}' is {actual!r}, expected {expected!r}"
-            search.fail(len(bound), reason, op.results[0])
+            text = "attribute '{}' is {!r}, expected {!r}"
+            search.fail(bound, op, _first(op), text, spec.name, actual, expected)
             return None
     return bound
 
@@ -262,7 +330,9 @@ def _attrs_equal(expected: Any, actual: Any) -> bool:
     return expected == actual and isinstance(expected, bool) == isinstance(actual, bool)
 
 
-def _operand_orders(node: OpNode, op: Op) -> Iterator[list[tuple[Node, Value | None]]]:
+def _operand_orders(
+    node: OpNode, op: Op, bound: Bindings, search: _Search
+) -> Iterator[list[tuple[Node, Value | None]]]:
     pairs: list[tuple[Node, Value | None]] = []
     actual = op.arguments()
     for operand in node.definition.operands:
@@ -270,11 +340,14 @@ def _operand_orders(node: OpNode, op: Op) -> Iterator[list[tuple[Node, Value | N
         if operand.arity in (Arity.SINGLE, Arity.OPTIONAL):
             if expected is None:
                 if value is not None:
+                    search.fail(bound, op, value, "the operand '{}' is there, expected none", operand.name)
                     return
                 continue
             pairs.append((expected, value))
         else:
             if len(expected) != len(value):
+                text = "the operands differ: '{}' holds {}, expected {}"
+                search.fail(bound, op, _first(op), text, operand.name, len(value), len(expected))
                 return
             pairs += zip(expected, value, strict=True)
     yield pairs
@@ -285,11 +358,11 @@ def _operand_orders(node: OpNode, op: Op) -> Iterator[list[tuple[Node, Value | N
 
 
 def _match_all(
-    pairs: Sequence[tuple[Node, Value | None]], start: int, bound: Bindings, search: _Search
+    pairs: Sequence[tuple[Node, Value | None]], start: int, at: Op, bound: Bindings, search: _Search
 ) -> Iterator[Bindings]:
     if start == len(pairs):
         yield bound
         return
     node, value = pairs[start]
-    for found in _match_value(node, value, bound, search):
-        yield from _match_all(pairs, start + 1, found, search)
+    for found in _match_value(node, value, at, bound, search):
+        yield from _match_all(pairs, start + 1, at, found, search)

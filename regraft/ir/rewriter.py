@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from regraft.errors import RewriteError
 from regraft.ir.builder import Builder
@@ -42,12 +41,21 @@ class RewriteStats:
     seconds: float = 0.0
 
 
-class Listener(Protocol):
-    """Hears of every change, in order."""
+class Listener:
+    """Hears of every change, in order. Subclasses override what they want to hear."""
+
+    def visiting(self, op: Op) -> None:
+        """Ops are about to be inserted before ``op``."""
 
     def inserted(self, op: Op) -> None: ...
+
+    def redirecting(self, old: Value, new: Value) -> None:
+        """Uses of ``old`` are about to become uses of ``new``; both can still be computed."""
+
     def replaced(self, op: Op, values: Sequence[Value]) -> None: ...
+
     def modified(self, op: Op) -> None: ...
+
     def erased(self, op: Op) -> None: ...
 
 
@@ -63,6 +71,8 @@ class Rewriter:
     def before(self, op: Op) -> Builder:
         """A builder that inserts before ``op``; new ops carry its location and this rewrite's name."""
         assert op.parent is not None, f"{op.name} is not in a region"
+        for listener in self.listeners:
+            listener.visiting(op)
         return _ListeningBuilder(self, op.parent, op, op.loc.tagged(self.made_by))
 
     def at_end(self, region: Region, loc: Location = UNKNOWN) -> Builder:
@@ -78,15 +88,18 @@ class Rewriter:
         """
         if len(values) != len(op.results):
             raise RewriteError(
-                f"'{self.made_by}' replaces {op.name} ({len(op.results)} results) by {len(values)} values"
+                f"'{self.made_by}' replaces {op.name} ({len(op.results)} results) by {len(values)} values",
+                (self.made_by,),
             )
         for old, new in zip(op.results, values, strict=True):
             if old is new:
-                raise RewriteError(f"'{self.made_by}' replaces {op.name} by its own result")
+                message = f"'{self.made_by}' replaces {op.name} by its own result"
+                raise RewriteError(message, (self.made_by,))
             if not refines(new.type, old.type):
                 raise RewriteError(
                     f"'{self.made_by}' replaces {op.name}: {old.type} by a {new.type}; "
-                    "insert a cast or a view when the types should differ"
+                    "insert a cast or a view when the types should differ",
+                    (self.made_by,),
                 )
             self.replace_uses(old, new)
         for listener in self.listeners:
@@ -95,6 +108,8 @@ class Rewriter:
 
     def replace_uses(self, old: Value, new: Value, where: Callable[[Use], bool] = lambda use: True) -> None:
         """Point the uses of ``old`` that ``where`` accepts at ``new``."""
+        for listener in self.listeners:
+            listener.redirecting(old, new)
         for use in [use for use in old.uses if where(use)]:
             self.set_operand(use.op, use.index, new)
         new.hint = new.hint or old.hint
@@ -114,7 +129,8 @@ class Rewriter:
         for result in op.results:
             if result.uses:
                 user = next(iter(result.uses)).op
-                raise RewriteError(f"'{self.made_by}' erases {op.name}, but {user.name} still uses it")
+                message = f"'{self.made_by}' erases {op.name}, but {user.name} still uses it"
+                raise RewriteError(message, (self.made_by,))
         for region in op.regions:
             for inner in list(region.reversed_ops):
                 self.erase(inner)

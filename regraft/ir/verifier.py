@@ -19,11 +19,10 @@ from regraft.ir.dims import FUNCTIONS, Expr, Symbol, eq, symbols_of
 from regraft.ir.dtypes import DType
 from regraft.ir.module import Function, Module, input_symbols
 from regraft.ir.opdef import Arity, Constant, OpDef, Segment, Trait, segment_length
-from regraft.ir.printer import outermost, printer_of
+from regraft.ir.place import excerpt, path_of, position_of
 from regraft.ir.stages import STAGE_RULES, StageRules, stage_problem
 from regraft.ir.types import TensorType, Type
 
-_CONTEXT = 10
 _SYMBOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 #: Names that mean something else where a size may stand in the text form.
 RESERVED = frozenset(
@@ -166,11 +165,12 @@ class _Check:
     recipes: set[Recipe] = field(default_factory=set[Recipe])
 
     def function(self, name: str, function: Function) -> None:
-        self.path = (f"@{name}",)
+        self.path = (name,)
         reason = _header_problem(name, function)
         if reason:
             self.fail(reason)
         self.scopes.roots[function.body] = function.symbols
+        self.path = (name, "body")
         self.region(function.body)
         reason = _alias_problem(function)
         if reason:
@@ -192,14 +192,14 @@ class _Check:
 
     def inside(self, op: Op, position: int) -> None:
         """The regions of an op, and the recipe that a constant refers to."""
-        outer, own = self.path, f"op {position} ({op.name})"
+        outer, own = self.path, f"op[{position}]"
         for number, inner in enumerate(op.regions):
-            self.path = (*outer, own, f"region {number}")
+            self.path = (*outer, own, f"region[{number}]")
             self.region(inner)
         for value in op.attrs.values():
             if isinstance(value, Recipe) and value not in self.recipes:
                 self.recipes.add(value)
-                self.path = (*outer, own, f"recipe @{value.name}")
+                self.path = (*outer, own, f"recipe[{value.name}]")
                 self.recipe(value)
         self.path = outer
 
@@ -225,29 +225,13 @@ class _Check:
                 self.fail(reason, op)
 
     def fail(self, reason: str, op: Op | None = None) -> NoReturn:
-        path = self.path
+        path = ".".join(self.path)
         if op is not None and op.parent is not None:
-            # The way to a single op is not known; its position in its own region is.
-            position = next((i for i, each in enumerate(op.parent.ops) if each is op), None)
-            path = (*path, f"op {position} ({op.name})")
+            # The way to a single op is not known from above.
+            path = f"{path}.op[{position_of(op)}]" if path else path_of(op)
         location = None if op is None or op.loc == UNKNOWN else str(op.loc)
-        excerpt = None if op is None else _excerpt(op)
-        raise VerifyError(reason, self.after_pass, " / ".join(path) or None, location, excerpt)
-
-
-def _excerpt(culprit: Op) -> str:
-    """Ten ops either side of ``culprit``, and a caret line under it."""
-    assert culprit.parent is not None
-    ops = list(culprit.parent.ops)
-    printer = printer_of(outermost(culprit), locations=False)
-    position = next((i for i, op in enumerate(ops) if op is culprit), 0)
-    lines: list[str] = []
-    for op in ops[max(position - _CONTEXT, 0) : position + _CONTEXT + 1]:
-        line = printer.line(op)
-        lines.append(f"    {line}")
-        if op is culprit:
-            lines.append(f"    {'^' * len(line)}")
-    return "\n".join(lines)
+        around = None if op is None or op.parent is None else excerpt(op)
+        raise VerifyError(reason, self.after_pass, path or None, location, around)
 
 
 def _owners(op: Op, check: _Check) -> str | None:

@@ -101,7 +101,7 @@ def test_stage_runs_its_passes_and_reports_them() -> None:
 
 
 def test_failing_pass_is_named() -> None:
-    with pytest.raises(RewriteError, match=r"the pass 'bad' failed: .*by zero"):
+    with pytest.raises(RewriteError, match=r"the pass 'bad' failed: ZeroDivisionError: .*by zero"):
         run_stage([Named("bad", run=lambda m: 1 // 0)], "fold", relu_chain(), PassContext(TABLE))
 
 
@@ -226,7 +226,7 @@ class Declines(ReluOfRelu):
 
 
 def test_rewrites_that_fail() -> None:
-    with pytest.raises(RewriteError, match=r"'Raises'\.rewrite failed at unknown source: 'oh'"):
+    with pytest.raises(RewriteError, match=r"'Raises'\.rewrite failed: KeyError: 'oh'"):
         run(relu_chain(), Raises())
     with pytest.raises(RewriteError, match=r"'WrongType' replaces aten\.relu"):
         run(relu_chain(), WrongType())

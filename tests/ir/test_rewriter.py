@@ -11,6 +11,7 @@ from regraft.ir import (
     OPS,
     DType,
     Fuel,
+    Listener,
     Location,
     Module,
     Op,
@@ -27,14 +28,20 @@ from regraft.ir import (
 from tests.ir.graphs import TABLE, U0, f32, module, region
 
 
-class Log:
+class Log(Listener):
     """A listener that writes down what it hears."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
 
+    def visiting(self, op: Op) -> None:
+        self.events.append(f"visiting {op.name}")
+
     def inserted(self, op: Op) -> None:
         self.events.append(f"inserted {op.name}")
+
+    def redirecting(self, old: Value, new: Value) -> None:
+        self.events.append(f"redirecting {old.op.name} to {new.op.name}")
 
     def replaced(self, op: Op, values: Sequence[Value]) -> None:
         self.events.append(f"replaced {op.name}")
@@ -62,7 +69,9 @@ def test_replacement_is_told_in_order() -> None:
     rewriter.replace(neg, [new])
     assert rewriter.erase_if_unused(relu)
     assert log.events == [
+        "visiting aten.relu",
         "inserted aten.tanh",
+        "redirecting aten.neg to aten.tanh",
         "modified cf.yield",
         "replaced aten.neg",
         "erased aten.neg",

@@ -39,7 +39,7 @@ class CanonicalSpellings:
     before: tuple[str, ...] = ()
 
     def run(self, module: Module, context: PassContext) -> bool:
-        rewriter = Rewriter(context.table, self.name)
+        rewriter = context.rewriter(self.name)
         ops = (op for function in module.functions.values() for op in function.walk())
         changes = [_visit(op, rewriter, 0) for op in ops]
         return any(changes)

@@ -23,7 +23,7 @@ class CommonSubexpressions:
     before: tuple[str, ...] = ()
 
     def run(self, module: Module, context: PassContext) -> bool:
-        rewriter = Rewriter(context.table, self.name)
+        rewriter = context.rewriter(self.name)
         changes = [_merge(function.body, rewriter) for function in module.functions.values()]
         return any(changes)
 

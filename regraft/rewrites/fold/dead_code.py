@@ -17,7 +17,7 @@ class DeadCode:
     before: tuple[str, ...] = ()
 
     def run(self, module: Module, context: PassContext) -> bool:
-        rewriter = Rewriter(context.table, self.name)
+        rewriter = context.rewriter(self.name)
         changes = [_sweep(function.body, rewriter) for function in module.functions.values()]
         return any(changes)
 

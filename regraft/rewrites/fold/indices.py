@@ -43,7 +43,7 @@ class ConstantIndices:
     before: tuple[str, ...] = ()
 
     def run(self, module: Module, context: PassContext) -> bool:
-        rewriter, facts = Rewriter(context.table, self.name), _Analyses()
+        rewriter, facts = context.rewriter(self.name), _Analyses()
         ops = (op for function in module.functions.values() for op in function.walk())
         changes = [_fill(op, facts, rewriter) for op in ops]
         return any(changes)

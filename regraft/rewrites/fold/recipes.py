@@ -52,7 +52,7 @@ class ConstantRecipes:
     generated: bool = True
 
     def run(self, module: Module, context: PassContext) -> bool:
-        folder = _Folder(Rewriter(context.table, self.name), self.generated)
+        folder = _Folder(context.rewriter(self.name), self.generated)
         changes = [folder.fold(function.body, is_top=True) for function in module.functions.values()]
         return any(changes)
 
