@@ -35,6 +35,12 @@ def test_long_method_is_found_by_its_qualified_name(tmp_path: Path) -> None:
     assert oversized(tmp_path) == ["regraft/a.py:2: C.f has 61 lines, at most 60"]
 
 
+def test_docstring_does_not_count(tmp_path: Path) -> None:
+    documented = function_of(60).replace("():\n", '():\n    """Says\n    much."""\n')
+    write(tmp_path, documented)
+    assert oversized(tmp_path) == []
+
+
 def test_exemption_must_be_needed(tmp_path: Path) -> None:
     write(tmp_path, function_of(61))
     exempt = {"regraft/a.py::f": "one table", "regraft/a.py::g": "gone"}
