@@ -28,8 +28,6 @@ from regraft.backends import Backend, LowerOptions
 from regraft.ir import (
     OPS,
     Builder,
-    Constant,
-    Dim,
     DType,
     Expr,
     Function,
@@ -47,8 +45,8 @@ from regraft.ir import (
     parse_type,
     print_function,
 )
-from regraft.runtime import TORCH_DTYPES, Executable
-from regraft.testing import assert_close, evaluate
+from regraft.runtime import Executable
+from regraft.testing import GraphConstants, assert_close, evaluate, random_tensor
 
 __all__ = ["BUILT_IN", "Case", "Sizes", "check_backend", "check_case"]
 
@@ -88,7 +86,7 @@ class Case:
         for index, each in enumerate(self.types):
             type = parse_type(each) if isinstance(each, str) else each
             if index in self.constants:
-                values.append(builder.constant(Leaf(f"w{index}", type, _random(type, {}, generator))))
+                values.append(builder.constant(Leaf(f"w{index}", type, random_tensor(type, {}, generator))))
             else:
                 values.append(region.add_arg(type, f"x{index}"))
         built = self.build(builder, *values)
@@ -100,7 +98,7 @@ class Case:
         generator = torch.Generator().manual_seed(seed)
         if self.draw is not None:
             return self.draw(sizes, generator)
-        return [_random(value.tensor, sizes, generator) for value in function.args]
+        return [random_tensor(value.tensor, sizes, generator) for value in function.args]
 
     def all_sizes(self, function: Function) -> tuple[Sizes, ...]:
         """The values of the symbols to run at."""
@@ -189,7 +187,7 @@ class _Trial:
         self._check_saved(executable, runs)
 
     def _lower(self, function: Function) -> Executable:
-        return self.backend.lower(function, _Store(), LowerOptions(threads=1))
+        return self.backend.lower(function, GraphConstants(), LowerOptions(threads=1))
 
     def _run(self, sizes: Sizes, seed: int = 0) -> _Run | None:
         """The call at ``sizes`` and what eager torch says; None where torch itself refuses the sizes."""
@@ -313,22 +311,6 @@ def _strided(tensor: Tensor) -> Tensor:
 # -- the reference -----------------------------------------------------------------------------
 
 
-class _Store:
-    """Values of the constants of a case."""
-
-    def __init__(self) -> None:
-        self._names: dict[Constant, str] = {}
-
-    def name(self, constant: Constant) -> str:
-        return self._names.setdefault(constant, f"constant_{len(self._names)}")
-
-    def tensor(self, constant: Constant) -> Tensor:
-        if isinstance(constant, Recipe):
-            return evaluate(Function("recipe", constant.body), ())[0]
-        assert isinstance(constant, Leaf), f"{constant} has no value"
-        return constant.storage
-
-
 class _Folder:
     """The files of an artefact, in memory."""
 
@@ -392,26 +374,12 @@ class _Copier:
         if isinstance(value, DType):
             return DType.F64 if self.widen and value.is_float else value
         if isinstance(value, (Leaf, Recipe)) and self.widen and value.type.dtype.is_float:
-            return Leaf(value.name, value.type.with_dtype(DType.F64), _Store().tensor(value).double())
+            return Leaf(value.name, value.type.with_dtype(DType.F64), GraphConstants().tensor(value).double())
         return value
 
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def _value(size: Dim, sizes: Sizes) -> int:
-    value = dims.substitute(size, {s: sizes[s.name] for s in dims.symbols_of(size)})
-    assert isinstance(value, int)
-    return value
-
-
-def _random(type: TensorType, sizes: Sizes, generator: torch.Generator) -> Tensor:
-    shape = [_value(size, sizes) for size in type.shape]
-    dtype = TORCH_DTYPES[type.dtype.value]
-    if type.dtype.is_float:
-        return torch.randn(shape, generator=generator).to(dtype)
-    return torch.randint(0, 2 if type.dtype is DType.BOOL else 3, shape, generator=generator).to(dtype)
 
 
 def _sizes_of(symbols: Sequence[Symbol]) -> Iterator[dict[str, int]]:

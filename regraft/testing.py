@@ -22,6 +22,7 @@ from regraft.ir import (
     Builder,
     Constant,
     Declined,
+    Dim,
     DType,
     Exactness,
     Example,
@@ -37,7 +38,6 @@ from regraft.ir import (
     Region,
     Rewrite,
     RewritePass,
-    Symbol,
     TensorType,
     Value,
     decide,
@@ -46,13 +46,16 @@ from regraft.ir import (
     print_module,
     verify,
 )
+from regraft.runtime import TORCH_DTYPES
 
 __all__ = [
+    "GraphConstants",
     "RewriteCase",
     "assert_close",
     "build_example",
     "check_rewrite",
     "evaluate",
+    "random_tensor",
     "randomise",
     "rewrite_cases",
 ]
@@ -226,8 +229,8 @@ def _redrawn(module: nn.Module, name: str, old: Tensor, generator: torch.Generat
 # -- running a graph ---------------------------------------------------------------------------
 
 
-class _Store:
-    """Values of constants, for the eager back end."""
+class GraphConstants:
+    """The constants of a graph that stands alone, for back ends: a leaf has its value."""
 
     def __init__(self) -> None:
         self._names: dict[Constant, str] = {}
@@ -237,7 +240,7 @@ class _Store:
 
     def tensor(self, constant: Constant) -> Tensor:
         if isinstance(constant, Recipe):
-            return _run(Function("recipe", constant.body), (), {}, self)[0]
+            return evaluate(Function("recipe", constant.body), ())[0]
         assert isinstance(constant, Leaf), f"{constant} has no value"
         return constant.storage
 
@@ -246,14 +249,8 @@ def evaluate(
     function: Function, inputs: Sequence[Tensor], sizes: Mapping[str, int] | None = None
 ) -> list[Tensor]:
     """The results of ``function``, each op run by eager torch; ``sizes`` are its symbols' values."""
-    return _run(function, inputs, sizes or {}, _Store())
-
-
-def _run(
-    function: Function, inputs: Sequence[Tensor], sizes: Mapping[str, int], store: _Store | None = None
-) -> list[Tensor]:
-    executable = backend("eager").lower(function, store or _Store(), LowerOptions())
-    return executable.run(inputs, sizes)
+    executable = backend("eager").lower(function, GraphConstants(), LowerOptions())
+    return executable.run(inputs, sizes or {})
 
 
 def build_example(example: Example, table: OpTable = OPS, seed: int = 0) -> Module:
@@ -264,7 +261,7 @@ def build_example(example: Example, table: OpTable = OPS, seed: int = 0) -> Modu
     values: list[Value] = []
     for index, type in enumerate(example.types):
         if index in example.constants:
-            leaf = Leaf(f"w{index}", type, _random(type, {}, generator))
+            leaf = Leaf(f"w{index}", type, random_tensor(type, {}, generator))
             values.append(builder.constant(leaf))
         else:
             values.append(region.add_arg(type, f"x{index}"))
@@ -274,28 +271,20 @@ def build_example(example: Example, table: OpTable = OPS, seed: int = 0) -> Modu
     return Module({"forward": function})
 
 
-_TORCH_DTYPES = {
-    DType.BOOL: torch.bool,
-    DType.U8: torch.uint8,
-    DType.I8: torch.int8,
-    DType.I16: torch.int16,
-    DType.I32: torch.int32,
-    DType.I64: torch.int64,
-    DType.F16: torch.float16,
-    DType.BF16: torch.bfloat16,
-    DType.F32: torch.float32,
-    DType.F64: torch.float64,
-}
-
-
-def _random(type: TensorType, sizes: Mapping[Symbol, int], generator: torch.Generator) -> Tensor:
-    shape = [size for d in type.shape if isinstance(size := dims.substitute(d, sizes), int)]
-    assert len(shape) == type.rank, f"{type} has a size that is not given"
-    dtype = _TORCH_DTYPES[type.dtype]
+def random_tensor(type: TensorType, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
+    """Normally distributed numbers, or integers from 0 to 2; ``sizes`` are the values of symbols."""
+    shape = [_size(dim, sizes) for dim in type.shape]
+    dtype = TORCH_DTYPES[type.dtype.value]
     if type.dtype.is_float:
         return torch.randn(shape, generator=generator).to(dtype)
     high = 2 if type.dtype is DType.BOOL else 3
     return torch.randint(0, high, shape, generator=generator).to(dtype)
+
+
+def _size(dim: Dim, sizes: Mapping[str, int]) -> int:
+    value = dims.substitute(dim, {s: sizes[s.name] for s in dims.symbols_of(dim) if s.name in sizes})
+    assert isinstance(value, int), f"the size {dim} is not given"
+    return value
 
 
 def _in_double(module: Module, table: OpTable) -> Module:
@@ -459,9 +448,9 @@ def _compare(trial: _Trial, before: Module, after: Module) -> None:
     """Raise NumericsMismatch where ``after`` is not what the rewrite's exactness allows of ``before``."""
     is_exact = trial.rewrite.exactness == Exactness.EXACT
     for inputs, sizes in _runs(before):
-        native, result = (_run(m.main, inputs, sizes) for m in (before, after))
+        native, result = (evaluate(m.main, inputs, sizes) for m in (before, after))
         wide = [x.double() if x.is_floating_point() else x for x in inputs]
-        expected, exact = (_run(_in_double(m, trial.table).main, wide, sizes) for m in (before, after))
+        expected, exact = (evaluate(_in_double(m, trial.table).main, wide, sizes) for m in (before, after))
         if trial.rewrite.exactness.rank == 2:
             _check_tolerance(trial.rewrite, exact, expected)
             continue
@@ -494,9 +483,8 @@ def _runs(module: Module) -> Iterator[tuple[list[Tensor], dict[str, int]]]:
     symbols = module.main.symbols
     for base in _SIZES if symbols else (0,):
         generator = torch.Generator().manual_seed(base)
-        values = {s: min(base + 2 * i, 1) if base < 2 else base + 2 * i for i, s in enumerate(symbols)}
-        inputs = [_random(a.tensor, values, generator) for a in module.main.args]
-        yield inputs, {symbol.name: value for symbol, value in values.items()}
+        values = {s.name: min(base + 2 * i, 1) if base < 2 else base + 2 * i for i, s in enumerate(symbols)}
+        yield [random_tensor(a.tensor, values, generator) for a in module.main.args], values
 
 
 def _check_mutants(trial: _Trial) -> None:

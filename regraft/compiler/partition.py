@@ -52,8 +52,9 @@ def assign(
         reasons = _place(op, backends, assignment)
         if reasons is None:
             continue
-        if op.definition.decompose is not None:
-            pending = _decompose(op, table) + pending
+        parts = _decompose(op, table)
+        if parts is not None:
+            pending = parts + pending
         elif fallback is not None and fallback.supports(op) is None:
             assignment.backend[op] = fallback
             for name, reason in reasons.items():
@@ -78,11 +79,16 @@ def _place(op: Op, backends: Sequence[Backend], assignment: Assignment) -> dict[
     return reasons
 
 
-def _decompose(op: Op, table: OpTable) -> list[Op]:
-    assert op.definition.decompose is not None
+def _decompose(op: Op, table: OpTable) -> list[Op] | None:
+    """The ops that stand for ``op`` now; None, with nothing changed, when it has no decomposition."""
+    if op.definition.decompose is None:
+        return None
     rewriter = Rewriter(table, f"decompose {op.name}")
     builder = rewriter.before(op)
-    rewriter.replace(op, op.definition.decompose(builder, op))
+    values = op.definition.decompose(builder, op)
+    if values is None:
+        return None
+    rewriter.replace(op, values)
     return [made for made in builder.made if made.parent is not None]
 
 

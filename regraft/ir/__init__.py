@@ -48,7 +48,7 @@ from regraft.ir.place import excerpt, path_of
 from regraft.ir.printer import format_type, print_function, print_module, print_op, print_region
 from regraft.ir.rewrite import Exactness, Example, Rewrite, parse_type
 from regraft.ir.rewriter import Fuel, Listener, Rewriter, RewriteStats, is_dead, refines
-from regraft.ir.stages import STAGE_RULES
+from regraft.ir.stages import STAGE_RULES, stage_problem
 from regraft.ir.structural import Difference, same_attr, structurally_equal
 from regraft.ir.types import TensorType, TokenType, Type
 from regraft.ir.verifier import verify, verify_ops
@@ -140,6 +140,7 @@ __all__ = [
     "run_pass",
     "run_stage",
     "same_attr",
+    "stage_problem",
     "structurally_equal",
     "symbol",
     "to_sympy",

@@ -175,8 +175,9 @@ class CallSite:
 
 InferRule: TypeAlias = Callable[[CallSite], "Type | Sequence[Type]"]
 CountRule: TypeAlias = Callable[[CallSite], Dim]
-#: ``decompose(builder, op)`` returns the values that replace the results of ``op``.
-DecomposeRule: TypeAlias = Callable[[Any, Any], Sequence[Any]]
+#: ``decompose(builder, op)`` returns the values that replace the results of ``op``, or None, having built
+#: nothing, where this use of the op has no other form.
+DecomposeRule: TypeAlias = Callable[[Any, Any], Sequence[Any] | None]
 
 
 def segment_length(segment: Segment) -> int:
@@ -197,7 +198,8 @@ class OpDef:
         infer: result types from a :class:`CallSite`; raises ``TypeError`` for a call that has none.
         flops: floating-point operations of one call (a multiply-add counts 2).
         decompose: an equal graph of simpler ops: for ``rg.*`` ops one that every back end can take,
-            for a spelling that is not canonical the canonical one.
+            for a spelling that is not canonical, and for a use of a canonical op that is not in the
+            normal form, the canonical one.
         canonical: whether the op may appear after ``canonicalize``; one that may not has ``decompose``.
         eager: for a user's op, its reference meaning over torch tensors.
         lowerings: for a user's op, back end name -> lowering in that back end's own terms.

@@ -61,7 +61,8 @@ def _made_by(op: Op, operand: str) -> str:
 
 
 def _negative_axes(op: Op) -> str | None:
-    if not op.operands:
+    # In an op of a user's, an attribute of such a name may mean anything.
+    if not op.operands or op.definition.dialect != "aten":
         return None
     for name in ("dim", "dims"):
         value = op.attrs.get(name)
@@ -129,6 +130,10 @@ def _own_dtype(op: Op) -> str | None:
     return None
 
 
+def _linear(op: Op) -> str | None:
+    return "the weight is a vector" if op.operand("weight").tensor.rank == 1 else None
+
+
 def _layer_norm(op: Op) -> str | None:
     return None if op.attr("cudnn_enable") is True else "attribute 'cudnn_enable' is not True"
 
@@ -156,6 +161,7 @@ NORMAL_FORM: Mapping[str, Rule] = {
     "aten.softmax.int": _own_dtype,
     "aten.log_softmax.int": _own_dtype,
     "aten.cumsum": _own_dtype,
+    "aten.linear": _linear,
     "aten.layer_norm": _layer_norm,
     "aten.rms_norm": _rms_norm,
 }

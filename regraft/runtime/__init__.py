@@ -5,6 +5,7 @@ from __future__ import annotations
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from regraft.runtime.executable import ArtefactReader, ArtefactWriter, Executable
+from regraft.runtime.lazy import lazy_names
 from regraft.runtime.model import CompiledModel, load
 from regraft.runtime.plan import Plan, Step
 from regraft.runtime.signature import GuardSpec, ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
@@ -25,5 +26,6 @@ __all__ = [
     "TensorSpec",
     "ValueSpec",
     "compile_dim",
+    "lazy_names",
     "load",
 ]

@@ -27,9 +27,9 @@ def case_of(sample: Sample) -> Case:
 
 
 def sample_cases() -> Iterator[tuple[Sample, Case]]:
-    """Every sample of an op that is canonical, in each float type."""
+    """Every sample of an op in the normal form, in each float type."""
     for sample in SAMPLES:
-        if sample.definition.canonical:
+        if harness.in_normal_form(sample):
             for dtype in (F32, F64, BF16, F16) if sample.is_float else (F32,):
                 typed = sample.at_dtype(dtype)
                 yield typed, case_of(typed)

@@ -43,16 +43,33 @@ def function_of(op: Op, results: Sequence[Any] | None = None) -> Function:
     return Function("forward", region, input_symbols(region.args))
 
 
-def decomposed(sample: Sample) -> Function:
-    """The sample's op replaced by its decomposition."""
+def decomposition(sample: Sample) -> Function | None:
+    """The sample's op replaced by its decomposition; None when it has none."""
     op = op_of(sample)
     assert op.parent is not None
-    assert op.definition.decompose is not None
+    if op.definition.decompose is None:
+        return None
     results = op.definition.decompose(Builder(OPS, op.parent, op), op)
+    if results is None:
+        assert list(op.parent.ops) == [op], f"{sample} has no decomposition, and left ops behind"
+        return None
     function = function_of(op, results)
     op.drop_operands()
     op.parent.remove(op)
     return function
+
+
+def decomposed(sample: Sample) -> Function:
+    """The sample's op replaced by its decomposition, which it has."""
+    function = decomposition(sample)
+    assert function is not None, f"{sample} has no decomposition"
+    return function
+
+
+def in_normal_form(sample: Sample) -> bool:
+    """Whether canonicalize leaves the op of ``sample`` as it is, its attributes apart."""
+    structured = sample.definition.dialect != "aten"
+    return sample.definition.canonical and (structured or decomposition(sample) is None)
 
 
 def run(function: Function, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> list[Tensor]:

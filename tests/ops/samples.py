@@ -365,6 +365,8 @@ def _products() -> Iterator[Sample]:
     yield call("aten.linear", T(S, 4), T(3, 4), T(3))
     yield call("aten.linear", T(N, S, 4), T(3, 4))
     yield call("aten.linear", T(4), T(3, 4), T(3))
+    yield call("aten.linear", T(S, 4), T(4))
+    yield call("aten.linear", T(4), T(4), T())
     yield call("aten.mm", T(S, 4), T(4, N))
     yield call("aten.bmm", T(N, S, 4), T(N, 4, 3))
     for left, right in (

@@ -8,7 +8,7 @@ from regraft.ir import OPS, Builder, DType, Leaf, Op, Region, TensorType, dims
 from tests.ops import harness
 from tests.ops.samples import F64, SAMPLES, SIZES, Sample, T
 
-DECOMPOSED = [sample for sample in SAMPLES if sample.definition.decompose is not None]
+DECOMPOSED = [sample for sample in SAMPLES if harness.decomposition(sample) is not None]
 
 
 @pytest.mark.parametrize("sample", DECOMPOSED, ids=str)
@@ -51,7 +51,9 @@ def weighted(sample: Sample, *constant: str) -> Op:
     ]
     op = b.create(sample.name, tuple(values))
     assert op.definition.decompose is not None
-    (result,) = op.definition.decompose(Builder(OPS, region, op), op)
+    made = op.definition.decompose(Builder(OPS, region, op), op)
+    assert made is not None
+    (result,) = made
     return result.op
 
 
@@ -74,6 +76,12 @@ def test_a_product_with_an_activation_is_matmul() -> None:
     assert weighted(Sample("aten.mm", (T(5, 4), T(4, 3))), "self").name == "aten.matmul"
     # A bias that is a column is no bias of a linear layer.
     assert weighted(Sample("aten.addmm", (T(5, 1), T(5, 4), T(4, 3))), "mat2").name == "aten.add.Tensor"
+
+
+def test_only_a_linear_layer_with_a_vector_has_another_form() -> None:
+    assert harness.decomposition(Sample("aten.linear", (T(5, 4), T(3, 4), T(3)))) is None
+    ops = harness.decomposed(Sample("aten.linear", (T(5, 4), T(4), T()))).body.ops
+    assert [op.name for op in ops] == ["aten.matmul", "aten.add.Tensor", "cf.yield"]
 
 
 def test_casts_and_copies_that_do_nothing_go_away() -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from regraft.runtime import lazy_names
 
 if TYPE_CHECKING:
     from regraft.backends.example.lower import ExampleBackend
 
 __all__ = ["ExampleBackend"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:  # lowering needs the IR, which a saved artefact runs without
-        return getattr(import_module("regraft.backends.example.lower"), name)
-    raise AttributeError(f"module 'regraft.backends.example' has no attribute '{name}'")
+# Lowering needs the IR, which a saved artefact runs without.
+__getattr__ = lazy_names(__name__, {"ExampleBackend": "regraft.backends.example.lower"})

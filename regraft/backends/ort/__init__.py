@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from regraft.backends.ort.run import OrtExecutable
+from regraft.runtime import lazy_names
 
 if TYPE_CHECKING:
     from regraft.backends.ort.backend import OrtBackend, to_onnx
@@ -45,8 +45,4 @@ _LAZY = {
     "write_model": "regraft.backends.ort.export",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'regraft.backends.ort' has no attribute '{name}'")
+__getattr__ = lazy_names(__name__, _LAZY)

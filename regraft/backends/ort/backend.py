@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import onnx_ir as ir
 
 from regraft.backends.ort.dtypes import KERNELS
 from regraft.backends.ort.emit import Emission, Target, emit_function
-from regraft.backends.ort.export import DEFAULT_OPSET, WrittenFile, export_onnx_file
+from regraft.backends.ort.export import DEFAULT_OPSET, export_onnx_file
 from regraft.backends.ort.lower import LOWERINGS, lowering_of, supports
 from regraft.backends.ort.run import Interface, OrtExecutable, Port
 from regraft.backends.protocol import ConstantStore, LowerOptions
@@ -47,29 +44,8 @@ class OrtBackend:
         """``function`` as the graph of a session, its large constants left outside."""
         return to_onnx(function, store, Target(contrib, opset)).model
 
-    def export_file(
-        self,
-        function: Function,
-        store: ConstantStore,
-        path: str | Path,
-        *,
-        opset: int | None = None,
-        contrib: bool = True,
-        input_names: Sequence[str] | None = None,
-        output_names: Sequence[str] | None = None,
-        external: bool | None = None,
-    ) -> WrittenFile:
-        """Write ``function`` as an ONNX file; see ``export_onnx_file``."""
-        return export_onnx_file(
-            function,
-            store,
-            path,
-            opset=opset,
-            contrib=contrib,
-            input_names=input_names,
-            output_names=output_names,
-            external=external,
-        )
+    #: Writes a function as an ONNX file.
+    export_file = staticmethod(export_onnx_file)
 
 
 def to_onnx(function: Function, store: ConstantStore, target: Target | None = None) -> Emission:

@@ -42,7 +42,14 @@ def linear_type(
 
 
 def _linear(site: CallSite) -> TensorType:
-    return linear_type(site, site.type("input"), site.type("weight"), site.optional("bias"))
+    weight = site.type("weight")
+    if weight.rank != 1:
+        return linear_type(site, site.type("input"), weight, site.optional("bias"))
+    x, bias = site.type("input"), site.optional("bias")
+    shape = matmul_shape(site, x.shape, weight.shape)
+    if bias is not None:
+        shape = broadcast(site, [shape, bias.shape])
+    return TensorType(same_dtype(site, (x, weight, bias)), shape, x.device)
 
 
 def matmul_shape(site: CallSite, a: Shape, b: Shape) -> Shape:
@@ -137,6 +144,15 @@ def product_of(b: Any, x: Any, y: Any) -> Any:
     return b.aten.matmul(x, y)
 
 
+def _with_vector(b: Any, op: Any) -> Any:
+    """``linear`` with a vector for a weight, which torch takes as well; None where it is a matrix."""
+    x, weight, bias = op.operand("input"), op.operand("weight"), op.optional("bias")
+    if weight.tensor.rank != 1:
+        return None
+    product = b.aten.matmul(x, weight)
+    return (product if bias is None else b.aten.add.Tensor(product, bias),)
+
+
 def _by_matmul(second: str) -> Any:
     return one(lambda b, op: product_of(b, op.operand("self"), op.operand(second)))
 
@@ -168,7 +184,11 @@ def _outer(b: Any, op: Any) -> Any:
 
 OPS = (
     define(
-        "aten.linear(Tensor input, Tensor weight, Tensor? bias=None)", _linear, SAFE, product_flops("input")
+        "aten.linear(Tensor input, Tensor weight, Tensor? bias=None)",
+        _linear,
+        SAFE,
+        product_flops("input"),
+        decompose=_with_vector,
     ),
     define("aten.matmul(Tensor self, Tensor other)", _matmul, SAFE, product_flops("self")),
     spelling("aten.mm(Tensor self, Tensor mat2)", _product(2), _by_matmul("mat2")),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regraft.ir import (
+    STAGE_RULES,
     Attr,
     Builder,
     Dim,
@@ -20,6 +21,7 @@ from regraft.ir import (
     Value,
     dims,
     refines,
+    stage_problem,
 )
 
 _MAX_DEPTH = 32
@@ -27,7 +29,7 @@ _MAX_DEPTH = 32
 
 @dataclass(frozen=True)
 class CanonicalSpellings:
-    """Replaces every op whose definition is not canonical by its decomposition, again and again.
+    """Replaces every op that is not in the normal form and has a decomposition by it, again and again.
 
     Ops that stay get the attributes of the normal form: sizes without -1, dimensions counted from
     the front, resolved slice bounds, and None for a dtype that is the operand's own.
@@ -48,17 +50,14 @@ class CanonicalSpellings:
 def _visit(op: Op, rewriter: Rewriter, depth: int) -> bool:
     """Bring one op, and the ops this makes, into the normal form; whether anything changed."""
     assert depth < _MAX_DEPTH, f"{op.name} decomposes without end"
-    # The importer makes a linear layer opaque when its weight is a vector.
-    is_vector = op.name == "aten.linear" and op.operands[1].tensor.rank == 1
-    if op.parent is None or (op.definition.opaque and not is_vector):
+    if op.parent is None or op.definition.opaque:
         return False
     builder = rewriter.before(op)
-    if is_vector:
-        rewriter.replace(op, (_product_with_vector(op, builder),))
-    elif not op.definition.canonical:
-        assert op.definition.decompose is not None, f"{op.name} is not canonical and has no decomposition"
-        rewriter.replace(op, _as_captured(op, tuple(op.definition.decompose(builder, op)), builder))
+    values = _decomposed(op, builder)
+    if values is not None:
+        rewriter.replace(op, _as_captured(op, values, builder))
     else:
+        assert op.definition.canonical, f"{op.name} is not canonical and has no decomposition"
         changes = normal_attributes(op)
         if not changes:
             return False
@@ -71,10 +70,13 @@ def _visit(op: Op, rewriter: Rewriter, depth: int) -> bool:
     return True
 
 
-def _product_with_vector(op: Op, builder: Builder) -> Value:
-    """``linear`` with a vector for a weight, which torch takes as well."""
-    product = builder.aten.matmul(*op.operands[:2])
-    return builder.aten.add.Tensor(product, op.operands[2]) if len(op.operands) > 2 else product
+def _decomposed(op: Op, builder: Builder) -> tuple[Value, ...] | None:
+    """What replaces ``op`` where it is not in the normal form; None where it is, or has no decomposition."""
+    rule = op.definition.decompose
+    if rule is None or stage_problem(op, STAGE_RULES["canonicalize"]) is None:
+        return None
+    values = rule(builder, op)
+    return None if values is None else tuple(values)
 
 
 def _as_captured(op: Op, values: tuple[Value, ...], builder: Builder) -> tuple[Value, ...]:
@@ -118,7 +120,7 @@ def _same(a: Any, b: Any) -> bool:
 
 def _axes(op: Op) -> dict[str, Any]:
     """``dim`` and ``dims`` counted from the front."""
-    if not op.operands or op.results == ():
+    if not op.operands or op.results == () or op.definition.dialect != "aten":
         return {}
     rank = max(op.operands[0].tensor.rank, 1)
     found: dict[str, Any] = {}

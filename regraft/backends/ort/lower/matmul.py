@@ -58,12 +58,16 @@ def _linear(e: Emitter, op: Op) -> ir.Value:
     return linear(e, e.get(x), x.tensor.shape, op.operand("weight"), e.optional(op, "bias"), dtype_of(op))
 
 
+def _linear_check(op: Op) -> str | None:
+    return "the weight is a vector" if op.operand("weight").tensor.rank == 1 else None
+
+
 def _matmul(e: Emitter, op: Op) -> ir.Value:
     a, b = e.inputs_of(op)
     return e.kernel("MatMul", dtype_of(op), a, b)
 
 
 LOWERINGS: dict[str, Lowering] = {
-    "aten.linear": Lowering(_linear, ("MatMul",)),
+    "aten.linear": Lowering(_linear, ("MatMul",), check=_linear_check),
     "aten.matmul": Lowering(_matmul, ("MatMul",)),
 }
