@@ -196,6 +196,18 @@ class ShapeError(RegraftError):
 
 
 @dataclass(eq=False)
+class GradientError(RegraftError):
+    """A compiled model is inference: a call from which torch expects a gradient is refused."""
+
+    @staticmethod
+    def of(argument: str) -> "GradientError":
+        return GradientError(
+            f"argument '{argument}' requires grad, and a compiled model computes no gradients; "
+            "call it under torch.no_grad(), pass a detached tensor, or train the original model"
+        )
+
+
+@dataclass(eq=False)
 class ArtefactError(RegraftError):
     """A saved artefact cannot be loaded: damaged, of another format, or not allowed."""
 

@@ -29,7 +29,7 @@ class Executable(Protocol):
     """A lowered piece of a model.
 
     ``run`` must be safe to call from several threads at once. Its results are fresh tensors: never
-    arguments, constants or views of them.
+    arguments, constants or views of them, and part of no graph of gradients, whatever the grad mode.
     """
 
     backend: str

@@ -11,6 +11,7 @@ import torch
 
 from regraft.errors import RegraftError
 from regraft.runtime import artefact
+from regraft.runtime.entry import EntryPoint
 from regraft.runtime.plan import Plan
 from regraft.runtime.signature import Signature
 
@@ -39,27 +40,26 @@ class CompiledModel:
     _weights: Sequence[torch.Tensor] = ()
     """The model's tensors that a call reads or was compiled from."""
     _versions: list[int] = field(default_factory=list[int], init=False)
+    _entry: EntryPoint = field(init=False)
 
     def __post_init__(self) -> None:
         self._weights = [w for w in self._weights if not w.is_inference()]
         self._versions = [w._version for w in self._weights]
+        self._entry = EntryPoint(self.signature, self.plan)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model. Safe to call from several threads at once.
 
         Raises:
             ShapeError: an argument differs from what the model was compiled for.
+            GradientError: an argument requires grad while grad mode is on.
             RegraftError: a weight of the original was written to since the compile.
         """
         if [w._version for w in self._weights] != self._versions:
             raise RegraftError(
                 "a weight of the model was changed in place after the compile; call refresh(model)"
             )
-        with torch.no_grad():
-            tensors = self.signature.flatten(args, kwargs)
-            sizes = self.signature.sizes(tensors)
-            results = self.plan.run(tensors, sizes)
-        return self.signature.unflatten(results)
+        return self._entry.call(args, kwargs)
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{t.name}: {t.dtype}{list(t.shape)}" for t in self.signature.tensors)
@@ -76,6 +76,7 @@ class CompiledModel:
             raise RegraftError("a loaded artefact cannot be refreshed; compile the model again")
         fresh = self._refresher(model)
         self.plan, self._weights, self._versions = fresh.plan, fresh._weights, fresh._versions
+        self._entry = fresh._entry
 
     def save(self, path: str | Path) -> None:
         """Write an artefact folder that ``regraft.load`` reads, whole or not at all.

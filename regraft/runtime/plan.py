@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -28,9 +28,25 @@ class Plan:
     slots: int
     steps: tuple[Step, ...]
     results: tuple[int, ...]
+    _whole: Executable | None = field(init=False, repr=False, compare=False)
+    """The one executable that turns the inputs into the results, when the plan is nothing else."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_whole", self._only_executable())
+
+    def _only_executable(self) -> Executable | None:
+        if len(self.steps) != 1:
+            return None
+        (step,) = self.steps
+        is_whole = step.inputs == tuple(range(self.inputs)) and step.outputs == self.results
+        return step.executable if is_whole and len(set(self.results)) == len(self.results) else None
 
     def run(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> list[Tensor]:
         """The flat results. Thread-safe: each call has slots of its own."""
+        if self._whole is not None:
+            made = self._whole.run(tensors, sizes)
+            assert len(made) == len(self.results), "a step with other results than slots"
+            return made
         slots: list[Tensor | None] = [*tensors, *[None] * (self.slots - self.inputs)]
         for step in self.steps:
             outputs = step.executable.run([_filled(slots[i]) for i in step.inputs], sizes)
@@ -46,7 +62,7 @@ class Plan:
         fresh: list[Tensor] = []
         for slot in self.results:
             tensor = _filled(slots[slot])
-            fresh.append(tensor.clone() if slot in taken else tensor)
+            fresh.append(tensor.detach().clone() if slot in taken else tensor)
             taken.add(slot)
         return fresh
 

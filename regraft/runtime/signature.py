@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from torch.utils import _pytree as pytree
 from regraft.errors import ShapeError
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.dtypes import DTYPE_NAMES, TORCH_DTYPES
+
+#: The types whose elements are their memory.
+_PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
 @dataclass(frozen=True)
@@ -121,14 +125,20 @@ class Signature:
     guards: tuple[GuardSpec, ...] = ()
     _checks: tuple[_ShapeCheck, ...] = field(init=False, repr=False, compare=False)
     _guards: tuple[Callable[[Mapping[str, int]], bool], ...] = field(init=False, repr=False, compare=False)
+    _names: tuple[str, ...] | None = field(init=False, repr=False, compare=False)
+    """The parameters when each is one tensor and they are the first positional ones, else None."""
+    _single: bool = field(init=False, repr=False, compare=False)
+    """Whether the result is the one flat result."""
 
     def __post_init__(self) -> None:
         solved = {(s.input, s.axis) for s in self.symbols}
         checks = [_ShapeCheck.of(i, spec, solved) for i, spec in enumerate(self.tensors)]
         object.__setattr__(self, "_checks", tuple(checks))
         object.__setattr__(self, "_guards", tuple(_guard(g) for g in self.guards))
+        object.__setattr__(self, "_names", _plain_names(self.params, self.positional))
+        object.__setattr__(self, "_single", self.out_structure.is_leaf() and self.outputs == (0,))
 
-    @property
+    @functools.cached_property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """The flat tensor inputs."""
         leaves = (leaf for param in self.params for leaf in param.leaves)
@@ -141,6 +151,22 @@ class Signature:
             ShapeError: an argument is missing, unexpected, or differs from what was captured in
                 structure, type or fixed value.
         """
+        return self._plain_call(args, kwargs) or self._any_call(args, kwargs)
+
+    def _plain_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor] | None:
+        """The arguments when there is nothing to do but to take them as they come, else None."""
+        names = self._names
+        if names is None or len(args) + len(kwargs) != len(names):
+            return None
+        flat = list(args)
+        for name in names[len(flat) :]:
+            flat.append(kwargs.get(name))
+        for value in flat:
+            if not isinstance(value, Tensor):
+                return None
+        return flat
+
+    def _any_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         given = self._by_name(args, kwargs)
         flat: list[Tensor] = []
         for param in self.params:
@@ -214,6 +240,8 @@ class Signature:
 
     def unflatten(self, results: Sequence[Tensor]) -> Any:
         """The user's result from the flat results."""
+        if self._single:
+            return results[0]
         leaves = [results[o] if isinstance(o, int) else o.value for o in self.outputs]
         return pytree.tree_unflatten(leaves, self.out_structure)
 
@@ -233,6 +261,14 @@ class _ShapeCheck:
 
     def kind(self, tensor: Tensor) -> None:
         spec = self.spec
+        if type(tensor) not in _PLAIN:
+            raise ShapeError(
+                f"argument '{spec.name}' is a {type(tensor).__name__}; a compiled model reads memory and "
+                "runs no subclass's code, so pass a plain torch.Tensor"
+            )
+        if tensor.layout is not torch.strided:
+            layout = str(tensor.layout).removeprefix("torch.").removeprefix("_")
+            raise ShapeError(f"argument '{spec.name}' is {layout}; pass {spec.name}.to_dense()")
         if tensor.dtype != self.dtype:
             got = DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype))
             raise ShapeError(
@@ -254,6 +290,12 @@ class _ShapeCheck:
                     f"{size(sizes)} (the model was compiled for {_shape_text(self.spec)}). "
                     "Compile with dynamic_shapes for other sizes"
                 )
+
+
+def _plain_names(params: Sequence[ParamSpec], positional: Sequence[str]) -> tuple[str, ...] | None:
+    names = tuple(p.name for p in params)
+    plain = all(p.structure is None and isinstance(p.leaves[0], TensorSpec) for p in params)
+    return names if plain and names == tuple(positional[: len(names)]) else None
 
 
 def _shape_text(spec: TensorSpec) -> str:

@@ -104,13 +104,12 @@ def test_other_dtypes(net: nn.Module, dtype: torch.dtype) -> None:
 
 
 def test_calls_are_independent(net: nn.Module) -> None:
-    """Results are fresh: writing into one changes nothing else; gradients do not flow."""
+    """Results are fresh: writing into one changes nothing else."""
     compiled = regraft.compile(net, (rows(),))
     first = compiled(rows())
     kept = first.clone()
     first.zero_()
     assert torch.equal(compiled(rows()), kept)
-    assert not compiled(rows().requires_grad_()).requires_grad
 
 
 def test_non_contiguous_arguments(net: nn.Module) -> None:

@@ -83,9 +83,11 @@ def test_dead_values_are_freed_before_the_next_step() -> None:
 
 
 def test_a_step_with_other_results_than_slots_is_an_error() -> None:
-    plan = Plan(1, 2, (Step(Call(lambda x: (x, x)), (0,), (1,)),), (1,))
+    step = Step(Call(lambda x: (x, x)), (0,), (1,))
+    with pytest.raises(AssertionError, match="other results than slots"):
+        Plan(1, 2, (step,), (1,)).run([torch.ones(2)], {})
     with pytest.raises(ValueError, match="zip"):
-        plan.run([torch.ones(2)], {})
+        Plan(1, 2, (step,), (1, 1)).run([torch.ones(2)], {})
 
 
 def test_calls_do_not_meet() -> None:

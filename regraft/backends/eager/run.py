@@ -47,14 +47,23 @@ class EagerExecutable:
         self._owned = frozenset(_storage(t) for t in self._constants.values())
 
     def run(self, inputs: Sequence[Tensor], sizes: Mapping[str, int]) -> list[Tensor]:
-        """The results, each in memory of its own."""
-        with torch.no_grad():
-            results = self._program.run(inputs, sizes)
-            return self._separate(results, inputs)
+        """The results, each in memory of its own.
 
-    def _separate(self, results: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-        taken = set(self._owned)
-        taken.update(_storage(t) for t in inputs)
+        Raises:
+            BackendError: an input has no memory.
+        """
+        try:
+            taken = {_storage(t) for t in inputs}
+        except NotImplementedError as error:
+            raise BackendError(
+                f"an argument has no memory to read, as under torch.func transforms: {error}",
+                backend=self.backend,
+            ) from error
+        with torch.no_grad():
+            return self._separate(self._program.run(inputs, sizes), taken | self._owned)
+
+    def _separate(self, results: Sequence[Tensor], taken: set[int]) -> list[Tensor]:
+        """``results`` with a copy in place of each that is not alone in its memory, or in ``taken``."""
         fresh: list[Tensor] = []
         for result in results:
             if _storage(result) in taken or _is_part(result):

@@ -41,8 +41,12 @@ STAND_IN = "torch"
 #: Types that no kernel computes in: such constants are widened to f32.
 _HALVES = frozenset({torch.float16, torch.bfloat16})
 
+#: How many combinations of sizes an executable remembers the results' shapes of.
+_REMEMBERED = 1024
+
 # Binding asks for an address even where there are no elements.
 _NOTHING = torch.zeros(1, dtype=torch.int64, device="cpu")
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,12 @@ class OrtExecutable:
             self._session = self._open()
         except Exception as error:
             raise BackendError(f"ONNX Runtime refuses the model: {error}", backend=self.backend) from error
-        self._inputs = [(p.name, TORCH_DTYPES[p.dtype], ELEMENT_TYPES[p.dtype]) for p in interface.inputs]
-        self._outputs = [_Output.of(p) for p in interface.outputs]
-        self._sizes = tuple(interface.sizes.items())
+        self._inputs = [_Place.of(port) for port in interface.inputs]
+        self._outputs = [_Place.of(port) for port in interface.outputs]
+        self._sizes = tuple(interface.sizes)
+        self._size_inputs = [_Place.of(Port(name, "i64")) for name in interface.sizes.values()]
+        self._layouts: dict[tuple[tuple[str, int], ...], _Layout] = {}
+        self._idle: list[_Binding] = []
 
     def _open(self) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
@@ -134,37 +141,45 @@ class OrtExecutable:
         """The results for ``inputs``. Calls share the session and nothing else.
 
         Raises:
-            BackendError: a kernel failed, for example on an index out of range.
+            BackendError: an input has no memory, or a kernel failed, for example on an index out of range.
             RegraftError: a check of the model's failed.
         """
-        binding = self._session.io_binding()
+        layout = self._layouts.get(tuple(sizes.items())) or self._remember(sizes)
         held: list[Tensor] = []  # what the binding has only addresses of
-        for tensor, (name, dtype, element) in zip(inputs, self._inputs, strict=True):
-            assert tensor.dtype == dtype, f"{name} is {tensor.dtype}, expected {dtype}"
-            assert tensor.is_cpu, f"{name} is on {tensor.device}, expected the cpu"
-            tensor = plain(tensor)
-            held.append(tensor)
-            binding.bind_input(name, "cpu", 0, element, tensor.shape, _address(tensor))
-        for symbol, name in self._sizes:
-            value = torch.tensor([sizes[symbol]], dtype=torch.int64, device="cpu")
-            held.append(value)
-            binding.bind_input(name, "cpu", 0, 7, (1,), value.data_ptr())
-        results: list[Tensor | None] = [output.bind(binding, sizes) for output in self._outputs]
+        for tensor, port in zip(inputs, self._inputs, strict=True):
+            assert tensor.dtype is port.dtype, f"{port.name} is {tensor.dtype}, expected {port.dtype}"
+            assert tensor.is_cpu, f"{port.name} is on {tensor.device}, expected the cpu"
+            held.append(tensor if tensor.is_contiguous() and not tensor.is_neg() else plain(tensor))
+        held += layout.sizes
+        binding = self._take_binding()
         try:
-            self._session.run_with_iobinding(binding)
+            binding.bind_inputs(held)
+        except RuntimeError as error:
+            raise BackendError(
+                f"an argument has no memory to read, as under torch.func transforms: {error}",
+                backend=self.backend,
+            ) from error
+        results = binding.bind_results(layout)
+        try:
+            self._session.run_with_iobinding(binding.io)
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed: {error}", backend=self.backend) from error
-        return self._checked(self._filled(binding, results))
+        if layout.is_complete:
+            self._idle.append(binding)  # one that holds results is not used again
+        return self._checked([r if r is not None else binding.result(i) for i, r in enumerate(results)])
 
-    def _filled(self, binding: Any, results: Sequence[Tensor | None]) -> list[Tensor]:
-        """``results`` with those that ONNX Runtime allocated taken from the binding."""
-        if all(result is not None for result in results):
-            return [result for result in results if result is not None]
-        made = binding.get_outputs()
-        return [
-            _adopt(made[i], output.dtype) if result is None else result
-            for i, (result, output) in enumerate(zip(results, self._outputs, strict=True))
-        ]
+    def _remember(self, sizes: Mapping[str, int]) -> _Layout:
+        if len(self._layouts) >= _REMEMBERED:
+            self._layouts.clear()
+        layout = _Layout.of(self._outputs, [sizes[symbol] for symbol in self._sizes], sizes)
+        self._layouts[tuple(sizes.items())] = layout
+        return layout
+
+    def _take_binding(self) -> _Binding:
+        try:
+            return self._idle.pop()
+        except IndexError:  # as many are made as there are calls at a time
+            return _Binding(self._session, [*self._inputs, *self._size_inputs], self._outputs)
 
     def _checked(self, results: list[Tensor]) -> list[Tensor]:
         count = len(self.interface.checks)
@@ -193,8 +208,8 @@ class OrtExecutable:
 
 
 @dataclass(frozen=True)
-class _Output:
-    """A result: its type, and its shape as a function of the sizes where that is known before the run."""
+class _Place:
+    """An input or output as it is bound; a result's shape is a function of the sizes where it is known."""
 
     name: str
     dtype: torch.dtype
@@ -202,18 +217,72 @@ class _Output:
     shape: Callable[[Mapping[str, int]], tuple[int, ...]] | None
 
     @staticmethod
-    def of(port: Port) -> _Output:
-        return _Output(port.name, TORCH_DTYPES[port.dtype], ELEMENT_TYPES[port.dtype], _shape(port.shape))
+    def of(port: Port) -> _Place:
+        return _Place(port.name, TORCH_DTYPES[port.dtype], ELEMENT_TYPES[port.dtype], _shape(port.shape))
 
-    def bind(self, binding: Any, sizes: Mapping[str, int]) -> Tensor | None:
-        """A new tensor for the result, bound; None when ONNX Runtime has to allocate it."""
-        if self.shape is None:
-            binding.bind_output(self.name, "cpu")
-            return None
-        shape = self.shape(sizes)
-        tensor = torch.empty(shape, dtype=self.dtype, device="cpu")
-        binding.bind_output(self.name, "cpu", 0, self.element, shape, _address(tensor))
-        return tensor
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the sizes of a call determine: the shapes of its results, and the sizes as tensors.
+
+    A shape is None when ONNX Runtime has to allocate the result.
+    """
+
+    shapes: tuple[tuple[int, ...] | None, ...]
+    sizes: tuple[Tensor, ...]
+    is_complete: bool
+
+    @staticmethod
+    def of(outputs: Sequence[_Place], values: Sequence[int], sizes: Mapping[str, int]) -> _Layout:
+        shapes = tuple(None if output.shape is None else output.shape(sizes) for output in outputs)
+        tensors = tuple(torch.tensor([value], dtype=torch.int64, device=_CPU) for value in values)
+        return _Layout(shapes, tensors, None not in shapes)
+
+
+class _Binding:
+    """A session's inputs and outputs, bound by address; one call at a time has it.
+
+    Binding costs as much as running a small model, and an argument is often where the last one was.
+    """
+
+    def __init__(
+        self, session: onnxruntime.InferenceSession, inputs: Sequence[_Place], outputs: Sequence[_Place]
+    ) -> None:
+        self.io = session.io_binding()
+        self._inputs = inputs
+        self._outputs = outputs
+        self._bound: list[tuple[Any, int] | None] = [None] * len(inputs)
+
+    def bind_inputs(self, tensors: Sequence[Tensor]) -> None:
+        """Bind the inputs, which the caller keeps alive through the run.
+
+        Raises:
+            RuntimeError: a tensor has no memory.
+        """
+        bound = self._bound
+        for i, tensor in enumerate(tensors):
+            place = tensor.shape, _address(tensor)
+            if bound[i] != place:
+                port = self._inputs[i]
+                self.io.bind_input(port.name, "cpu", 0, port.element, *place)
+                bound[i] = place
+
+    def bind_results(self, layout: _Layout) -> list[Tensor | None]:
+        """New tensors for the results, bound; None for those that ONNX Runtime allocates."""
+        results: list[Tensor | None] = []
+        for port, shape in zip(self._outputs, layout.shapes, strict=True):
+            if shape is None:
+                self.io.bind_output(port.name, "cpu")
+                results.append(None)
+            else:
+                tensor = torch.empty(shape, dtype=port.dtype, device=_CPU)
+                self.io.bind_output(port.name, "cpu", 0, port.element, shape, _address(tensor))
+                results.append(tensor)
+        return results
+
+    def result(self, index: int) -> Tensor:
+        """A result that ONNX Runtime allocated in the run before."""
+        return _adopt(self.io.get_outputs()[index], self._outputs[index].dtype)
 
 
 def _shape(dims: tuple[int | str, ...] | None) -> Callable[[Mapping[str, int]], tuple[int, ...]] | None:
