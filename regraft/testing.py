@@ -290,19 +290,26 @@ def _size(dim: Dim, sizes: Mapping[str, int]) -> int:
 def _in_double(module: Module, table: OpTable) -> Module:
     """A copy in which every float type is f64, casts between float types included."""
     function = module.main
-    region = Region([_widened(a.type) for a in function.args])
-    mapping: dict[Value, Value] = dict(zip(function.args, region.args, strict=True))
+    return Module({"forward": Function("forward", _region_in_double(function.body, table), function.symbols)})
+
+
+def _region_in_double(old: Region, table: OpTable) -> Region:
+    region = Region([_widened(a.type) for a in old.args], old.symbols)
+    mapping: dict[Value, Value] = dict(zip(old.args, region.args, strict=True))
     builder = Builder(table, region)
-    for op in function.body.ops:
-        arguments = {name: _mapped(value, mapping) for name, value in op.arguments().items()}
-        copy = builder.create(op.name, (), arguments)
+    for op in old.ops:
+        arguments = {name: _mapped(value, mapping, table) for name, value in op.arguments().items()}
+        regions = [_region_in_double(inner, table) for inner in op.regions]
+        copy = builder.create(op.name, (), arguments, regions=regions, symbols=op.symbols)
         mapping |= dict(zip(op.results, copy.results, strict=True))
-    return Module({"forward": Function("forward", region, function.symbols)})
+    return region
 
 
-def _mapped(argument: Any, mapping: Mapping[Value, Value]) -> Any:
+def _mapped(argument: Any, mapping: Mapping[Value, Value], table: OpTable) -> Any:
     if isinstance(argument, tuple):
-        return tuple(_mapped(each, mapping) for each in argument)
+        return tuple(_mapped(each, mapping, table) for each in argument)
+    if isinstance(argument, Recipe):
+        return Recipe(_region_in_double(argument.body, table), argument.name)
     if isinstance(argument, Value):
         return mapping[argument]
     if isinstance(argument, DType) and argument.is_float:
@@ -441,7 +448,23 @@ def _check_declines(trial: _Trial) -> None:
 
 
 def _check_numerics(trial: _Trial) -> None:
-    _compare(trial, trial.before(), trial.after())
+    before = trial.before()
+    for after in _in_each_form(trial):
+        _compare(trial, before, after)
+
+
+def _in_each_form(trial: _Trial) -> Iterator[Module]:
+    """The rewritten graph, its alternatives (``rg.alt``) set to their first form, their second, ..."""
+    count = max((len(op.regions) for op in trial.after().main.walk() if op.name == "rg.alt"), default=1)
+    for form in range(count):
+        yield _in_form(trial.after(), form)
+
+
+def _in_form(module: Module, form: int) -> Module:
+    for op in module.main.walk():
+        if op.name == "rg.alt":
+            op.attrs |= {"cuts": (), "order": (min(form, len(op.regions) - 1),)}
+    return module
 
 
 def _compare(trial: _Trial, before: Module, after: Module) -> None:

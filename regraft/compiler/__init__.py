@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from regraft.compiler import choose
 from regraft.compiler.api import capture, compile, export_onnx
 from regraft.compiler.capture import Captured, capture_model
 from regraft.compiler.export import ExportReport
@@ -18,6 +19,7 @@ __all__ = [
     "Report",
     "capture",
     "capture_model",
+    "choose",
     "compile",
     "export_onnx",
     "run_passes",

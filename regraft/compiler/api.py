@@ -41,6 +41,9 @@ def compile(
     dump: str | Path | None = None,
     threads: int | None = None,
     progress: Observer | None = None,
+    tune: bool = False,
+    budget: str | float | None = None,
+    memory_limit: int | None = None,
 ) -> CompiledModel:
     """Compile a model into one that is called the same way and returns the same values, faster.
 
@@ -62,6 +65,12 @@ def compile(
         dump: a folder for the graph's text after each pass.
         threads: worker threads of the back ends; None leaves it to each library.
         progress: called with a ``Progress`` as each phase begins and ends.
+        tune: measure the forms of computations that have several (low-rank factors, or merged) on this
+            machine, and keep the times for later compiles. Without it they are chosen by what was
+            measured before, else by estimates.
+        budget: the most time to measure, such as ``"30s"`` (which is the default).
+        memory_limit: bytes of constants that chosen forms may need beside those of the model; None
+            allows as much again as the model's own.
 
     Raises:
         OptionError: an argument has a value it cannot have.
@@ -80,6 +89,9 @@ def compile(
         dump=dump,
         threads=threads,
         progress=progress,
+        tune=tune,
+        budget=budget,
+        memory_limit=memory_limit,
     )
     return _compiled(model, args, kwargs, dynamic_shapes, options)
 

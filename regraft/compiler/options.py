@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from regraft.backends import BUILTIN, Backend, backend
+from regraft.compiler.choose import ChooseForms, parse_budget
+from regraft.compiler.choosing import choosing_pass
 from regraft.compiler.progress import Observer, unobserved
 from regraft.errors import BackendError, OptionError, no_such
 from regraft.ir import OPS, STAGES, Exactness, OpDef, OpTable, Pass, Rewrite
 
 Fallback = Literal["error", "eager"]
 Verify = bool | Literal["each"]
+
+_DEFAULT_BUDGET = "30s"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,12 @@ class Options:
     dump: Path | None
     threads: int | None
     progress: Observer = unobserved
+    budget: float | None = None
+    memory_limit: int | None = None
+
+    def choosing(self, notes: list[str]) -> ChooseForms:
+        """The pass that chooses forms; what it has to say goes to ``notes``."""
+        return choosing_pass(self.backends, self.threads, self.budget, self.memory_limit, notes)
 
     @staticmethod
     def checked(
@@ -45,6 +55,9 @@ class Options:
         dump: Any,
         threads: Any,
         progress: Any = None,
+        tune: Any = False,
+        budget: Any = None,
+        memory_limit: Any = None,
     ) -> Options:
         """Options from a user's arguments.
 
@@ -62,6 +75,14 @@ class Options:
             "a positive int",
         )
         _require(progress is None or callable(progress), "progress", progress, "a function of one Progress")
+        _require(tune in (True, False), "tune", tune, "True or False")
+        _require(budget is None or tune, "budget", budget, "None, since 'tune' is not set")
+        _require(
+            memory_limit is None or (isinstance(memory_limit, int) and memory_limit >= 0),
+            "memory_limit",
+            memory_limit,
+            "a number of bytes, or None",
+        )
         for op in ops:
             _require(isinstance(op, OpDef), "ops", op, "OpDefs")
         chosen, notes = _backends(backends)
@@ -77,6 +98,8 @@ class Options:
             None if dump is None else Path(dump),
             threads,
             progress or unobserved,
+            parse_budget(_DEFAULT_BUDGET if budget is None else budget) if tune else None,
+            memory_limit,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from regraft.backends import LowerOptions, backend
@@ -19,11 +19,15 @@ from regraft.ir import (
     STAGES,
     Function,
     Module,
+    Op,
     Pass,
     PassContext,
+    Region,
     RewriteStats,
     Symbol,
     bytes_of,
+    chosen_form,
+    evaluate,
     flops_of,
     run_stage,
     verify,
@@ -62,12 +66,14 @@ class Compilation:
                 verify(module, "captured", after_pass=name)
 
         context = PassContext(self.options.table, self.options.exactness, observer=observe)
-        passes = (*default_passes(self.options.rewrites), *self.options.passes)
+        choose = self.options.choosing(self.report.notes)
+        passes = (*default_passes(self.options.rewrites), choose, *self.options.passes)
         run_passes(self.module, passes, context)
         self.report.rewrites = dict[str, RewriteStats](context.stats)
+        self.report.choices = choose.choices
 
     def _count(self, when: str) -> None:
-        ops = [op for op in self.module.main.walk() if op.name != "rg.const"]
+        ops = list(_executed(self.module.main.body, self.sizes))
         self.report.flops[when] = sum(flops_of(op, self.sizes) for op in ops)
         self.report.bytes[when] = sum(bytes_of(op, self.sizes) for op in ops)
 
@@ -85,6 +91,18 @@ class Compilation:
         self.report.executors = executor_counts(assignment)
         self.report.fallbacks = dict(assignment.fallbacks)
         return plan
+
+
+def _executed(region: Region, sizes: Mapping[Symbol, int]) -> Iterator[Op]:
+    """The ops that compute, of alternatives those that run at ``sizes``."""
+    for op in region.ops:
+        if op.name == "rg.alt":
+            rows = evaluate(op.site.dim_attr("rows"), sizes)
+            yield from _executed(op.regions[chosen_form(op, rows)], sizes)
+        elif op.name != "rg.const":
+            yield op
+            for inner in op.regions:
+                yield from _executed(inner, sizes)
 
 
 def run_passes(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from regraft.compiler.choose import Choice
 from regraft.ir import RewriteStats
 
 
@@ -20,6 +21,7 @@ class Report:
         rewrites: hits, declines and seconds by rewrite.
         executors: ops by back end.
         fallbacks: (op, back end, reason) -> uses, for ops that a preferred back end refused.
+        choices: for each computation with several forms, which one runs when, and why.
         notes: what the user should know, such as a back end that is not installed.
         flops, bytes: of the captured and of the final graph, symbols at the example's sizes.
         time: seconds of the whole compile and of its phases.
@@ -32,6 +34,7 @@ class Report:
     rewrites: dict[str, RewriteStats] = field(default_factory=dict[str, RewriteStats])
     executors: dict[str, int] = field(default_factory=dict[str, int])
     fallbacks: dict[tuple[str, str, str], int] = field(default_factory=dict[tuple[str, str, str], int])
+    choices: list[Choice] = field(default_factory=list[Choice])
     notes: list[str] = field(default_factory=list[str])
     flops: dict[str, int] = field(default_factory=dict[str, int])
     bytes: dict[str, int] = field(default_factory=dict[str, int])
@@ -53,6 +56,7 @@ class Report:
                 {"op": op, "backend": backend, "reason": reason, "uses": uses}
                 for (op, backend, reason), uses in self.fallbacks.items()
             ],
+            "choices": [choice.to_dict() for choice in self.choices],
             "notes": list(self.notes),
             "flops": dict(self.flops),
             "bytes": dict(self.bytes),
@@ -71,6 +75,7 @@ class Report:
             f"fallback: {op} x{uses} to eager: {backend}: {reason}"
             for (op, backend, reason), uses in self.fallbacks.items()
         ]
+        lines += [f"choice: {choice}" for choice in self.choices]
         return lines + [f"note: {note}" for note in self.notes]
 
     def __str__(self) -> str:

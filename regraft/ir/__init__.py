@@ -27,7 +27,7 @@ from regraft.ir.opdef import (
     OpTable,
     Trait,
 )
-from regraft.ir.ops import ACTIVATIONS, OPS, PLACEMENT
+from regraft.ir.ops import ACTIVATIONS, OPS, PLACEMENT, chosen_form, settled_form
 from regraft.ir.parser import parse_module
 from regraft.ir.passes import (
     STAGES,
@@ -111,6 +111,7 @@ __all__ = [
     "apply",
     "backward_slice",
     "bytes_of",
+    "chosen_form",
     "clone_op",
     "clone_region",
     "decide",
@@ -140,6 +141,7 @@ __all__ = [
     "run_pass",
     "run_stage",
     "same_attr",
+    "settled_form",
     "stage_problem",
     "structurally_equal",
     "symbol",

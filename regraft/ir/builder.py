@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from regraft.errors import OptionError
-from regraft.ir.core import UNKNOWN, Location, Op, Region, Value
+from regraft.ir.core import UNKNOWN, Location, Op, Region, Value, clone_op
 from regraft.ir.dims import Symbol
 from regraft.ir.opdef import Constant, OpDef, OpTable
 from regraft.ir.types import Type
@@ -107,6 +107,14 @@ class Builder(OpNamespace):
         self.region.insert_before(self.anchor, op)
         self.made.append(op)
         return op
+
+    def copy(self, region: Region, operands: Sequence[Value]) -> tuple[Value, ...]:
+        """The ops of ``region`` over ``operands`` in place of its arguments; the values that it yields."""
+        mapping = dict(zip(region.args, operands, strict=True))
+        for op in region.ops:
+            if op is not region.terminator:
+                self.insert(clone_op(op, mapping))
+        return tuple(mapping[value] for value in region.results)
 
     def constant(self, value: Constant) -> Value:
         """The constant as a value of this region."""

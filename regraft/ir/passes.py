@@ -24,7 +24,7 @@ from regraft.ir.rewrite import Exactness, Rewrite
 from regraft.ir.rewriter import Fuel, Listener, Rewriter, RewriteStats
 
 #: The stages of a compile that passes may join, in order.
-STAGES = ("canonicalize", "fold", "recover", "algebra", "fuse", "legalize")
+STAGES = ("canonicalize", "fold", "recover", "algebra", "choose", "fuse", "legalize")
 
 
 @dataclass(frozen=True)
@@ -348,8 +348,9 @@ def apply(rewrite: Rewrite, match: Match, rewriter: Rewriter) -> None:
         values = _values(rewrite.rewrite(rewriter.before(root), match))
     except Exception as error:
         raise _failure(rewrite, "rewrite", root, error) from error
+    producers = [v.op for v in root.operands if v.op is not None]
     rewriter.replace(root, values)
-    for op in sorted(match.ops, key=lambda op: op is not root):
+    for op in (*match.ops, *producers):
         if op.parent is not None:
             rewriter.erase_if_unused(op)
 

@@ -37,6 +37,7 @@ STAGE_RULES: Mapping[str, StageRules] = {
     "fold": StageRules(normal_form=True, recipes=True),
     "recover": StageRules(normal_form=True, recipes=True),
     "algebra": StageRules(normal_form=True, recipes=True),
+    "choose": StageRules(normal_form=True, recipes=True),
     "fuse": StageRules(normal_form=True, recipes=True),
     # A back end may ask for spellings of its own.
     "legalize": StageRules(),

@@ -15,6 +15,7 @@ from regraft.rewrites.attention import ATTENTION
 from regraft.rewrites.canonical import CANONICAL, CanonicalSpellings
 from regraft.rewrites.ffn import FFN
 from regraft.rewrites.fold import FOLD
+from regraft.rewrites.linear import LINEAR
 from regraft.rewrites.norm import NORM
 from regraft.rewrites.simplify import Simplify
 
@@ -25,6 +26,7 @@ __all__ = [
     "FAMILIES",
     "FFN",
     "FOLD",
+    "LINEAR",
     "NORM",
     "CanonicalSpellings",
     "Simplify",
@@ -40,6 +42,7 @@ FAMILIES: dict[str, tuple[Rewrite, ...]] = {
     "norm": NORM,
     "activation": ACTIVATION,
     "attention": ATTENTION,
+    "linear": LINEAR,
     "ffn": FFN,
 }
 

@@ -23,7 +23,7 @@ Getter = Callable[[Slots, Sizes], Any]
 Record = Mapping[str, Any]
 
 #: Ops that the interpreter runs itself.
-CONTROL = frozenset({"cf.cond", "cf.while", "rg.bind_dim"})
+CONTROL = frozenset({"cf.cond", "cf.while", "rg.alt", "rg.bind_dim"})
 
 #: Torch ops that reach outside the process; an artefact must not name them.
 _FORBIDDEN = frozenset({"aten.from_file"})
@@ -176,6 +176,8 @@ def _call(
         return _condition(arguments["pred"], arguments["operands"], regions)
     if name == "cf.while":
         return _loop(arguments["operands"], regions)
+    if name == "rg.alt":
+        return _alternatives(arguments, regions)
     if name == "rg.bind_dim":
         return arguments["x"]
     function = functions.get(name) or REFERENCE.get(name)
@@ -216,6 +218,17 @@ def _loop(operands: Getter, regions: Sequence[Program]) -> Getter:
         while bool(condition.run(carried, sizes)[0]):
             carried = body.run(carried, sizes)
         return carried
+
+    return call
+
+
+def _alternatives(arguments: Mapping[str, Getter], regions: Sequence[Program]) -> Getter:
+    operands, rows, cuts, order = (arguments[name] for name in ("operands", "rows", "cuts", "order"))
+
+    def call(slots: Slots, sizes: Sizes) -> Any:
+        count = rows(slots, sizes)
+        passed = sum(cut <= count for cut in cuts(slots, sizes))
+        return regions[order(slots, sizes)[passed]].run(operands(slots, sizes), sizes)
 
     return call
 

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from regraft.ir.opdef import OpTable
-from regraft.ir.ops import control, conv, create, elementwise, indexing, matmul, nn, reduce, structured, views
+from regraft.ir.ops import (
+    alternatives,
+    control,
+    conv,
+    create,
+    elementwise,
+    indexing,
+    matmul,
+    nn,
+    reduce,
+    structured,
+    views,
+)
+from regraft.ir.ops.alternatives import chosen_form, settled_form
 from regraft.ir.ops.rules import PLACEMENT
 from regraft.ir.ops.structured import ACTIVATIONS
 
@@ -18,8 +31,9 @@ OPS = OpTable(
         *indexing.OPS,
         *create.OPS,
         *control.OPS,
+        *alternatives.OPS,
         *structured.OPS,
     ]
 )
 
-__all__ = ["ACTIVATIONS", "OPS", "PLACEMENT"]
+__all__ = ["ACTIVATIONS", "OPS", "PLACEMENT", "chosen_form", "settled_form"]

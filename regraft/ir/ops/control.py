@@ -21,7 +21,7 @@ def _condition(site: CallSite) -> Sequence[Type]:
     _require_bool(site, site.type("pred"), "the predicate")
     then, other = site.regions
     for region in site.regions:
-        _require_types(site, region.arg_types, site.operand_types[1:], "a branch's arguments")
+        require_types(site, region.arg_types, site.operand_types[1:], "a branch's arguments")
     if len(then.result_types) != len(other.result_types):
         refuse(site, f"the branches yield {len(then.result_types)} and {len(other.result_types)} values")
     fresh = iter(site.symbols)
@@ -35,7 +35,7 @@ def _loop(site: CallSite) -> Sequence[Type]:
     if len(condition.result_types) != 1:
         refuse(site, f"the condition yields {len(condition.result_types)} values, expected one")
     _require_bool(site, condition.result_types[0], "the condition")
-    _require_types(site, condition.arg_types, body.arg_types, "the condition's arguments")
+    require_types(site, condition.arg_types, body.arg_types, "the condition's arguments")
     if len(body.result_types) != len(body.arg_types) or len(body.arg_types) != len(site.operand_types):
         refuse(site, "the operands, the body's arguments and the values it yields differ in number")
     fresh = iter(site.symbols)
@@ -50,7 +50,7 @@ def _require_bool(site: CallSite, found: Type, what: str) -> None:
         refuse(site, f"{what} is {found}, expected bool[]")
 
 
-def _require_types(site: CallSite, found: Sequence[Type], expected: Sequence[Type], what: str) -> None:
+def require_types(site: CallSite, found: Sequence[Type], expected: Sequence[Type], what: str) -> None:
     if len(found) != len(expected):
         refuse(site, f"{what} are {len(found)}, expected {len(expected)}")
     for position, (a, b) in enumerate(zip(found, expected, strict=True)):

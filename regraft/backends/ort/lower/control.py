@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from regraft.backends.ort.dtypes import ONNX_TYPES, carrier
 from regraft.backends.ort.emit import Emitter, Lowering
-from regraft.ir import DType, Op, Region, Value
+from regraft.ir import DType, Op, Region, Value, settled_form
 
 
 def _cond(e: Emitter, op: Op) -> list[ir.Value]:
     """The branches take nothing: what they use they see from outside, without a copy."""
-    operands = [e.get(v) for v in op.variadic("operands")]
+    operands = _operands(e, op)
     branches: list[ir.Graph] = []
     for name, region in zip(("then_branch", "else_branch"), op.regions, strict=True):
         with e.nested():
@@ -22,6 +24,37 @@ def _cond(e: Emitter, op: Op) -> list[ir.Value]:
     if not op.results:
         return []
     return e.ops("If", len(op.results), pred, then_branch=then, else_branch=other)
+
+
+def _alt(e: Emitter, op: Op) -> list[ir.Value]:
+    """The form that the sizes settle; else an ``If`` for each cut, the constants staying outside."""
+    settled = settled_form(op)
+    if settled is not None:
+        return [e.get(v) for v in e.run_region(op.regions[settled], _operands(e, op))]
+    return _switch(e, op, op.attr("cuts"), op.attr("order"))
+
+
+def _operands(e: Emitter, op: Op) -> list[ir.Value]:
+    return [e.get(v) for v in op.variadic("operands")]
+
+
+def _switch(e: Emitter, op: Op, cuts: Sequence[int], order: Sequence[int]) -> list[ir.Value]:
+    """Region ``order[i]`` behind the first ``i`` of ``cuts``."""
+    if not cuts:
+        region = op.regions[order[0]]
+        values = [e.get(v) for v in e.run_region(region, _operands(e, op))]
+        e.forget(region)  # another interval may take the same form
+        return values
+    middle = len(cuts) // 2
+    rows = e.size_scalar(op.site.dim_attr("rows"))
+    below = e.op("Less", rows, e.scalar(cuts[middle], DType.I64))
+    branches: list[ir.Graph] = []
+    for name, part in (("then_branch", slice(0, middle)), ("else_branch", slice(middle + 1, None))):
+        intervals = order[: middle + 1] if part.start == 0 else order[middle + 1 :]
+        with e.nested():
+            branches.append(e.graph(name, _switch(e, op, cuts[part], intervals)))
+    then, other = branches
+    return e.ops("If", len(op.results), below, then_branch=then, else_branch=other)
 
 
 def _while(e: Emitter, op: Op) -> list[ir.Value]:
@@ -75,5 +108,6 @@ def _check_place(op: Op) -> str | None:
 LOWERINGS: dict[str, Lowering] = {
     "cf.cond": Lowering(_cond),
     "cf.while": Lowering(_while),
+    "rg.alt": Lowering(_alt),
     "rg.check": Lowering(_check_op, check=_check_place),
 }

@@ -1,0 +1,31 @@
+"""Choosing forms by what they cost here: the machine's profile, estimates, measurements, decisions."""
+
+from regraft.compiler.choose.database import Measured, TuningDatabase
+from regraft.compiler.choose.decide import Choice, ChooseForms, Times, decide
+from regraft.compiler.choose.machine import (
+    MachineProfile,
+    load_profile,
+    machine_name,
+    measure_profile,
+    store_profile,
+)
+from regraft.compiler.choose.model import RooflineModel
+from regraft.compiler.choose.tune import Timetable, Tuner, parse_budget
+
+__all__ = [
+    "Choice",
+    "ChooseForms",
+    "MachineProfile",
+    "Measured",
+    "RooflineModel",
+    "Times",
+    "Timetable",
+    "Tuner",
+    "TuningDatabase",
+    "decide",
+    "load_profile",
+    "machine_name",
+    "measure_profile",
+    "parse_budget",
+    "store_profile",
+]

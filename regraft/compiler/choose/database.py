@@ -1,0 +1,151 @@
+"""The tuning database: measured times of forms, kept between processes in one SQLite file.
+
+A row says how long one form of a computation took at one number of rows on one machine. Rows of other
+machines and versions may stand beside each other: a lookup names its own. The file is shared safely (SQLite's
+own locking, write-ahead log); one that is damaged is set aside under another name and never deleted.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from regraft.errors import OptionError
+
+_VERSION = 1
+_TABLE = """
+CREATE TABLE IF NOT EXISTS times (
+    machine TEXT NOT NULL, signature TEXT NOT NULL, rows INTEGER NOT NULL, form TEXT NOT NULL,
+    us REAL NOT NULL, noise REAL NOT NULL, written REAL NOT NULL,
+    PRIMARY KEY (machine, signature, rows, form)
+)
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Microseconds of each form at ``rows`` rows, and the relative noise they were measured with."""
+
+    rows: int
+    us: tuple[float, ...]
+    noise: float
+
+
+class TuningDatabase:
+    """Measured times of one machine.
+
+    Fields:
+        notes: what the user should know, such as a damaged file that was set aside.
+    """
+
+    def __init__(self, path: Path, machine: str) -> None:
+        """Open the database at ``path``, made when it is missing.
+
+        Raises:
+            OptionError: it cannot be opened or made, or a newer version wrote it.
+        """
+        self.path = path
+        self.machine = machine
+        self.notes: list[str] = []
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._prepare()
+        except sqlite3.OperationalError as error:  # locked, or not a place for a file: not damage
+            raise OptionError(f"the tuning database {path} cannot be opened: {error}") from error
+        except sqlite3.DatabaseError as error:
+            aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+            path.rename(aside)
+            self.notes.append(f"the tuning database was damaged ({error}); it was set aside as {aside.name}")
+            self._prepare()
+        except OSError as error:
+            raise OptionError(f"the tuning database {path} cannot be opened: {error.strerror}") from error
+
+    def _prepare(self) -> None:
+        with self._open() as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version > _VERSION:
+                raise OptionError(
+                    f"the tuning database {self.path} is of format {version}, newer than this regraft's "
+                    f"{_VERSION}; update regraft or name another folder"
+                )
+            if version == _VERSION:
+                return
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(_TABLE)
+            connection.execute(f"PRAGMA user_version={_VERSION}")
+
+    @contextmanager
+    def _open(self) -> Generator[sqlite3.Connection]:
+        """A connection for one transaction: committed at the end, undone when something is raised."""
+        connection = sqlite3.connect(self.path, timeout=30)
+        try:
+            with connection:
+                yield connection
+        finally:
+            connection.close()
+
+    def record(self, signature: str, forms: Sequence[str], measured: Measured) -> None:
+        """Store the times of all ``forms`` of one computation, in the place of earlier ones."""
+        rows = [
+            (self.machine, signature, measured.rows, form, us, measured.noise, time.time())
+            for form, us in zip(forms, measured.us, strict=True)
+        ]
+        with self._open() as connection:
+            connection.executemany("INSERT OR REPLACE INTO times VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def lookup(self, signature: str, forms: Sequence[str]) -> list[Measured]:
+        """What was measured of the computation on this machine, by increasing rows; whole entries only."""
+        query = "SELECT rows, form, us, noise FROM times WHERE machine = ? AND signature = ?"
+        found: dict[int, dict[str, tuple[float, float]]] = {}
+        with self._open() as connection:
+            for rows, form, us, noise in connection.execute(query, (self.machine, signature)):
+                found.setdefault(rows, {})[form] = (us, noise)
+        return [
+            Measured(rows, tuple(each[f][0] for f in forms), max(each[f][1] for f in forms))
+            for rows, each in sorted(found.items())
+            if set(forms) <= set(each)
+        ]
+
+    def merge(self, other: Path) -> int:
+        """Add the rows of the database at ``other``, the newer one of two standing; how many it has.
+
+        Raises:
+            OptionError: ``other`` is not a tuning database.
+        """
+        if not other.is_file():
+            raise OptionError(f"there is no tuning database at {other}")
+        source = sqlite3.connect(f"file:{other}?mode=ro", uri=True, timeout=30)
+        try:
+            rows = source.execute(
+                "SELECT machine, signature, rows, form, us, noise, written FROM times"
+            ).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise OptionError(f"{other} is not a tuning database: {error}") from error
+        finally:
+            source.close()
+        with self._open() as connection:
+            connection.executemany(
+                "INSERT INTO times VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET us = excluded.us, "
+                "noise = excluded.noise, written = excluded.written WHERE excluded.written > times.written",
+                rows,
+            )
+        return len(rows)
+
+
+def interpolated(known: Sequence[Measured], rows: int) -> Measured | None:
+    """Times at ``rows`` from those measured around it, straight over the logarithms; None outside of them."""
+    below = [m for m in known if m.rows <= rows]
+    above = [m for m in known if m.rows >= rows]
+    if not below or not above:
+        return None
+    low, high = below[-1], above[0]
+    if low.rows == high.rows:
+        return low
+    share = math.log(rows / low.rows) / math.log(high.rows / low.rows)
+    us = tuple(a ** (1 - share) * b**share for a, b in zip(low.us, high.us, strict=True))
+    return Measured(rows, us, max(low.noise, high.noise))

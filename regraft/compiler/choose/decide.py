@@ -1,0 +1,266 @@
+"""Choosing among the forms of each ``rg.alt``, for every number of rows it may see.
+
+A choice is a function of the op's signature, the machine and what was measured, so that equal computations
+are decided alike. Where sizes are known one form is put in the place of the op. Where they vary, the op
+keeps its forms and learns at which numbers of rows to change from one to another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from regraft.ir import (
+    Dim,
+    Function,
+    Module,
+    Op,
+    Recipe,
+    Region,
+    Rewriter,
+    Symbol,
+    Trait,
+    dims,
+    evaluate,
+)
+
+#: A form must be this much faster than the reference to replace it: estimates are no better than that.
+MARGIN = 0.02
+#: Bytes that are always allowed beside the model's own constants, unless the user sets a limit.
+SMALL = 16 << 20
+#: Most intervals of rows with forms of their own.
+MAX_INTERVALS = 8
+#: Rows beyond this are taken alike.
+MOST_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Times:
+    """Microseconds of each form at some number of rows, whether they were measured, and the noise then."""
+
+    us: tuple[float, ...]
+    measured: bool = False
+    noise: float = 0.0
+
+
+#: The times of the forms of an ``rg.alt`` at a number of rows.
+FormTimes = Callable[[Op, int], Times]
+
+
+@dataclass
+class Choice:
+    """What was decided for one ``rg.alt``.
+
+    Fields:
+        where: the source line of the computation.
+        signature: identifies computations that are decided alike.
+        rows: the number of rows, as a size or an expression.
+        forms: names of the forms, the reference first.
+        cuts, order: form ``order[i]`` runs at rows from ``cuts[i-1]`` up to, not including, ``cuts[i]``.
+        times: rows -> microseconds of each form.
+        measured: whether the times were measured on this machine.
+        extra_bytes: of the constants that the chosen forms need beside the reference's.
+        reason: why another form was not taken.
+    """
+
+    where: str
+    signature: str
+    rows: str
+    forms: tuple[str, ...]
+    cuts: tuple[int, ...]
+    order: tuple[int, ...]
+    times: dict[int, tuple[float, ...]] = field(default_factory=dict[int, tuple[float, ...]])
+    measured: bool = False
+    extra_bytes: int = 0
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The choice as JSON values."""
+        return {
+            "where": self.where,
+            "rows": self.rows,
+            "forms": list(self.forms),
+            "break_even": list(self.cuts),
+            "chosen": [self.forms[index] for index in self.order],
+            "microseconds": {str(rows): list(each) for rows, each in self.times.items()},
+            "measured": self.measured,
+            "extra_bytes": self.extra_bytes,
+            "reason": self.reason,
+        }
+
+    def __str__(self) -> str:
+        parts = [self.forms[self.order[0]]]
+        parts += [f"from {c} rows {self.forms[i]}" for c, i in zip(self.cuts, self.order[1:], strict=True)]
+        source = "measured" if self.measured else "estimated"
+        extra = f", {self.extra_bytes / 1e6:.1f} MB more" if self.extra_bytes else ""
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"{self.where}: {', '.join(parts)}; {source}{extra}{reason}"
+
+
+class ChooseForms:
+    """The pass that decides every ``rg.alt`` of a module.
+
+    ``memory_limit`` bounds the bytes of constants that other forms than the references need; the forms
+    that save most time a byte are kept first. None: as much as the model's own constants, or ``SMALL``.
+    ``prepare`` is called first with the ops that are to be decided, to measure them.
+    """
+
+    stage = "choose"
+    name = "choose.forms"
+    after: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        times: FormTimes,
+        memory_limit: int | None = None,
+        prepare: Callable[[Module, Sequence[Op]], None] = lambda module, ops: None,
+    ) -> None:
+        self.times = times
+        self.memory_limit = memory_limit
+        self.prepare = prepare
+        self.choices: list[Choice] = []
+
+    def run(self, module: Module, context: Any) -> bool:
+        rewriter = Rewriter(context.table, self.name)
+        ops = [op for function in module.functions.values() for op in _alts(function)]
+        self.prepare(module, ops)
+        decided = [(op, decide(op, self.times)) for op in ops]
+        self._keep_to_limit(decided, _constant_bytes(module))
+        for op, choice in decided:
+            self.choices.append(choice)
+            settle(op, choice, rewriter)
+        return bool(decided)
+
+    def _keep_to_limit(self, decided: Sequence[tuple[Op, Choice]], own: int) -> None:
+        left = max(own, SMALL) if self.memory_limit is None else self.memory_limit
+        for _, choice in sorted(decided, key=lambda each: -_worth(each[1])):
+            if choice.extra_bytes <= left:
+                left -= choice.extra_bytes
+                continue
+            needed = choice.extra_bytes
+            choice.cuts, choice.order, choice.extra_bytes = (), (0,), 0
+            choice.reason = f"{needed / 1e6:.1f} MB more would pass the memory limit"
+
+
+def settle(op: Op, choice: Choice, rewriter: Rewriter) -> None:
+    """Put the one form that ``choice`` takes in the place of ``op``, or write the choice into it."""
+    if len(set(choice.order)) == 1:
+        region = op.regions[choice.order[0]]
+        rewriter.replace(op, rewriter.before(op).copy(region, op.operands))
+        return
+    op.attrs |= {"cuts": choice.cuts, "order": choice.order}
+
+
+def decide(op: Op, times: FormTimes) -> Choice:
+    """The fastest form at each number of rows."""
+    rows = op.site.dim_attr("rows")
+    choice = Choice(str(op.loc), signature(op), str(rows), tuple(op.attr("forms")), (), (0,))
+    found = {count: times(op, count) for count in grid(rows)}
+    choice.times = {count: each.us for count, each in found.items()}
+    choice.measured = all(each.measured for each in found.values())
+    choice.cuts, choice.order = _intervals(list(found), lambda count: times(op, count))
+    choice.extra_bytes = _extra_bytes(op, choice.order)
+    return choice
+
+
+def grid(rows: Dim) -> list[int]:
+    """The numbers of rows to look at: the number itself, or the ends of the range and powers of two."""
+    if isinstance(rows, int):
+        return [rows]
+    low, high = dims.bounds(rows)
+    first = max(low or 1, 1)
+    last = max(first, min(high or MOST_ROWS, MOST_ROWS))
+    powers = [1 << e for e in range(MOST_ROWS.bit_length()) if first < 1 << e < last]
+    return list(dict.fromkeys((first, *powers, last)))
+
+
+def sizes_at(rows: Dim, count: int) -> dict[Symbol, int]:
+    """The least values of the symbols in ``rows`` for which it is ``count`` or more; only one is varied."""
+    symbols = sorted(set(dims.symbols_of(rows)))
+    sizes = {s: max(s.lo, 1) for s in symbols}
+    if not symbols:
+        return sizes
+    free = symbols[-1]
+    low, high = sizes[free], max(count, sizes[free])
+    while low < high:
+        middle = (low + high) // 2
+        if evaluate(rows, sizes | {free: middle}) < count:
+            low = middle + 1
+        else:
+            high = middle
+    return sizes | {free: low}
+
+
+def signature(op: Op) -> str:
+    """A hash of what the forms of ``op`` cost: ops and the types of constants, but no rows and no values."""
+    text = "\n".join(line for region in op.regions for line in _lines(region))
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _lines(region: Region) -> Iterator[str]:
+    yield f"form {[a.tensor.dtype.value for a in region.args]}"
+    for op in region.ops:
+        if not op.has(Trait.CONSTANT_LIKE):
+            yield f"{op.name} {[str(v.type) for v in op.operands if v.is_const]} {op.attrs.get('dims', '')}"
+
+
+def _intervals(
+    counts: Sequence[int], times: Callable[[int], Times]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where the fastest form changes, and the forms between."""
+    best = [_fastest(times(count)) for count in counts]
+    cuts: list[int] = []
+    order = [best[0]]
+    for (low, a), (high, b) in pairwise(zip(counts, best, strict=True)):
+        if a != b and len(order) < MAX_INTERVALS:
+            cuts.append(_change(low, high, lambda rows, now=a: _fastest(times(rows)) != now))
+            order.append(b)
+    return tuple(cuts), tuple(order)
+
+
+def _fastest(each: Times) -> int:
+    """The form to take: the reference, unless another one is faster by more than margin and noise."""
+    index = min(range(len(each.us)), key=lambda i: each.us[i])
+    return index if each.us[index] < each.us[0] * (1 - max(MARGIN, each.noise)) else 0
+
+
+def _change(low: int, high: int, changed: Callable[[int], bool]) -> int:
+    """The first number of rows up to ``high``, where ``changed`` holds, for which it does."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if changed(middle) else (middle, high)
+    return high
+
+
+def _worth(choice: Choice) -> float:
+    """Microseconds saved a byte, at the numbers of rows where it saves most."""
+    saved = max(each[0] - min(each) for each in choice.times.values())
+    return saved / max(choice.extra_bytes, 1)
+
+
+def _extra_bytes(op: Op, order: Sequence[int]) -> int:
+    """Bytes of the recipes that the forms in ``order`` read and the reference does not."""
+    reference = _recipes(op.regions[0])
+    taken = {recipe for index in set(order) for recipe in _recipes(op.regions[index])}
+    return sum(_size(recipe) for recipe in taken - reference)
+
+
+def _recipes(region: Region) -> set[Recipe]:
+    constants = (op.attr("value") for op in region.walk() if op.has(Trait.CONSTANT_LIKE))
+    return {constant for constant in constants if isinstance(constant, Recipe)}
+
+
+def _size(constant: Any) -> int:
+    return evaluate(constant.type.numel, {}) * constant.type.dtype.bits // 8
+
+
+def _constant_bytes(module: Module) -> int:
+    return sum(_size(c) for c in module.constants() if not isinstance(c, Recipe))
+
+
+def _alts(function: Function) -> list[Op]:
+    return [op for op in function.walk() if op.name == "rg.alt"]

@@ -1,0 +1,64 @@
+"""Estimates: a roofline over the machine's profile. Heuristics about speed live here and nowhere else.
+
+Williams, Waterman, Patterson 2009: an op takes as long as the slower of its arithmetic and its traffic.
+Nothing here is needed for correctness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from regraft.compiler.choose.machine import MachineProfile
+from regraft.ir import Cost, Op, Region, Symbol, TensorType, Trait, Value, evaluate, flops_of
+
+#: Ops that ONNX Runtime answers with another shape over the same memory.
+_FREE_OF_TRAFFIC = ("aten.view",)
+_PRODUCTS = ("aten.linear", "aten.matmul")
+
+
+@dataclass(frozen=True)
+class RooflineModel:
+    """A ``CostModel`` for one machine."""
+
+    machine: MachineProfile
+
+    def estimate(self, op: Op, device: str, sizes: Mapping[Symbol, int]) -> Cost:
+        """The cost of ``op`` when constants come from memory and other values from the cache."""
+        if op.has(Trait.CONSTANT_LIKE) or op.has(Trait.TERMINATOR):
+            return Cost()
+        flops = flops_of(op, sizes)
+        constants, values = _traffic(op, sizes)
+        if op.name in _FREE_OF_TRAFFIC:
+            values = 0
+        seconds = constants / self.machine.memory_bandwidth + values / self.machine.cache_bandwidth
+        if op.name in _PRODUCTS:
+            speed = self.machine.peak * self.machine.efficiency_at(_rows(op, sizes))
+            seconds = max(seconds, flops / speed)
+        seconds += self.machine.op_overhead
+        return Cost(flops, constants + values, 1, seconds * 1e6)
+
+    def region(self, region: Region, sizes: Mapping[Symbol, int]) -> Cost:
+        """The sum over the ops of ``region``."""
+        return sum((self.estimate(op, "cpu", sizes) for op in region.ops), Cost())
+
+
+def _traffic(op: Op, sizes: Mapping[Symbol, int]) -> tuple[int, int]:
+    """Bytes of the constants and of the other values that ``op`` reads and writes."""
+    read = dict.fromkeys((*op.operands, *op.results))
+    constants = sum(_bytes(v, sizes) for v in read if v.is_const)
+    return constants, sum(_bytes(v, sizes) for v in read if not v.is_const)
+
+
+def _bytes(value: Value, sizes: Mapping[Symbol, int]) -> int:
+    if not isinstance(value.type, TensorType):
+        return 0
+    return evaluate(value.type.numel, sizes) * value.type.dtype.bits // 8
+
+
+def _rows(op: Op, sizes: Mapping[Symbol, int]) -> int:
+    """The rows that share one read of the matrix."""
+    x, result = op.operands[0].tensor, op.results[0].tensor
+    if op.name == "aten.linear":
+        return max(1, evaluate(x.numel, sizes) // max(1, evaluate(x.shape[-1], sizes)))
+    return max(1, evaluate(result.shape[-2], sizes)) if result.rank > 1 else 1

@@ -1,0 +1,290 @@
+"""Choosing forms: estimates, measured times, thresholds, limits, and what the report says."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+import regraft
+from regraft.compiler import choose
+from regraft.errors import OptionError
+from regraft.ir import OPS, Builder, DType, Leaf, Op, Region, TensorType, symbol
+from regraft.testing import assert_close, randomise
+
+S = symbol("s", 1)
+
+
+class LowRank(nn.Module):
+    def __init__(self, width: int, rank: int, out: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.up(self.down(x)))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of this test's own for profile and tuning database."""
+    monkeypatch.setenv("REGRAFT_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def products(compiled: Any) -> int:
+    return sum(line.strip().startswith("%") and "aten.linear(" in line for line in compiled.ir.splitlines())
+
+
+def compiled_low_rank(rank: int, rows: int = 4, **options: Any) -> tuple[nn.Module, Any]:
+    layer = randomise(LowRank(256, rank, 256).eval())
+    return layer, regraft.compile(layer, (torch.randn(rows, 256),), verify=True, **options)
+
+
+def test_small_ranks_stay_factored_and_large_ones_are_merged() -> None:
+    for rank, form in ((16, "as written"), (250, "merged")):
+        _, compiled = compiled_low_rank(rank, rows=512)
+        (choice,) = compiled.report.choices
+        assert (choice.forms[choice.order[0]], choice.cuts) == (form, ())
+        assert "rg.alt" not in compiled.ir
+    assert not choice.measured
+    assert choice.extra_bytes == (256 * 256 + 256) * 4
+
+
+def test_memory_limit_is_kept_and_said() -> None:
+    _, compiled = compiled_low_rank(250, memory_limit=1000)
+    (choice,) = compiled.report.choices
+    assert choice.order == (0,)
+    assert "0.3 MB more would pass the memory limit" in choice.reason
+    assert "memory limit" in str(compiled.report)
+
+
+def alternative(rows: Any) -> Op:
+    """An ``rg.alt`` of two forms: two linear layers, and one with a leaf of its own."""
+    body = Region([TensorType(DType.F32, (rows, 4))])
+    factored, merged = Region(body.arg_types), Region(body.arg_types)
+    weight = Leaf("w", TensorType(DType.F32, (4, 4)), torch.ones(4, 4))
+    for region, count in ((factored, 2), (merged, 1)):
+        b = Builder(OPS, region)
+        value = region.args[0]
+        for _ in range(count):
+            value = b.aten.linear(value, b.constant(weight))
+        b.create("cf.yield", ((value,),))
+    attrs = {"rows": rows, "forms": ("as written", "merged")}
+    return Builder(OPS, body).create("rg.alt", (body.args,), attrs, regions=(factored, merged))
+
+
+def decided(op: Op, slow_start: Sequence[float], per_row: Sequence[float], noise: float = 0.0) -> Any:
+    def times(_: Op, rows: int) -> choose.Times:
+        us = tuple(a + b * rows for a, b in zip(slow_start, per_row, strict=True))
+        return choose.Times(us, measured=True, noise=noise)
+
+    return choose.decide(op, times)
+
+
+def test_thresholds_are_where_the_times_cross() -> None:
+    choice = decided(alternative(S), (10, 2), (1, 2))  # 10 + n = 2 + 2 n at n = 8
+    assert choice.order == (1, 0)
+    assert choice.cuts == (8,)
+    assert choice.measured
+    assert "merged, from 8 rows as written; measured" in str(choice)
+
+
+def test_noise_keeps_the_reference() -> None:
+    assert decided(alternative(16), (10, 9), (0, 0)).order == (1,)
+    assert decided(alternative(16), (10, 9), (0, 0), noise=0.2).order == (0,)
+    assert decided(alternative(16), (10, 9.9), (0, 0)).order == (0,)
+
+
+def test_at_most_eight_intervals() -> None:
+    def times(_: Op, rows: int) -> choose.Times:
+        return choose.Times((1.0, 0.5 if rows.bit_length() % 2 else 2.0))
+
+    choice = choose.decide(alternative(S), times)
+    assert len(choice.order) == 8
+    assert len(choice.cuts) == 7
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 30])
+def test_both_forms_of_a_dynamic_model_compute_the_same(rows: int, tmp_path: Path) -> None:
+    layer = randomise(LowRank(64, 60, 64).eval())
+    example, shapes = (torch.randn(5, 64),), ({0: Dim.AUTO},)
+    database = choose.TuningDatabase(tmp_path / "tuning.db", choose.machine_name())
+    first = regraft.compile(layer, example, dynamic_shapes=shapes)
+    (key,) = {choice.signature for choice in first.report.choices}
+    for count, us in ((1, (9.0, 1.0)), (8, (3.0, 3.1)), (1 << 16, (1.0, 9.0))):
+        database.record(key, ("as written", "merged"), choose.Measured(count, us, 0.0))
+    compiled = regraft.compile(layer, example, dynamic_shapes=shapes)
+    (choice,) = compiled.report.choices
+    assert choice.order == (1, 0)
+    assert 1 < choice.cuts[0] <= 8
+    assert "rg.alt" in compiled.ir
+    x = torch.randn(rows, 64)
+    with torch.no_grad():
+        assert_close(compiled(x), layer.double()(x.double()), layer.float()(x), reassociates=True)
+
+
+# -- the profile -------------------------------------------------------------------------------
+
+
+def test_profiles_are_kept_by_machine(tmp_path: Path) -> None:
+    first, second = (
+        choose.MachineProfile("one", peak=1e9, measured=True),
+        choose.MachineProfile(choose.machine_name()),
+    )
+    choose.store_profile(first, tmp_path)
+    choose.store_profile(second, tmp_path)
+    assert choose.load_profile(tmp_path) == second
+    assert {"one", second.name} == set(json.loads((tmp_path / "machine.json").read_text())["profiles"])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 99, "profiles": {}}'])
+def test_a_damaged_profile_counts_as_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "machine.json").write_text(text)
+    assert choose.load_profile(tmp_path) == choose.MachineProfile(choose.machine_name())
+
+
+def test_measuring_gives_plausible_figures() -> None:
+    found = choose.measure_profile()
+    assert found.measured
+    assert 1e9 < found.memory_bandwidth < 1e13
+    assert 1e9 < found.peak < 1e14
+    assert 0 < found.op_overhead < 1e-3
+    assert [rows for rows, _ in found.efficiency] == sorted(rows for rows, _ in found.efficiency)
+
+
+def test_efficiency_is_interpolated() -> None:
+    profile = choose.MachineProfile("m", efficiency=((1, 0.1), (4, 0.3), (16, 1.0)))
+    assert profile.efficiency_at(1) == 0.1
+    assert profile.efficiency_at(2) == pytest.approx(0.2)
+    assert profile.efficiency_at(1000) == 1.0
+
+
+# -- the database ------------------------------------------------------------------------------
+
+FORMS = ("as written", "merged")
+
+
+def test_rows_of_other_machines_are_not_read(tmp_path: Path) -> None:
+    here, there = (choose.TuningDatabase(tmp_path / "t.db", machine) for machine in ("here", "there"))
+    there.record("key", FORMS, choose.Measured(4, (1.0, 2.0), 0.0))
+    assert here.lookup("key", FORMS) == []
+    assert there.lookup("key", FORMS) == [choose.Measured(4, (1.0, 2.0), 0.0)]
+
+
+def test_a_damaged_database_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "tuning.db"
+    path.write_bytes(b"this is no database, and long enough to be looked at" * 100)
+    _, compiled = compiled_low_rank(16)
+    assert any("set aside" in note for note in compiled.report.notes)
+    (aside,) = tmp_path.glob("tuning.db.damaged-*")
+    assert aside.read_bytes().startswith(b"this is no database")
+
+
+def test_a_newer_database_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "tuning.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version=99")
+    content = path.read_bytes()
+    _, compiled = compiled_low_rank(16)
+    assert any("newer than this regraft's" in note for note in compiled.report.notes)
+    with pytest.raises(OptionError, match="newer than this regraft's"):
+        compiled_low_rank(16, tune=True)
+    assert path.read_bytes() == content
+
+
+def test_merging_keeps_the_newer_rows(tmp_path: Path) -> None:
+    a, b = (choose.TuningDatabase(tmp_path / name, "m") for name in ("a.db", "b.db"))
+    a.record("old", FORMS, choose.Measured(1, (1.0, 1.0), 0.0))
+    b.record("old", FORMS, choose.Measured(1, (2.0, 2.0), 0.0))
+    b.record("new", FORMS, choose.Measured(1, (3.0, 3.0), 0.0))
+    assert a.merge(tmp_path / "b.db") == 4
+    assert a.lookup("old", FORMS)[0].us == (2.0, 2.0)
+    assert a.lookup("new", FORMS)[0].us == (3.0, 3.0)
+    assert b.merge(tmp_path / "a.db") == 4
+    with pytest.raises(OptionError, match="no tuning database"):
+        a.merge(tmp_path / "absent.db")
+    (tmp_path / "text.db").write_text("text")
+    with pytest.raises(OptionError, match="is not a tuning database"):
+        a.merge(tmp_path / "text.db")
+
+
+def _write(path: Path, start: int) -> None:
+    database = choose.TuningDatabase(path, "m")
+    for rows in range(start, start + 20):
+        database.record("key", FORMS, choose.Measured(rows, (1.0, 2.0), 0.0))
+
+
+def test_two_processes_write_at_once(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("fork")
+    writers = [spawn.Process(target=_write, args=(tmp_path / "t.db", start)) for start in (1, 100)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert len(choose.TuningDatabase(tmp_path / "t.db", "m").lookup("key", FORMS)) == 40
+
+
+# -- tuning ------------------------------------------------------------------------------------
+
+
+def test_tuning_measures_once_and_is_used_later(tmp_path: Path) -> None:
+    _, first = compiled_low_rank(250, tune=True, budget="20s")
+    assert first.report.choices[0].measured
+    before = (tmp_path / "tuning.db").stat().st_mtime_ns
+    _, second = compiled_low_rank(250)
+    assert second.report.choices[0].measured
+    assert second.report.choices[0].times == first.report.choices[0].times
+    assert (tmp_path / "tuning.db").stat().st_mtime_ns == before
+
+
+def test_a_budget_that_is_used_up_is_said() -> None:
+    layer = randomise(LowRank(64, 60, 64).eval())
+    compiled = regraft.compile(
+        layer, (torch.randn(5, 64),), dynamic_shapes=({0: Dim.AUTO},), tune=True, budget=1e-6
+    )
+    assert any("sufficed for 0 of" in note for note in compiled.report.notes)
+
+
+@pytest.mark.parametrize("budget", ["0s", "-1s", "soon", 0, -2, True])
+def test_budgets_that_are_none(budget: Any) -> None:
+    with pytest.raises(OptionError, match="budget"):
+        compiled_low_rank(16, tune=True, budget=budget)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": "3s"}, "budget"),
+        ({"tune": "yes"}, "tune"),
+        ({"memory_limit": -1}, "memory_limit"),
+        ({"memory_limit": "1GB"}, "memory_limit"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        compiled_low_rank(16, **options)
+
+
+def test_estimates_are_corrected_by_what_was_measured() -> None:
+    op = alternative(S)
+    model = choose.RooflineModel(choose.MachineProfile("m"))
+    plain = choose.Timetable(model)(op, 64).us
+
+    class Known:
+        def lookup(self, key: str, forms: Sequence[str]) -> list[choose.Measured]:
+            at_one = choose.Timetable(model)(op, 1).us
+            return [choose.Measured(1, (2 * at_one[0], at_one[1]), 0.0)]
+
+    corrected = choose.Timetable(model, Known())(op, 64)  # type: ignore[arg-type]
+    assert not corrected.measured
+    assert corrected.us == pytest.approx((2 * plain[0], plain[1]))
