@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import compile_time as compile_time_benchmark
+from benchmarks import low_rank as low_rank_benchmark
 from benchmarks import memory as memory_benchmark
 from benchmarks import overhead as overhead_benchmark
 from benchmarks import transformers as transformers_benchmark
@@ -25,6 +26,7 @@ def everything(context: typer.Context) -> None:
         overhead_benchmark.run()
         memory_benchmark.run()
         compile_time_benchmark.run()
+        low_rank_benchmark.run()
 
 
 @app.command()
@@ -43,6 +45,14 @@ def transformers(
 def overhead(rounds: Rounds = 30) -> None:
     """What a call costs beside the work."""
     overhead_benchmark.run(rounds)
+
+
+@app.command()
+def low_rank(
+    rounds: Rounds = 20, patience: Annotated[float, typer.Option(help="As above, a race.")] = 10.0
+) -> None:
+    """Low-rank layers and LoRA: the chosen form against each form."""
+    low_rank_benchmark.run(rounds=rounds, patience=patience)
 
 
 @app.command()
