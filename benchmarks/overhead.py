@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 import regraft
 from benchmarks import machine
 from benchmarks.peers import open_session
-from benchmarks.timing import Call, Interval, race
+from regraft.timing import Call, Interval, race
 from tests.models import FAMILIES
 
 #: Calls a sample: one alone is too short for the clock.

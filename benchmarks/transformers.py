@@ -12,7 +12,7 @@ from torch import Tensor
 import regraft
 from benchmarks import machine
 from benchmarks.peers import PEERS, Inputs, Peer, error_of, tensors
-from benchmarks.timing import race
+from regraft.timing import race
 from tests.models import FAMILIES, Family, in_double
 
 MODELS = ("bert", "gpt2", "llama", "vit")

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
 import regraft
 from regraft.errors import OptionError
 from regraft.ir import Builder, Declined, DType, Example, Match, TensorType, Value
 from regraft.testing import randomise
+from regraft.timing import Race, race
+
+OURS, EAGER = "regraft", "eager"
 
 X, W = TensorType(DType.F32, (4, 8)), TensorType(DType.F32, (6, 8))
 
@@ -114,52 +115,74 @@ CASES = (
 )
 
 
-def run_demo(console: Console, folder: Path | None = None, pairs: int = 10) -> None:
-    """Compile each case, compare it with eager, time both and write the ONNX file into ``folder``.
+@dataclass(frozen=True)
+class Shown:
+    """What became of one case.
+
+    Fields:
+        title: the case's.
+        report: of the compile.
+        race: regraft against eager, and against itself for the noise.
+        written: the ONNX file.
+    """
+
+    title: str
+    report: Any
+    race: Race
+    written: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {
+            "title": self.title,
+            "report": self.report.to_dict(),
+            "race": self.race.to_dict(),
+            "file": self.written.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        times = {name: statistics.median(each) for name, each in self.race.times.items()}
+        return (
+            f"{self.report}\n"
+            f"eager {times[EAGER]:.2f} ms, compiled {times[OURS]:.2f} ms: "
+            f"{self.race.ratio(EAGER).median:.2f}x, regraft is {self.race.verdict(EAGER)} "
+            f"({len(times)} entrants, {len(self.race.times[OURS])} interleaved rounds, medians)\n"
+            f"wrote {self.written.path} ({self.written.bytes / 1e6:.1f} MB, opset {self.written.opset})"
+        )
+
+
+def demo_folder(folder: Path | None) -> Path:
+    """The folder for the files of the demo, made if need be; a temporary one without ``folder``.
 
     Raises:
-        OptionError: transformers is not installed.
+        OptionError: transformers is not installed, or the folder cannot be made.
     """
     try:
         import transformers
     except ImportError as error:
         raise OptionError("the demo needs transformers: pip install 'regraft[demo]'") from error
     transformers.logging.set_verbosity_error()
-    target = folder or Path(tempfile.mkdtemp(prefix="regraft-demo-"))
-    target.mkdir(parents=True, exist_ok=True)
-    for number, case in enumerate(CASES, start=1):
-        console.rule(f"[bold]{number}. {case.title}", align="left")
-        _show(console, case, target / f"demo_{number}.onnx", pairs)
+    try:
+        target = folder or Path(tempfile.mkdtemp(prefix="regraft-demo-"))
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"cannot make the folder '{folder}': {error.strerror}") from error
+    return target
 
 
-def _show(console: Console, case: Case, path: Path, pairs: int) -> None:
+def run_case(
+    case: Case, path: Path, rounds: int = 20, progress: Callable[[Any], object] | None = None
+) -> Shown:
+    """Compile ``case``, compare it with eager, time both in turns and write the ONNX file ``path``."""
     torch.manual_seed(0)
     model = randomise(case.make().eval())
     inputs = case.inputs()
-    compiled = regraft.compile(model, kwargs=inputs, rewrites=case.rewrites, verify=True)
-    console.print(compiled.report)
-    eager_ms, compiled_ms = _time(model, compiled, inputs, pairs)
-    console.print(
-        f"eager {eager_ms:.2f} ms, compiled {compiled_ms:.2f} ms: "
-        f"[bold]{eager_ms / compiled_ms:.2f}x[/bold] (medians of {pairs} interleaved calls)"
-    )
-    path.unlink(missing_ok=True)
-    written = regraft.export_onnx(model, (), path, kwargs=inputs, rewrites=case.rewrites)
-    console.print(
-        f"wrote {written.path} ({written.bytes / 1e6:.1f} MB, opset {written.opset})\n", highlight=False
-    )
-
-
-def _time(
-    model: nn.Module, compiled: Callable[..., Any], inputs: Mapping[str, torch.Tensor], pairs: int
-) -> tuple[float, float]:
-    """Median milliseconds of eager and compiled calls, taken in turns."""
-    samples: tuple[list[float], list[float]] = ([], [])
+    compiled = regraft.compile(model, kwargs=inputs, rewrites=case.rewrites, verify=True, progress=progress)
     with torch.inference_mode():
-        for round_ in range(pairs + 2):
-            for call, kept in zip((model, compiled), samples, strict=True):
-                start = time.perf_counter()
-                call(**inputs)
-                if round_ >= 2:  # the first calls warm caches and threads up
-                    kept.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(samples[0]), statistics.median(samples[1])
+        calls: dict[str, Callable[[], object]] = {
+            OURS: lambda: compiled(**inputs),
+            EAGER: lambda: model(**inputs),
+        }
+        times = race(calls, rounds=rounds, patience=10.0)
+    written = regraft.export_onnx(model, (), path, kwargs=inputs, rewrites=case.rewrites)
+    return Shown(case.title, compiled.report, times, written)

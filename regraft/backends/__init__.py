@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from regraft.errors import BackendError, no_such
 
 if TYPE_CHECKING:
-    from regraft.backends.protocol import Backend, ConstantStore, FileExporter, LowerOptions
+    from regraft.backends.protocol import Backend, ConstantStore, FileExporter, FileRunner, LowerOptions
 
 #: Name -> (package, class, library it needs).
 BUILTIN: dict[str, tuple[str, str, str]] = {
@@ -18,9 +18,9 @@ BUILTIN: dict[str, tuple[str, str, str]] = {
     "example": ("regraft.backends.example", "ExampleBackend", "numpy"),
 }
 
-_LAZY = ("Backend", "ConstantStore", "FileExporter", "LowerOptions")
+_LAZY = ("Backend", "ConstantStore", "FileExporter", "FileRunner", "LowerOptions")
 
-__all__ = ["BUILTIN", "Backend", "ConstantStore", "FileExporter", "LowerOptions", "backend"]
+__all__ = ["BUILTIN", "Backend", "ConstantStore", "FileExporter", "FileRunner", "LowerOptions", "backend"]
 
 
 def __getattr__(name: str) -> Any:

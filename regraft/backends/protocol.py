@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
 
 from regraft.ir import Constant, Function, Op
 from regraft.runtime import Executable
@@ -80,5 +82,31 @@ class FileExporter(Protocol):
 
         Raises:
             OptionError: ``path`` cannot be written, or ``opset`` is not one that can be emitted.
+        """
+        ...
+
+
+class OpenFile(Protocol):
+    """A file that is ready to run."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of its inputs, in order."""
+        ...
+
+    def bind(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """A call on these inputs, given in order."""
+        ...
+
+
+@runtime_checkable
+class FileRunner(Protocol):
+    """A back end whose library can also run files that others wrote, to compare with."""
+
+    def open_file(self, path: Path, options: LowerOptions) -> OpenFile:
+        """The file at ``path`` as the library runs it by default.
+
+        Raises:
+            BackendError: the library refuses it.
         """
         ...

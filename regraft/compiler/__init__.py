@@ -6,21 +6,28 @@ from regraft.compiler import choose
 from regraft.compiler.api import capture, compile, export_onnx
 from regraft.compiler.capture import Captured, capture_model
 from regraft.compiler.export import ExportReport
-from regraft.compiler.pipeline import run_passes
+from regraft.compiler.measure import Measurement
+from regraft.compiler.pipeline import run_named_passes, run_named_rewrites, run_passes
 from regraft.compiler.progress import PHASES, Observer, Progress
+from regraft.compiler.racing import BenchReport, bench
 from regraft.compiler.report import Report
 
 __all__ = [
     "PHASES",
+    "BenchReport",
     "Captured",
     "ExportReport",
+    "Measurement",
     "Observer",
     "Progress",
     "Report",
+    "bench",
     "capture",
     "capture_model",
     "choose",
     "compile",
     "export_onnx",
+    "run_named_passes",
+    "run_named_rewrites",
     "run_passes",
 ]

@@ -14,6 +14,7 @@ from regraft.compiler.capture import Captured, capture_model
 from regraft.compiler.check import error_against_eager
 from regraft.compiler.export import ExportReport, write_onnx
 from regraft.compiler.materialise import Store, replacements
+from regraft.compiler.memory import Resident
 from regraft.compiler.options import Fallback, Options, Verify
 from regraft.compiler.pipeline import Compilation
 from regraft.compiler.progress import Observer, Phases
@@ -60,8 +61,8 @@ def compile(
         passes: pairs ``(stage, pass)`` of your own.
         ops: definitions of your own ops.
         exactness: the least exact kind of rewrite that may be applied.
-        verify: ``True`` compares with eager in fp64 on the example arguments; ``"each"`` also checks
-            the graph after every pass.
+        verify: ``True`` compares with eager in fp64 on the example arguments, and times some calls for
+            the report; ``"each"`` also checks the graph after every pass.
         dump: a folder for the graph's text after each pass.
         threads: worker threads of the back ends; None leaves it to each library.
         progress: called with a ``Progress`` as each phase begins and ends.
@@ -100,16 +101,20 @@ def _compiled(
     model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dynamic_shapes: Any, options: Options
 ) -> CompiledModel:
     start = time.perf_counter()
+    resident = Resident()
     phases = Phases(options.progress)
     captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
     compilation = _rewritten(captured, options, phases)
     compiled = _lowered(compilation, Store(compilation.module))
-    compilation.report.time["total"] = time.perf_counter() - start
+    report = compilation.report
+    report.time["total"] = time.perf_counter() - start
+    report.memory |= resident.growth()
     if options.verify:
         with phases.phase("verify"):
-            compilation.report.error = error_against_eager(
+            report.error = error_against_eager(
                 model, compiled, captured, reassociates=options.exactness != Exactness.EXACT
             )
+            report.measure(compiled, captured.args, captured.kwargs)
     return compiled
 
 

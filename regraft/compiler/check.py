@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,19 +25,31 @@ def error_against_eager(
     Raises:
         NumericsMismatch: the error is beyond what the numerics rule allows.
     """
-    actual = _tensors(compiled(*captured.args, **captured.kwargs))
-    runner = model.module() if isinstance(model, torch.export.ExportedProgram) else model
-    with torch.no_grad():
-        eager = _tensors(runner(*captured.args, **captured.kwargs))
-        if isinstance(runner, torch.nn.Module):
-            args, kwargs = pytree.tree_map(_to_double, (captured.args, captured.kwargs))
-            expected = _tensors(copy.deepcopy(runner).double()(*args, **kwargs))
-        else:
-            expected = [_to_double(leaf) for leaf in eager]
+    actual = tensors_of(compiled(*captured.args, **captured.kwargs))
+    eager, expected = references(model, captured.args, captured.kwargs)
     return assert_close(actual, expected, eager=eager, reassociates=reassociates)
 
 
-def _tensors(result: Any) -> list[torch.Tensor]:
+def references(
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The tensors that eager gives, and those that it gives in fp64; see ``error_against_eager``."""
+    runner = runner_of(model)
+    with torch.no_grad():
+        eager = tensors_of(runner(*args, **kwargs))
+        if not isinstance(runner, torch.nn.Module):
+            return eager, [_to_double(leaf) for leaf in eager]
+        wide_args, wide_kwargs = pytree.tree_map(_to_double, (tuple(args), dict(kwargs)))
+        return eager, tensors_of(copy.deepcopy(runner).double()(*wide_args, **wide_kwargs))
+
+
+def runner_of(model: Any) -> Any:
+    """What runs ``model`` in eager torch."""
+    return model.module() if isinstance(model, torch.export.ExportedProgram) else model
+
+
+def tensors_of(result: Any) -> list[torch.Tensor]:
+    """The tensors of a result, in order."""
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
 
 

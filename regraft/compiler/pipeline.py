@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from regraft.backends import LowerOptions, backend
 from regraft.compiler.dump import Dumper
 from regraft.compiler.materialise import Store
+from regraft.compiler.memory import peak_intermediates
 from regraft.compiler.options import Options
 from regraft.compiler.partition import assign, cut, executor_counts, make_plan
 from regraft.compiler.progress import Phases
@@ -23,6 +24,7 @@ from regraft.ir import (
     Pass,
     PassContext,
     Region,
+    RewritePass,
     RewriteStats,
     Symbol,
     bytes_of,
@@ -32,7 +34,7 @@ from regraft.ir import (
     run_stage,
     verify,
 )
-from regraft.rewrites import default_passes
+from regraft.rewrites import FAMILIES, default_passes
 from regraft.runtime import Plan
 
 
@@ -76,6 +78,8 @@ class Compilation:
         ops = list(_executed(self.module.main.body, self.sizes))
         self.report.flops[when] = sum(flops_of(op, self.sizes) for op in ops)
         self.report.bytes[when] = sum(bytes_of(op, self.sizes) for op in ops)
+        self.report.uncounted = dict(Counter(op.name for op in ops if op.definition.opaque))
+        self.report.memory["intermediates"] = peak_intermediates(self.module.main.body, self.sizes)
 
     def lower(self, store: Store) -> Plan:
         """Partition the module, lower its pieces and join them into a plan."""
@@ -126,4 +130,46 @@ def run_passes(
     for stage in STAGES[: STAGES.index(last_stage) + 1]:
         run_stage(passes, stage, module, context)
         verify(module, stage, after_pass=stage)
+    return context
+
+
+def run_named_passes(module: Module, names: Sequence[str], context: PassContext | None = None) -> PassContext:
+    """Run the shipped passes called ``names`` over ``module`` in the order given, verified after each.
+
+    A pass alone need not reach the form that its stage promises: only what holds of every module is
+    verified.
+
+    Raises:
+        OptionError: there is no such pass.
+        VerifyError: a pass left a module that is not valid.
+    """
+    known = {each.name: each for each in default_passes()}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise OptionError(no_such("pass", unknown[0], known))
+    return _run_alone(module, [known[name] for name in names], context)
+
+
+def run_named_rewrites(
+    module: Module, names: Sequence[str], context: PassContext | None = None
+) -> PassContext:
+    """Run the shipped rewrites called ``names`` over ``module``, together and to a fixpoint.
+
+    Raises:
+        OptionError: there is no such rewrite.
+        VerifyError: a rewrite left a module that is not valid.
+    """
+    known = {rewrite.name: rewrite for family in FAMILIES.values() for rewrite in family}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise OptionError(no_such("rewrite", unknown[0], known))
+    return _run_alone(module, [RewritePass("rewrites", STAGES[0], [known[n] for n in names])], context)
+
+
+def _run_alone(module: Module, passes: Sequence[Pass], context: PassContext | None) -> PassContext:
+    context = context or PassContext(OPS)
+    verify(module, "captured")
+    for each in passes:
+        run_stage([each], each.stage, module, context)
+        verify(module, "captured", after_pass=each.name)
     return context

@@ -1,32 +1,44 @@
-"""What a compile did, for people and as JSON."""
+"""What a compile did, as data and as JSON; ``report_view`` shows it to people."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from regraft.compiler.choose import Choice
+from regraft.compiler.measure import Measurement, measure
 from regraft.ir import RewriteStats
+from regraft.runtime import CompiledModel
+
+WIDTH = 100
+"""Columns of the report's text."""
 
 
 @dataclass
 class Report:
-    """The report of one compile.
+    """The report of one compile. What is not known is None or absent, and shown as unknown.
 
     Fields:
         captured: ops of the captured graph by name.
-        passes: seconds by pass, in order; capture's parts come first.
+        passes: seconds by pass, in order.
         rewrites: hits, declines and seconds by rewrite.
         executors: ops by back end.
         fallbacks: (op, back end, reason) -> uses, for ops that a preferred back end refused.
         choices: for each computation with several forms, which one runs when, and why.
         notes: what the user should know, such as a back end that is not installed.
-        flops, bytes: of the captured and of the final graph, symbols at the example's sizes.
-        time: seconds of the whole compile and of its phases.
+        flops, bytes: of one call of the captured and of the final graph (``before`` and ``after``),
+            symbols at the example's sizes, the body of a loop counted once. Bytes are those of each op's
+            operands and results.
+        uncounted: uses of ops in the final graph whose flops are not known, by name.
+        time: seconds of the whole compile without verification, as ``total``, and of its phases.
+        estimated: seconds of a call by the roofline of this machine; None without a profile of it.
+        measured: what a call took; None until ``measure`` was called.
         error: max |y - reference| / max |reference| against eager in fp64; None when not verified.
-        memory: bytes of constants, and peak resident growth where it was measured.
+        memory: bytes of ``constants``, the estimated peak of ``intermediates`` in one call, and by how
+            much the compile made the process grow: ``growth`` at its end, ``peak_growth`` at most. None
+            where the system does not tell.
     """
 
     captured: dict[str, int] = field(default_factory=dict[str, int])
@@ -38,9 +50,31 @@ class Report:
     notes: list[str] = field(default_factory=list[str])
     flops: dict[str, int] = field(default_factory=dict[str, int])
     bytes: dict[str, int] = field(default_factory=dict[str, int])
+    uncounted: dict[str, int] = field(default_factory=dict[str, int])
     time: dict[str, float] = field(default_factory=dict[str, float])
+    estimated: float | None = None
+    measured: Measurement | None = None
     error: float | None = None
-    memory: dict[str, int] = field(default_factory=dict[str, int])
+    memory: dict[str, int | None] = field(default_factory=dict[str, "int | None"])
+
+    def measure(
+        self,
+        compiled: CompiledModel,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        calls: int = 5,
+    ) -> Measurement:
+        """Time ``compiled`` on the arguments and keep the result as ``measured``.
+
+        Each number is the median of ``calls`` warm calls: of whole calls for the model, and of calls with
+        a clock around each step for the executors.
+
+        Raises:
+            The errors of a call.
+        """
+        self.measured = measure(compiled, args, kwargs or {}, calls)
+        return self.measured
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -56,64 +90,38 @@ class Report:
                 {"op": op, "backend": backend, "reason": reason, "uses": uses}
                 for (op, backend, reason), uses in self.fallbacks.items()
             ],
-            "choices": [choice.to_dict() for choice in self.choices],
+            "choices": [{**choice.to_dict(), "text": str(choice)} for choice in self.choices],
             "notes": list(self.notes),
             "flops": dict(self.flops),
             "bytes": dict(self.bytes),
+            "uncounted": dict(self.uncounted),
             "time": dict(self.time),
+            "estimated": self.estimated,
+            "measured": None if self.measured is None else self.measured.to_dict(),
             "error": self.error,
             "memory": dict(self.memory),
         }
 
     def __rich__(self) -> Any:
-        from rich.console import Group
+        from regraft.compiler.report_view import summary
 
-        return Group(_summary(self), _rewrites(self.rewrites), *self._footer())
-
-    def _footer(self) -> list[str]:
-        lines = [
-            f"fallback: {op} x{uses} to eager: {backend}: {reason}"
-            for (op, backend, reason), uses in self.fallbacks.items()
-        ]
-        lines += [f"choice: {choice}" for choice in self.choices]
-        return lines + [f"note: {note}" for note in self.notes]
+        return summary(self.to_dict())
 
     def __str__(self) -> str:
-        from rich.console import Console
+        from regraft.compiler.report_view import summary
 
-        out = io.StringIO()
-        Console(file=out, width=100).print(self)
-        return out.getvalue().rstrip()
+        return _text(summary(self.to_dict()))
 
+    def full(self) -> str:
+        """All there is: every pass, every rewrite with the reasons it declined for, every step."""
+        from regraft.compiler.report_view import details
 
-def _summary(report: Report) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("captured", f"{sum(report.captured.values())} ops")
-    table.add_row("executors", ", ".join(f"{name}: {ops} ops" for name, ops in report.executors.items()))
-    if "before" in report.flops:
-        table.add_row("flops", _change(report.flops, 1e9, "GFLOP"))
-        table.add_row("bytes", _change(report.bytes, 1e6, "MB"))
-    phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in report.time.items() if name != "total")
-    table.add_row("time", f"{report.time.get('total', 0):.2f} s ({phases})")
-    if report.error is not None:
-        table.add_row("error", f"{report.error:.2e} against eager in fp64")
-    if "constants" in report.memory:
-        table.add_row("constants", f"{report.memory['constants'] / 1e6:.1f} MB")
-    return table
+        return _text(details(self.to_dict()))
 
 
-def _change(values: Mapping[str, int], unit: float, name: str) -> str:
-    return f"{values['before'] / unit:.2f} -> {values['after'] / unit:.2f} {name}"
+def _text(renderable: Any) -> str:
+    from rich.console import Console
 
-
-def _rewrites(rewrites: Mapping[str, RewriteStats]) -> Any:
-    from rich.table import Table
-
-    table = Table("rewrite", "applied", "declined", "ms", box=None, pad_edge=False)
-    for name, stats in sorted(rewrites.items(), key=lambda item: -item[1].hits):
-        if stats.hits:
-            declined = sum(stats.declined.values())
-            table.add_row(name, str(stats.hits), str(declined), f"{stats.seconds * 1e3:.0f}")
-    return table
+    out = io.StringIO()
+    Console(file=out, width=WIDTH, markup=False, emoji=False, highlight=False).print(renderable)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n"))

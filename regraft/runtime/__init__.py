@@ -8,6 +8,7 @@ from regraft.runtime.executable import ArtefactReader, ArtefactWriter, Executabl
 from regraft.runtime.lazy import lazy_names
 from regraft.runtime.model import CompiledModel, load
 from regraft.runtime.plan import Plan, Step
+from regraft.runtime.profile import Profile, StepTime, profile
 from regraft.runtime.signature import GuardSpec, ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
 
 __all__ = [
@@ -20,12 +21,15 @@ __all__ = [
     "GuardSpec",
     "ParamSpec",
     "Plan",
+    "Profile",
     "Signature",
     "Step",
+    "StepTime",
     "SymbolSpec",
     "TensorSpec",
     "ValueSpec",
     "compile_dim",
     "lazy_names",
     "load",
+    "profile",
 ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx_ir as ir
 
 from regraft.backends.ort.dtypes import KERNELS
 from regraft.backends.ort.emit import Emission, Target, emit_function
 from regraft.backends.ort.export import DEFAULT_OPSET, export_onnx_file
+from regraft.backends.ort.files import OpenFile, open_file
 from regraft.backends.ort.lower import LOWERINGS, lowering_of, supports
 from regraft.backends.ort.run import Interface, OrtExecutable, Port
 from regraft.backends.protocol import ConstantStore, LowerOptions
@@ -46,6 +49,14 @@ class OrtBackend:
 
     #: Writes a function as an ONNX file.
     export_file = staticmethod(export_onnx_file)
+
+    def open_file(self, path: Path, options: LowerOptions) -> OpenFile:
+        """The file at ``path`` in a session with ONNX Runtime's own optimisations.
+
+        Raises:
+            BackendError: ONNX Runtime refuses it.
+        """
+        return open_file(path, options.threads)
 
 
 def to_onnx(function: Function, store: ConstantStore, target: Target | None = None) -> Emission:

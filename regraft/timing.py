@@ -120,7 +120,7 @@ def race(
     order = np.random.default_rng(0)
     deadline = time.perf_counter() + patience
     while len(times[first]) < rounds:
-        sample, foreign = _round(slots, order.permutation(list(slots)), inner)
+        sample, foreign = _round(slots, order.permutation(list(slots)).tolist(), inner)
         patient = time.perf_counter() < deadline
         if foreign > _FOREIGN_CORES and patient:
             repeated += 1

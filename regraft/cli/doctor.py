@@ -1,0 +1,124 @@
+"""``regraft doctor``: what this machine has and can do."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from regraft.cli.output import Json, Output, Quiet, Verbose
+
+_REQUIRED = ("torch", "onnxruntime", "onnx", "onnx-ir", "sympy", "numpy", "safetensors")
+#: Package -> the extra of regraft that brings it, and what it is for.
+_OPTIONAL: Mapping[str, tuple[str, str]] = {
+    "transformers": ("demo", "models of the demo"),
+    "onnxscript": ("bench", "torch.onnx as a peer in bench"),
+    "apache-tvm": ("tvm", "kernels built by TVM"),
+}
+#: What decides which kernels a CPU can run, of the flags that the kernel lists.
+_FEATURES = (
+    "avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8",
+    "asimd", "sve", "i8mm", "bf16",
+)  # fmt: skip
+
+
+def doctor_command(as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """Show versions, back ends and what this machine can do."""
+    output = Output(as_json, quiet, verbose)
+    with output.working("doctor"):
+        findings = _findings()
+    output.show(findings, _table(findings))
+
+
+def machine() -> dict[str, Any]:
+    """Versions and processor, as figures need them beside themselves."""
+    import regraft
+
+    return {
+        "regraft": {"version": regraft.__version__, "folder": str(Path(regraft.__file__).parent)},
+        "python": f"{platform.python_version()} on {platform.machine()}, {platform.system()}",
+        "cpu": _cpu(),
+        "threads": _threads(),
+        "packages": {name: _version(name) for name in _REQUIRED},
+    }
+
+
+def _findings() -> dict[str, Any]:
+    return {
+        **machine(),
+        "backends": _backends(),
+        "optional": {
+            name: {"version": _version(name), "get": f"pip install 'regraft[{extra}]'", "for": purpose}
+            for name, (extra, purpose) in _OPTIONAL.items()
+        },
+    }
+
+
+def _cpu() -> dict[str, Any]:
+    """Model and features as Linux tells them; other systems tell the model only."""
+    rows = _cpu_rows()
+    flags = set((rows.get("flags") or rows.get("Features") or "").split())
+    return {
+        "model": rows.get("model name") or platform.processor() or platform.machine(),
+        "features": [each for each in _FEATURES if each in flags] if flags else None,
+    }
+
+
+def _cpu_rows() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    rows = (line.partition(":") for line in path.read_text().split("\n\n", 1)[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in rows}
+
+
+def _threads() -> dict[str, Any]:
+    import torch
+
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return {
+        "cores": os.cpu_count(),
+        "usable": affinity,
+        "torch": torch.get_num_threads(),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+    }
+
+
+def _backends() -> dict[str, str]:
+    from regraft.backends import BUILTIN
+
+    return {
+        name: "ready" if importlib.util.find_spec(library) else f"needs {library}, which is not installed"
+        for name, (_, _, library) in sorted(BUILTIN.items())
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _table(findings: Mapping[str, Any]) -> Any:
+    from rich.table import Table
+
+    cpu, threads = findings["cpu"], findings["threads"]
+    table = Table("what", "found", box=None, pad_edge=False)
+    table.add_row("regraft", f"{findings['regraft']['version']} in {findings['regraft']['folder']}")
+    table.add_row("python", findings["python"])
+    table.add_row("cpu", cpu["model"])
+    table.add_row("cpu features", "unknown" if cpu["features"] is None else " ".join(cpu["features"]))
+    known = ", ".join(f"{name} {count}" for name, count in threads.items() if count is not None)
+    table.add_row("threads", known)
+    for name, state in findings["backends"].items():
+        table.add_row(f"back end {name}", state)
+    for name, version in findings["packages"].items():
+        table.add_row(name, version or "not installed, and needed: pip install regraft")
+    for name, found in findings["optional"].items():
+        table.add_row(name, found["version"] or f"not installed ({found['for']}): {found['get']}")
+    return table

@@ -1,0 +1,69 @@
+"""Progress: a bar on a terminal, a line for each finished phase elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from regraft.compiler import Progress
+
+Watch = Callable[["Progress"], None]
+"""An observer of a compile; see ``regraft.compile(progress=)``."""
+
+
+@contextmanager
+def watching(console: Console, title: str, *, quiet: bool) -> Iterator[Watch]:
+    """An observer that shows on ``console`` how the work called ``title`` goes."""
+    if quiet:
+        yield _ignore
+    elif console.is_terminal and not console.is_dumb_terminal:
+        with _bar(console, title) as watch:
+            yield watch
+    else:
+        yield _lines(console, title)
+
+
+def _ignore(progress: Progress) -> None:
+    """Nobody watches."""
+
+
+def _lines(console: Console, title: str) -> Watch:
+    def watch(progress: Progress) -> None:
+        if progress.done:
+            console.print(f"{title}: {progress.phase} {progress.seconds:.2f} s")
+
+    return watch
+
+
+@contextmanager
+def _bar(console: Console, title: str) -> Iterator[Watch]:
+    from rich import progress as rich_progress
+
+    bar = rich_progress.Progress(
+        rich_progress.SpinnerColumn(),
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(),
+        rich_progress.TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+    )
+    with bar:
+        task = bar.add_task(title, total=None)
+
+        def watch(progress: Progress) -> None:
+            from regraft.compiler import PHASES  # whoever calls has loaded it
+
+            part = f" ({progress.step})" if progress.step else ""
+            bar.update(
+                task,
+                description=f"{title}: {progress.phase}{part}",
+                completed=PHASES.index(progress.phase) + progress.done,
+                total=len(PHASES),
+            )
+
+        yield watch

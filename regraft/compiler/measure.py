@@ -1,0 +1,74 @@
+"""Measuring a compiled model: what a call takes, and where."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from regraft.runtime import CompiledModel, Profile, profile
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Wall-clock times of a compiled model on one set of arguments, warm.
+
+    Fields:
+        calls: how many calls each number is the median of.
+        seconds: a whole call, as the user makes it.
+        steps: (back end, seconds) of each step of the plan, from calls in which a clock stood around
+            each step. They add up to less than a call: its arguments are checked besides.
+        live_bytes: the most bytes of results held between steps.
+    """
+
+    calls: int
+    seconds: float
+    steps: tuple[tuple[str, float], ...]
+    live_bytes: int
+
+    @property
+    def executors(self) -> dict[str, float]:
+        """Seconds of a call by back end."""
+        total: dict[str, float] = {}
+        for backend, seconds in self.steps:
+            total[backend] = total.get(backend, 0.0) + seconds
+        return total
+
+    def to_dict(self) -> dict[str, Any]:
+        """The measurement as JSON values."""
+        return {
+            "calls": self.calls,
+            "seconds": self.seconds,
+            "executors": self.executors,
+            "steps": [{"backend": backend, "seconds": seconds} for backend, seconds in self.steps],
+            "live_bytes": self.live_bytes,
+        }
+
+
+def measure(
+    compiled: CompiledModel, args: Sequence[Any], kwargs: Mapping[str, Any], calls: int
+) -> Measurement:
+    """Time ``calls`` calls of ``compiled`` as they are and as many step by step, in turns, after one of each.
+
+    Raises:
+        The errors of a call.
+    """
+    whole: list[float] = []
+    stepwise: list[Profile] = []
+    tensors = compiled.signature.flatten(tuple(args), dict(kwargs))
+    sizes = compiled.signature.sizes(tensors)
+    for round_ in range(calls + 1):
+        start = time.perf_counter()
+        compiled(*args, **kwargs)
+        seconds = time.perf_counter() - start
+        profiled = profile(compiled.plan, tensors, sizes)
+        if round_:  # the first of each warms caches up
+            whole.append(seconds)
+            stepwise.append(profiled)
+    steps = tuple(
+        (same[0].backend, statistics.median(each.seconds for each in same))
+        for same in zip(*(p.steps for p in stepwise), strict=True)
+    )
+    return Measurement(calls, statistics.median(whole), steps, max(p.live_bytes for p in stepwise))

@@ -1,0 +1,97 @@
+"""Memory of a compile and of what it made, as far as it can be known from inside the process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from regraft.ir import Op, Region, Symbol, TensorType, Trait, Value, evaluate
+
+_STATM = Path("/proc/self/statm")
+
+
+class Resident:
+    """Watches this process's resident memory from the moment it is made."""
+
+    def __init__(self) -> None:
+        self._start = _resident()
+        self._highest = _high_water()
+
+    def growth(self) -> dict[str, int | None]:
+        """Bytes by which resident memory has grown since: ``growth`` now and ``peak_growth`` at most.
+
+        Each is None where the system does not tell. So is the peak where the process had used more
+        memory at some time before: the system keeps one high-water mark, and only a new one is ours.
+        """
+        now, highest = _resident(), _high_water()
+        if now is None or self._start is None:
+            return {"growth": None, "peak_growth": None}
+        growth = now - self._start
+        is_new = highest is not None and self._highest is not None and highest > self._highest
+        # The kernel counts pages late: the mark may lie a little below what is resident now.
+        peak = max(growth, highest - self._start) if is_new and highest is not None else None
+        return {"growth": growth, "peak_growth": peak}
+
+
+def _resident() -> int | None:
+    """Bytes resident now; Linux alone tells."""
+    if not _STATM.exists():
+        return None
+    import resource
+
+    return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+
+
+def _high_water() -> int | None:
+    """The most bytes ever resident in this process."""
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def peak_intermediates(region: Region, sizes: Mapping[Symbol, int]) -> int:
+    """An estimate of the most bytes that values made by ``region`` hold at once.
+
+    Each value lives from its op to its last use, ops in the order of the graph; a view is no memory of
+    its own and keeps what it views alive. A back end that fuses or reorders holds other amounts. A symbol
+    that ``sizes`` lacks counts as its lower bound.
+    """
+    ops = [op for op in region.ops if not op.has(Trait.CONSTANT_LIKE)]
+    base = _bases(region, ops)
+    last: dict[Value, int] = {}
+    for index, op in enumerate(ops):
+        last |= {base.get(value, value): index for value in (*op.operands, *op.results)}
+    for value in region.results:
+        last[base.get(value, value)] = len(ops)
+    alive = peak = 0
+    leaving: dict[int, list[int]] = {}
+    for index, op in enumerate(ops):
+        inner = max((peak_intermediates(each, sizes) for each in op.regions), default=0)
+        for result in op.results:
+            if result not in base:
+                count = _bytes(result, sizes)
+                alive += count
+                leaving.setdefault(last[result], []).append(count)
+        peak = max(peak, alive + inner)
+        alive -= sum(leaving.pop(index, ()))
+    return peak
+
+
+def _bases(region: Region, ops: list[Op]) -> dict[Value, Value]:
+    """View -> the value whose memory it shows."""
+    base: dict[Value, Value] = {}
+    for op in ops:
+        if op.has(Trait.VIEW) and op.operands:
+            viewed = op.operands[0]
+            base |= dict.fromkeys(op.results, base.get(viewed, viewed))
+    return base
+
+
+def _bytes(value: Value, sizes: Mapping[Symbol, int]) -> int:
+    if not isinstance(value.type, TensorType):
+        return 0
+    return evaluate(value.type.numel, sizes) * value.type.dtype.bits // 8

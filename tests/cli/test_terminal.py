@@ -1,0 +1,127 @@
+"""The command line as a person meets it: a real terminal, keys, colours, completion."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from tests.cli.running import GRAPH
+
+REGRAFT = Path(sys.executable).parent / "regraft"
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+SLOW = """
+import time
+import torch
+
+
+class Slow(torch.nn.Module):
+    def forward(self, x):
+        time.sleep(120)
+        return x + 1
+
+
+def slow_to_capture():
+    return Slow().eval(), (torch.ones(3),)
+
+
+def slow_to_make():
+    print("making", flush=True)
+    time.sleep(120)
+"""
+
+Spawn = Callable[..., "pexpect.spawn[str]"]
+
+
+@pytest.fixture
+def spawn(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Spawn:
+    """Start a command in a terminal of 100 columns, in an empty folder."""
+
+    home = tmp_path_factory.mktemp("home")
+
+    def start(command: str, *arguments: object, **environment: str) -> pexpect.spawn[str]:
+        hidden = ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "GITHUB_ACTIONS", "CI")
+        kept = {name: value for name, value in os.environ.items() if name not in hidden}
+        return pexpect.spawn(
+            command,
+            [str(a) for a in arguments],
+            env={**kept, "TERM": "xterm-256color", "HOME": str(home), **environment},
+            cwd=tmp_path,
+            dimensions=(40, 100),
+            encoding="utf-8",
+            timeout=120,
+        )
+
+    return start
+
+
+def ended(terminal: pexpect.spawn[str]) -> tuple[int | None, str]:
+    """The exit code, and what was on the screen since the last expectation."""
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    return terminal.exitstatus, terminal.before or ""
+
+
+def test_a_compile_shows_progress_and_then_the_report(spawn: Spawn, factories: Path) -> None:
+    terminal = spawn(str(REGRAFT), "compile", f"{factories}:make", "--backends", "eager")
+    terminal.expect("compile: export")
+    terminal.expect("compile: lower|compile: verify")
+    code, screen = ended(terminal)
+    assert code == 0
+    assert "\x1b[?25h" in screen, "the cursor is back"
+    text = ANSI.sub("", screen)
+    assert "executors" in text
+    assert "eager: " in text
+
+
+def test_an_error_is_red_and_one_message(spawn: Spawn) -> None:
+    code, screen = ended(spawn(str(REGRAFT), "compile", "absent.py:make"))
+    assert code == 1
+    assert "\x1b[1;31m" in screen
+    text = ANSI.sub("", screen)
+    assert text.count("absent.py") == 1
+    assert text.endswith("FactoryError: cannot read 'absent.py': No such file or directory\r\n")
+    code, screen = ended(spawn(str(REGRAFT), "compile", "absent.py:make", NO_COLOR="1"))
+    assert (code, "\x1b[1;31m" in screen) == (1, False)
+
+
+@pytest.mark.parametrize(("factory", "shown"), [("slow_to_make", "making"), ("slow_to_capture", "export")])
+def test_ctrl_c_ends_it_and_leaves_nothing(spawn: Spawn, tmp_path: Path, factory: str, shown: str) -> None:
+    file = tmp_path / "slow.py"
+    file.write_text(SLOW)
+    terminal = spawn(str(REGRAFT), "compile", f"slow.py:{factory}", "--out", "saved", "--dump", "dumped")
+    terminal.expect(shown)
+    terminal.sendintr()
+    code, screen = ended(terminal)
+    assert code == 130
+    assert "interrupted" in screen
+    assert "Traceback" not in screen
+    assert "\x1b[?25h" in screen, "the cursor is back"
+    assert {path.name for path in tmp_path.iterdir()} <= {"slow.py", "__pycache__"}
+
+
+def test_bash_completes_names(spawn: Spawn, tmp_path: Path) -> None:
+    (tmp_path / "graph.ir").write_text(GRAPH)
+    path = f"{REGRAFT.parent}:/usr/bin:/bin"
+    terminal = spawn("bash", "--norc", "--noprofile", "-i", PS1="ready> ", PATH=path)
+    terminal.expect_exact("ready> ")
+    terminal.sendline('eval "$(_REGRAFT_COMPLETE=source_bash regraft)"; echo "do""ne"')
+    terminal.expect_exact("done")
+    for typed, completed in (
+        ("regraft comp\t", "regraft compile "),
+        ("regraft ir graph.ir --stage canon\t", "--stage canonicalize "),
+        ("regraft ir graph.ir --rewrite RMSNormC\t", "--rewrite RMSNormCasts "),
+        ("regraft ir graph.ir --pass fold.sw\t", "--pass fold.sweep "),
+        ("regraft compile m.py:f --backends ort,ea\t", "--backends ort,eager "),
+    ):
+        terminal.send(typed)
+        terminal.expect_exact(completed)
+        terminal.sendcontrol("u")
+    terminal.sendline("exit")
+    assert ended(terminal)[0] == 0
