@@ -138,6 +138,27 @@ def test_mutation_of_a_buffer() -> None:
     assert "return the new value" in message
 
 
+class Remembering(nn.Module):
+    """Keeps tensors in attributes, beside an LSTM, which keeps its weights in one of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 8)
+        self.seen = [torch.zeros(3, 8)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = [x * 2]  # the assignment
+        return self.lstm(x[None])[0] + self.seen[0]
+
+
+def test_a_tensor_kept_in_an_attribute() -> None:
+    message = compile_fails(CaptureError, nn.Sequential(Remembering()).eval(), rows())
+    assert "writes to its attribute '0.seen'" in message
+    assert line_of("the assignment") in message
+    assert "self.seen = [x * 2]" in message
+    assert "return the new value" in message
+
+
 def test_mutation_of_an_argument() -> None:
     def model(x: Tensor) -> Tensor:
         return x.add_(1)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -19,6 +15,7 @@ from torch.export import Dim
 import regraft
 from regraft.errors import OptionError, UnsupportedOpError
 from regraft.testing import TOLERANCES, randomise
+from tests.e2e.exported import run_without_torch, write_case
 from tests.models import FAMILIES, Family, in_double
 
 SIZES = [(1, 1), (3, 13), (1, 40)]
@@ -34,21 +31,6 @@ class Towers(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         a, b = self.left(batch["left"]), self.right(batch["right"])
         return {"similarity": a @ b.T, "mean": torch.cat([a, b]).mean(0)}
-
-
-def write_case(folder: Path, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
-    folder.mkdir(parents=True)
-    for kind, tensors in (("in", inputs), ("out", outputs)):
-        for name, tensor in tensors.items():
-            np.save(folder / f"{kind}.{name}.npy", tensor.numpy())
-
-
-def run_without_torch(root: Path) -> dict[str, Any]:
-    """What ``onnx_runner.py`` finds in ``root``."""
-    command = [sys.executable, "-I", str(Path(__file__).with_name("onnx_runner.py")), str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def is_standard(model: onnx.ModelProto) -> bool:

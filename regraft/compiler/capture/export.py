@@ -14,13 +14,12 @@ from __future__ import annotations
 import functools
 import linecache
 import logging
+import re
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -38,13 +37,12 @@ from regraft.compiler.capture.example import (
 )
 from regraft.compiler.capture.importer import import_program
 from regraft.compiler.capture.size_one import with_size_one
+from regraft.compiler.capture.source import line_of_assignment, line_of_error
 from regraft.compiler.progress import Phases
 from regraft.errors import CaptureError, OptionError, ShapeError
 from regraft.ir import Module, OpTable
 from regraft.runtime import Signature
 
-_TORCH = str(Path(torch.__file__).parent)
-_REGRAFT = str(Path(__file__).parents[2])
 _EXPORTING = threading.Lock()
 
 
@@ -131,8 +129,8 @@ def _export(
     """The functional program."""
     args, kwargs = split(arguments, n_args)
     # torch's tracers are process-wide: a second one in another thread fails.
-    with _EXPORTING, _quiet_export(), torch.no_grad(), _unchanged(module):
-        with phases.phase("export"), _pointing_at_user_code():
+    with _EXPORTING, _quiet_export(module), torch.no_grad(), _unchanged(module):
+        with phases.phase("export"), _pointing_at_user_code(module):
             program = torch.export.export(
                 module,
                 args,
@@ -140,7 +138,7 @@ def _export(
                 dynamic_shapes=torch_shapes(shapes, arguments) if shapes else None,
                 strict=False,
             )
-        with phases.phase("decompositions"), _pointing_at_user_code():
+        with phases.phase("decompositions"), _pointing_at_user_code(module):
             return program.run_decompositions({})
 
 
@@ -176,7 +174,7 @@ def _unchanged(module: torch.nn.Module) -> Generator[None]:
 
 
 def _import_exported(program: ExportedProgram, table: OpTable, phases: Phases) -> Captured:
-    with _EXPORTING, _quiet_export(), phases.phase("decompositions"):
+    with _EXPORTING, _quiet_export(None), phases.phase("decompositions"):
         program = program.run_decompositions({})
     entry = program.module_call_graph[0].signature
     names = tuple(entry.forward_arg_names or ()) if entry is not None else ()
@@ -213,7 +211,7 @@ def _mode_matters(module: torch.nn.Module) -> bool:
 
 
 @contextmanager
-def _quiet_export() -> Generator[None]:
+def _quiet_export(module: torch.nn.Module | None) -> Generator[None]:
     """torch.export logs advice about dims and guards that we give ourselves, as errors.
 
     It also calls names of its own that it deprecates.
@@ -230,34 +228,47 @@ def _quiet_export() -> Generator[None]:
             warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
             # torch.export would undo the assignment and go on: the state would be lost in silence.
             warnings.filterwarnings("error", r"The tensor attribute", UserWarning)
+            flat = [f"self.{name}._flat_weights" for name in _recurrent(module)]
+            if flat:
+                # While it traces, torch.export puts fake weights in place of the model's, and an LSTM keeps
+                # its weights in a list too.
+                several = rf"({'|'.join(map(re.escape, flat))})\[\d+\]"
+                warnings.filterwarnings("ignore", rf"The tensor attributes? ({several}(, )?)+ w\w+ assigned")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
+def _recurrent(module: torch.nn.Module | None) -> list[str]:
+    """The paths of the submodules that are torch's RNNs."""
+    modules = module.named_modules() if module is not None else ()
+    return [name for name, each in modules if isinstance(each, torch.nn.RNNBase)]
+
+
 @contextmanager
-def _pointing_at_user_code() -> Generator[None]:
+def _pointing_at_user_code(module: torch.nn.Module) -> Generator[None]:
     """Turn what torch.export raises into a ``CaptureError`` at the user's own line."""
     try:
         yield
     except CaptureError:
         raise
     except Exception as error:
-        frame = _user_frame(error)
-        location = f"{frame.filename}:{frame.lineno}" if frame else None
-        source = linecache.getline(frame.filename, frame.lineno or 0).strip() if frame else None
-        message, hint = _explain(error)
+        attribute = _assigned_attribute(error)
+        line = line_of_assignment(module, attribute) if attribute else line_of_error(error)
+        location = f"{line[0]}:{line[1]}" if line else None
+        source = linecache.getline(*line).strip() if line else None
+        message, hint = _explain(error, attribute)
         raise CaptureError(message, location=location, source_line=source, hint=hint) from error
 
 
-def _user_frame(error: BaseException) -> traceback.FrameSummary | None:
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith((_TORCH, _REGRAFT, "<"))]
-    return own[-1] if own else None
+def _assigned_attribute(error: Exception) -> str | None:
+    """The attribute that torch.export says was assigned to, as a path from the model."""
+    found = re.match(r"The tensor attributes? self\.([\w.]+)", str(error))
+    return found.group(1) if found else None
 
 
-def _explain(error: Exception) -> tuple[str, str | None]:
+def _explain(error: Exception, attribute: str | None) -> tuple[str, str | None]:
     name = type(error).__name__
     text = str(error).strip().split("\n")[0]
     if name in ("GuardOnDataDependentSymNode", "UserError") and "data-dependent" in str(error).lower():
@@ -265,8 +276,7 @@ def _explain(error: Exception) -> tuple[str, str | None]:
             "the model branches on the value of a tensor, which one graph cannot follow",
             "compute both sides and select with torch.where, or use torch.cond",
         )
-    if "assigned during export" in text:
-        attribute = text.partition("self.")[2].partition(" ")[0]
+    if attribute is not None:
         return (
             f"the model writes to its attribute '{attribute}'",
             "return the new value instead of keeping it in the model",

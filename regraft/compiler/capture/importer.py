@@ -12,7 +12,6 @@ torch does implicitly become ops.
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from regraft.compiler.capture.example import CallForm
 from regraft.compiler.capture.promotion import promoted
 from regraft.compiler.capture.signature import make_signature
 from regraft.compiler.capture.sizes import Sizes
+from regraft.compiler.capture.source import line_in
 from regraft.errors import CaptureError
 from regraft.ir import (
     Builder,
@@ -46,7 +46,6 @@ from regraft.ir import (
     refines,
 )
 
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 #: Nodes that say something about sizes only; dims carry it already.
 _SIZE_OPS = ("aten.sym_size.int", "aten.sym_numel", "aten.sym_stride.int", "aten.sym_storage_offset")
 #: Facts about tensors that the import itself establishes.
@@ -172,6 +171,8 @@ class _Importer:
             raise CaptureError(
                 f"{_target_name(node)} is not an operation on tensors that can be captured yet",
                 location=str(location_of(node)),
+                hint="compute both sides and select with torch.where, unroll a loop in Python, or leave this "
+                "part outside of the compiled model",
             )
         name = overload_name(node.target)
         if name in _SIZE_OPS or name in _ASSERTS or _is_size_assert(node):
@@ -211,6 +212,7 @@ class _Importer:
             if not isinstance(spec.arg, TensorArgument):
                 raise CaptureError(
                     f"the model returns '{spec.arg.name}', a size",
+                    location=str(location_of(nodes[spec.arg.name])),
                     hint="return tensors; a caller can read a size from a tensor's shape",
                 )
             results.append(self._value(nodes[spec.arg.name]))
@@ -277,6 +279,8 @@ def _is_size_assert(node: Node) -> bool:
         raise CaptureError(
             "a size or a check depends on the value of a tensor, which cannot be captured yet",
             location=str(location_of(node)),
+            hint="keep the size fixed and mask with torch.where, or leave this part outside of the compiled "
+            "model",
         )
     return True
 
@@ -305,8 +309,7 @@ def _target_name(node: Node) -> str:
 
 def location_of(node: Node) -> Location:
     """The user's source line and module path that made ``node``."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    file, line = frames[-1] if frames else ("", "0")
+    file, line = line_in(node.meta.get("stack_trace") or "")
     stack = node.meta.get("nn_module_stack") or {}
     path = list(stack.values())[-1][0] if stack else ""
-    return Location(file, int(line), path.removeprefix("L['self']").lstrip("."))
+    return Location(file, line, path.removeprefix("L['self']").lstrip("."))

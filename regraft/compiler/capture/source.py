@@ -1,0 +1,76 @@
+"""Where in the user's own source something happened."""
+
+# The frames of a stack trace in fx metadata are text, and a model's class may have no source.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sysconfig
+import textwrap
+import traceback
+from pathlib import Path
+
+import torch
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_TORCH = str(Path(torch.__file__).parent)
+_REGRAFT = str(Path(__file__).parents[2])
+_STANDARD = sysconfig.get_path("stdlib")
+_INSTALLED = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+
+
+def is_users(file: str) -> bool:
+    """Whether ``file`` is neither torch's, nor ours, nor Python's, nor generated code.
+
+    The examples that torch ships to be exported count as a user's.
+    """
+    if file.startswith(("<", _REGRAFT)):
+        return False
+    if file.startswith(_TORCH):
+        return file.startswith(f"{_TORCH}/_export/db/examples")
+    return not file.startswith(_STANDARD) or file.startswith(_INSTALLED)
+
+
+def line_in(stack_trace: str) -> tuple[str, int]:
+    """File and line of the innermost frame that is the user's; of the innermost one where none is.
+
+    Without a frame: ``("", 0)``.
+    """
+    frames = [(file, int(line)) for file, line in _FRAME.findall(stack_trace)]
+    written = [frame for frame in frames if not frame[0].startswith("<")]
+    own = [frame for frame in written if is_users(frame[0])]
+    return (own or written or [("", 0)])[-1]
+
+
+def line_of_error(error: BaseException) -> tuple[str, int] | None:
+    """File and line of the innermost frame of ``error`` that is the user's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [(f.filename, f.lineno or 0) for f in frames if is_users(f.filename)]
+    return own[-1] if own else None
+
+
+def line_of_assignment(module: torch.nn.Module, path: str) -> tuple[str, int] | None:
+    """File and line where the class of a submodule assigns to ``self.<attribute>``.
+
+    ``path`` is the submodule's path and the attribute, such as ``encoder.cache``. None where the class has no
+    source or assigns to it nowhere but in ``__init__``.
+    """
+    owner, _, attribute = path.rpartition(".")
+    kind = type(module.get_submodule(owner))
+    try:
+        file = inspect.getsourcefile(kind)
+        lines, start = inspect.getsourcelines(kind)
+    except (OSError, TypeError):  # made in an interactive session, or built in
+        return None
+    (definition,) = ast.parse(textwrap.dedent("".join(lines))).body
+    found = [
+        node.lineno
+        for method in ast.iter_child_nodes(definition)
+        if getattr(method, "name", "__init__") != "__init__"
+        for node in ast.walk(method)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr == attribute
+    ]
+    return (file, start + found[0] - 1) if file and found else None
