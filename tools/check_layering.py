@@ -42,6 +42,8 @@ OUTSIDE: Mapping[str, frozenset[str]] = {
     "tests/compiler": PUBLIC | {"compiler"},
     "tests/backends": PUBLIC | {"backends", "runtime"},
     "tests/ops": PUBLIC | {"backends", "runtime"},
+    # Random programs go through every stage and back end.
+    "tests/fuzz": PUBLIC | {"backends", "compiler"},
     "tests/runtime": PUBLIC | {"runtime"},
     "tests/cli": PUBLIC | {"cli"},
     "tests/docs": PUBLIC | {"cli"},

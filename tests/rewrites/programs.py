@@ -163,6 +163,9 @@ STEPS = (
     _cumsum, _index,
 )  # fmt: skip
 
+#: Steps that move elements of any type and compute none.
+SHAPE_STEPS = (_unsqueeze, _squeeze, _flatten, _expand, _permute, _slice, _cat)
+
 
 @st.composite
 def index_programs(draw: Draw) -> Function:

@@ -36,6 +36,7 @@ from regraft.compiler.capture.example import (
     widened,
 )
 from regraft.compiler.capture.importer import import_program
+from regraft.compiler.capture.leaves import check_leaves
 from regraft.compiler.capture.size_one import with_size_one
 from regraft.compiler.capture.source import line_of_assignment, line_of_error
 from regraft.compiler.progress import Phases
@@ -105,6 +106,7 @@ def capture_model(
     form = CallForm.of(module.forward, len(args))
     arguments = by_parameter(form, args, dict(kwargs or {}))
     shapes = shapes_by_parameter(form, arguments, dynamic_shapes)
+    check_leaves(arguments, shapes)
     traced = widened(arguments, shapes)
     program = _export(module, traced, shapes, len(args), phases)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from regraft.ir.dims import Dim, eq
 from regraft.ir.dtypes import DType
@@ -26,7 +25,7 @@ def _condition(site: CallSite) -> Sequence[Type]:
         refuse(site, f"the branches yield {len(then.result_types)} and {len(other.result_types)} values")
     fresh = iter(site.symbols)
     pairs = zip(then.result_types, other.result_types, strict=True)
-    return tuple(_join(site, a, b, fresh) for a, b in pairs)
+    return tuple(_join(site, pair, fresh) for pair in pairs)
 
 
 def _loop(site: CallSite) -> Sequence[Type]:
@@ -40,9 +39,7 @@ def _loop(site: CallSite) -> Sequence[Type]:
         refuse(site, "the operands, the body's arguments and the values it yields differ in number")
     fresh = iter(site.symbols)
     rows = zip(site.operand_types, body.arg_types, body.result_types, strict=True)
-    return tuple(
-        _join(site, _join(site, start, carried, fresh), again, fresh) for start, carried, again in rows
-    )
+    return tuple(_join(site, row, fresh) for row in rows)
 
 
 def _require_bool(site: CallSite, found: Type, what: str) -> None:
@@ -66,22 +63,33 @@ def _may_be(a: Type, b: Type) -> bool:
     return same and all(eq(x, y) is not False for x, y in zip(a.shape, b.shape, strict=True))
 
 
-def _join(site: CallSite, a: Type, b: Type, fresh: Any) -> Type:
-    """The type of a value that is an ``a`` or a ``b``."""
-    if not isinstance(a, TensorType) or not isinstance(b, TensorType) or a == b:
-        require(a == b, site, f"a value is {a} on one path and {b} on the other")
-        return a
-    if a.dtype != b.dtype or a.rank != b.rank or a.device != b.device:
-        refuse(site, f"a value is {a} on one path and {b} on the other")
-    return a.with_shape(tuple(_join_dim(site, x, y, fresh) for x, y in zip(a.shape, b.shape, strict=True)))
+def _join(site: CallSite, types: Sequence[Type], fresh: Iterator[Dim]) -> Type:
+    """The type of a value that has one of ``types``; the next of ``fresh`` stands for a size that differs."""
+    first = types[0]
+    tensors = [t for t in types if isinstance(t, TensorType)]
+    for other in types:
+        if isinstance(first, TensorType) and isinstance(other, TensorType):
+            same = (first.dtype, first.rank, first.device) == (other.dtype, other.rank, other.device)
+        else:
+            same = first == other
+        require(same, site, f"a value is {first} on one path and {other} on the other")
+    if not isinstance(first, TensorType):
+        return first
+    shapes = zip(*(t.shape for t in tensors), strict=True)
+    return first.with_shape(tuple(_join_dim(site, sizes, fresh) for sizes in shapes))
 
 
-def _join_dim(site: CallSite, a: Dim, b: Dim, fresh: Any) -> Dim:
-    if eq(a, b) is True:
-        return a
+def _join_dim(site: CallSite, sizes: Sequence[Dim], fresh: Iterator[Dim]) -> Dim:
+    differing = [size for size in sizes if eq(sizes[0], size) is not True]
+    if not differing:
+        return sizes[0]
     symbol = next(fresh, None)
     if symbol is None:
-        refuse(site, f"a size is {a} on one path and {b} on the other, and the op defines no symbol for it")
+        refuse(
+            site,
+            f"a size is {sizes[0]} on one path and {differing[0]} on the other, and the op defines no symbol "
+            "for it",
+        )
     return symbol
 
 
