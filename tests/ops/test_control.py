@@ -206,6 +206,25 @@ def test_a_loop_that_grows_binds_its_size_every_trip() -> None:
     assert rows.item() == 12
 
 
+def test_a_loop_that_grows_defines_one_symbol_for_its_size() -> None:
+    """Before the loop, in a trip and after it the size is another one: a single symbol stands for the three."""
+    (carried,) = dims.symbols_of(dims.symbol("c"))
+    (symbol,) = dims.symbols_of(U)
+    types = [TensorType(DType.F32, (dims.as_expr(carried), 4))]
+
+    def loop(symbols: Sequence[Symbol]) -> TensorType:
+        region = Region([ROWS])
+        condition = block(types, lambda b, x: [b.aten.full((), False, dtype=DType.BOOL)], [carried])
+        grow = block(types, lambda b, x: [b.aten.cat((x, x), 0)], [carried])
+        b = Builder(OPS, region)
+        op = b.create("cf.while", ((region.args[0],),), regions=[condition, grow], symbols=symbols)
+        return op.result.tensor
+
+    assert loop([symbol]).shape == (U, 4)
+    with pytest.raises(TypeError, match=r"^cf.while: a size is s on one path and c on the other"):
+        loop([])
+
+
 def test_a_condition_yields_one_bool() -> None:
     region = Region([COUNT])
     wrong = block([COUNT], lambda b, i: [i])
