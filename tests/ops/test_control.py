@@ -207,7 +207,7 @@ def test_a_loop_that_grows_binds_its_size_every_trip() -> None:
 
 
 def test_a_loop_that_grows_defines_one_symbol_for_its_size() -> None:
-    """Before the loop, in a trip and after it the size is another one: a single symbol stands for the three."""
+    """Before the loop, in a trip and after it the size is another one: one symbol stands for all three."""
     (carried,) = dims.symbols_of(dims.symbol("c"))
     (symbol,) = dims.symbols_of(U)
     types = [TensorType(DType.F32, (dims.as_expr(carried), 4))]
