@@ -256,7 +256,7 @@ def _pointing_at_user_code(module: torch.nn.Module) -> Generator[None]:
     except CaptureError:
         raise
     except Exception as error:
-        attribute = _assigned_attribute(error)
+        attribute = _assigned_attribute(error, module)
         line = line_of_assignment(module, attribute) if attribute else line_of_error(error)
         location = f"{line[0]}:{line[1]}" if line else None
         source = linecache.getline(*line).strip() if line else None
@@ -264,10 +264,13 @@ def _pointing_at_user_code(module: torch.nn.Module) -> Generator[None]:
         raise CaptureError(message, location=location, source_line=source, hint=hint) from error
 
 
-def _assigned_attribute(error: Exception) -> str | None:
+def _assigned_attribute(error: Exception, module: torch.nn.Module) -> str | None:
     """The attribute that torch.export says was assigned to, as a path from the model."""
-    found = re.match(r"The tensor attributes? self\.([\w.]+)", str(error))
-    return found.group(1) if found else None
+    named = re.match(r"The tensor attributes? (.*) w\w+ assigned during export", str(error))
+    if named is None:
+        return None
+    paths = {path.partition("[")[0].removeprefix("self.") for path in named.group(1).split(", ")}
+    return min(paths - {f"{name}._flat_weights" for name in _recurrent(module)})
 
 
 def _explain(error: Exception, attribute: str | None) -> tuple[str, str | None]:
