@@ -8,9 +8,12 @@ import platform
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from regraft.cli.output import Json, Output, Quiet, Verbose
+from regraft.errors import OptionError
 
 _REQUIRED = ("torch", "onnxruntime", "onnx", "onnx-ir", "sympy", "numpy", "safetensors")
 #: Package -> the extra of regraft that brings it, and what it is for.
@@ -26,12 +29,36 @@ _FEATURES = (
 )  # fmt: skip
 
 
-def doctor_command(as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+def doctor_command(
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Measure this machine for estimates, and keep the figures."),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
     """Show versions, back ends and what this machine can do."""
     output = Output(as_json, quiet, verbose)
     with output.working("doctor"):
+        if measure:
+            _measure()
         findings = _findings()
     output.show(findings, _table(findings))
+
+
+def _measure() -> None:
+    """Measure the machine and keep its profile.
+
+    Raises:
+        OptionError: there is no folder to keep it in.
+    """
+    from regraft.compiler import choose, state_folder
+
+    folder = state_folder()
+    if folder is None:
+        raise OptionError("there is no folder for the profile; set REGRAFT_CACHE_DIR to one")
+    choose.store_profile(choose.measure_profile(), folder)
 
 
 def machine() -> dict[str, Any]:
@@ -51,6 +78,7 @@ def _findings() -> dict[str, Any]:
     return {
         **machine(),
         "backends": _backends(),
+        "profile": _profile(),
         "optional": {
             name: {"version": _version(name), "get": f"pip install 'regraft[{extra}]'", "for": purpose}
             for name, (extra, purpose) in _OPTIONAL.items()
@@ -97,6 +125,13 @@ def _backends() -> dict[str, str]:
     }
 
 
+def _profile() -> dict[str, Any]:
+    """The machine's speeds that estimates are made with."""
+    from regraft.compiler import choose, state_folder
+
+    return choose.load_profile(state_folder()).to_dict()
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -115,6 +150,10 @@ def _table(findings: Mapping[str, Any]) -> Any:
     table.add_row("cpu features", "unknown" if cpu["features"] is None else " ".join(cpu["features"]))
     known = ", ".join(f"{name} {count}" for name, count in threads.items() if count is not None)
     table.add_row("threads", known)
+    profile = findings["profile"]
+    origin = "measured" if profile["measured"] else "default figures; regraft doctor --measure measures them"
+    speeds = f"{profile['memory_bandwidth'] / 1e9:.0f} GB/s, {profile['peak'] / 1e9:.0f} GFLOP/s"
+    table.add_row("speed", f"{speeds} ({origin})")
     for name, state in findings["backends"].items():
         table.add_row(f"back end {name}", state)
     for name, version in findings["packages"].items():

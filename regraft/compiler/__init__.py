@@ -5,6 +5,7 @@ from __future__ import annotations
 from regraft.compiler import choose
 from regraft.compiler.api import capture, compile, export_onnx
 from regraft.compiler.capture import Captured, capture_model
+from regraft.compiler.choosing import state_folder
 from regraft.compiler.export import ExportReport
 from regraft.compiler.measure import Measurement
 from regraft.compiler.pipeline import run_named_passes, run_named_rewrites, run_passes
@@ -30,4 +31,5 @@ __all__ = [
     "run_named_passes",
     "run_named_rewrites",
     "run_passes",
+    "state_folder",
 ]

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from regraft.backends import LowerOptions, backend
+from regraft.compiler.choose import RooflineModel, load_profile
+from regraft.compiler.choosing import state_folder
 from regraft.compiler.dump import Dumper
 from regraft.compiler.materialise import Store
 from regraft.compiler.memory import peak_intermediates
 from regraft.compiler.options import Options
 from regraft.compiler.partition import assign, cut, executor_counts, make_plan
 from regraft.compiler.progress import Phases
-from regraft.compiler.report import Report
+from regraft.compiler.report import Estimate, Report
 from regraft.errors import OptionError, no_such
 from regraft.ir import (
     OPS,
@@ -80,6 +82,14 @@ class Compilation:
         self.report.bytes[when] = sum(bytes_of(op, self.sizes) for op in ops)
         self.report.uncounted = dict(Counter(op.name for op in ops if op.definition.opaque))
         self.report.memory["intermediates"] = peak_intermediates(self.module.main.body, self.sizes)
+        if when == "after":
+            self.report.estimated = self._estimate(ops)
+
+    def _estimate(self, ops: Sequence[Op]) -> Estimate:
+        profile = load_profile(state_folder(), self.options.threads)
+        model = RooflineModel(profile)
+        microseconds = sum(model.estimate(op, "cpu", self.sizes).us for op in ops)
+        return Estimate(1e-6 * microseconds, "measured" if profile.measured else "default")
 
     def lower(self, store: Store) -> Plan:
         """Partition the module, lower its pieces and join them into a plan."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from regraft.compiler.choose import Choice
 from regraft.compiler.measure import Measurement, measure
@@ -14,6 +14,20 @@ from regraft.runtime import CompiledModel
 
 WIDTH = 100
 """Columns of the report's text."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The time of a call as a model of the machine gives it.
+
+    Fields:
+        seconds: the sum over the final graph's ops of the slower of arithmetic and traffic, and of an
+            overhead for each. An op whose flops are not known counts with its traffic.
+        profile: ``measured`` on this machine, or ``default`` figures of current CPUs.
+    """
+
+    seconds: float
+    profile: Literal["measured", "default"]
 
 
 @dataclass
@@ -33,7 +47,7 @@ class Report:
             operands and results.
         uncounted: uses of ops in the final graph whose flops are not known, by name.
         time: seconds of the whole compile without verification, as ``total``, and of its phases.
-        estimated: seconds of a call by the roofline of this machine; None without a profile of it.
+        estimated: what a call takes by the roofline of this machine; None before there is a final graph.
         measured: what a call took; None until ``measure`` was called.
         error: max |y - reference| / max |reference| against eager in fp64; None when not verified.
         memory: bytes of ``constants``, the estimated peak of ``intermediates`` in one call, and by how
@@ -52,7 +66,7 @@ class Report:
     bytes: dict[str, int] = field(default_factory=dict[str, int])
     uncounted: dict[str, int] = field(default_factory=dict[str, int])
     time: dict[str, float] = field(default_factory=dict[str, float])
-    estimated: float | None = None
+    estimated: Estimate | None = None
     measured: Measurement | None = None
     error: float | None = None
     memory: dict[str, int | None] = field(default_factory=dict[str, "int | None"])
@@ -96,7 +110,7 @@ class Report:
             "bytes": dict(self.bytes),
             "uncounted": dict(self.uncounted),
             "time": dict(self.time),
-            "estimated": self.estimated,
+            "estimated": None if self.estimated is None else asdict(self.estimated),
             "measured": None if self.measured is None else self.measured.to_dict(),
             "error": self.error,
             "memory": dict(self.memory),

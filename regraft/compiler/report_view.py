@@ -51,7 +51,7 @@ def _facts(report: Content) -> Iterator[tuple[str, str]]:
     if "before" in report["flops"]:
         yield "flops", _change(report["flops"], "FLOP") + _uncounted(report["uncounted"])
         yield "bytes", _change(report["bytes"], "B")
-    yield "call", f"{_measured(measured)}, estimated {_milliseconds(report['estimated'])}"
+    yield "call", f"{_measured(measured)}, estimated {_estimated(report['estimated'])}"
     yield "compile", _phases(report["time"])
     error = report["error"]
     yield "error", "not verified" if error is None else f"{error:.2e} against eager in fp64"
@@ -73,8 +73,14 @@ def _measured(measured: Content | None) -> str:
     return f"{_milliseconds(measured['seconds'])} measured (median of {measured['calls']})"
 
 
-def _milliseconds(seconds: float | None) -> str:
-    return UNKNOWN if seconds is None else f"{1e3 * seconds:.3g} ms"
+def _estimated(estimate: Content | None) -> str:
+    if estimate is None:
+        return UNKNOWN
+    return f"{_milliseconds(estimate['seconds'])} ({estimate['profile']} profile)"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms"
 
 
 def _change(values: Mapping[str, int], unit: str) -> str:

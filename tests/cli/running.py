@@ -28,7 +28,7 @@ def run_process(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "regraft.cli", *map(str, arguments)],
+        [sys.executable, "-m", "regraft", *map(str, arguments)],
         input=given,
         capture_output=True,
         text=True,

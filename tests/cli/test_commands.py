@@ -149,14 +149,32 @@ def test_bench_leaves_a_peer_out_with_its_reason(invoke: Invoke, factories: Path
 
 
 def test_doctor_names_what_is_there_and_what_is_missing(invoke: Invoke) -> None:
-    with mock.patch("importlib.metadata.version", side_effect=metadata.PackageNotFoundError):
+    version = metadata.version
+
+    def without_transformers(package: str) -> str:
+        if package == "transformers":
+            raise metadata.PackageNotFoundError
+        return version(package)
+
+    with mock.patch("importlib.metadata.version", without_transformers):
         result = invoke("doctor", "-q", "--json")
+        text = invoke("doctor").stdout
     findings = json.loads(result.stdout)
     assert findings["backends"]["ort"] == "ready"
+    assert findings["packages"]["torch"] == version("torch")
     assert findings["optional"]["transformers"]["version"] is None
-    text = invoke("doctor").stdout
-    assert "back end ort" in text
+    assert "not installed (models of the demo): pip install 'regraft[demo]'" in text
     assert "cpu features" in text
+    assert "(default figures; regraft doctor --measure measures them)" in text
+
+
+def test_doctor_measures_and_keeps_the_machine(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGRAFT_CACHE_DIR", str(tmp_path))
+    measured = json.loads(invoke("doctor", "--measure", "--json", "-q").stdout)["profile"]
+    assert measured["measured"]
+    assert json.loads(invoke("doctor", "--json", "-q").stdout)["profile"] == measured
 
 
 def test_the_version(invoke: Invoke) -> None:

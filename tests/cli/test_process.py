@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.running import GRAPH, run_process
 
-COMMAND = [sys.executable, "-m", "regraft.cli"]
+COMMAND = [sys.executable, "-m", "regraft"]
 
 
 def test_help_and_completion_load_nothing_heavy() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import regraft
-from regraft.compiler import Report
+from regraft.compiler import Report, choose
 from regraft.errors import ShapeError
 
 
@@ -32,7 +34,8 @@ def test_without_verification_nothing_is_measured() -> None:
     assert report.measured is None
     assert report.to_dict()["measured"] is None
     text = str(report)
-    assert "not measured, estimated unknown" in text
+    assert "not measured, estimated 0." in text
+    assert "(default profile)" in text
     assert "not verified" in text
 
 
@@ -60,7 +63,20 @@ def test_what_was_measured_is_json() -> None:
     content = json.loads(json.dumps(compiled.report.to_dict()))
     assert content["measured"]["calls"] == 2
     assert content["measured"]["seconds"] == measured.seconds
-    assert content["estimated"] is None
+    assert content["estimated"]["profile"] == "default"
+
+
+def test_the_estimate_is_that_of_the_machines_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGRAFT_CACHE_DIR", str(tmp_path))
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).eval()
+    profile = dataclasses.replace(choose.load_profile(tmp_path), op_overhead=1.0, measured=True)
+    choose.store_profile(profile, tmp_path)
+    estimated = regraft.compile(model, (X,)).report.estimated
+    assert estimated is not None
+    assert estimated.profile == "measured"
+    assert estimated.seconds == pytest.approx(3.0, abs=1e-3), "three ops, a second each"
 
 
 def test_a_measurement_that_fails_is_none() -> None:

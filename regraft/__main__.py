@@ -1,0 +1,7 @@
+"""``python -m regraft``."""
+
+from __future__ import annotations
+
+from regraft.cli import main
+
+main()

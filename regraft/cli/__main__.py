@@ -1,7 +1,0 @@
-"""``python -m regraft.cli``."""
-
-from __future__ import annotations
-
-from regraft.cli.app import main
-
-main()
