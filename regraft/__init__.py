@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from regraft import errors
     from regraft.backends import Backend
-    from regraft.compiler import capture, compile, export_onnx
+    from regraft.compiler import bisect, capture, compile, explain, export_onnx
     from regraft.ir import Exactness, Example, OpDef, Pass, Rewrite
     from regraft.runtime import load
 
@@ -23,9 +23,11 @@ __all__ = [
     "OpDef",
     "Pass",
     "Rewrite",
+    "bisect",
     "capture",
     "compile",
     "errors",
+    "explain",
     "export_onnx",
     "load",
 ]
@@ -37,8 +39,10 @@ _MODULE_OF_NAME = {
     "OpDef": "regraft.ir",
     "Pass": "regraft.ir",
     "Rewrite": "regraft.ir",
+    "bisect": "regraft.compiler",
     "capture": "regraft.compiler",
     "compile": "regraft.compiler",
+    "explain": "regraft.compiler",
     "export_onnx": "regraft.compiler",
     "load": "regraft.runtime",
 }

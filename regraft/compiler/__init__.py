@@ -4,29 +4,37 @@ from __future__ import annotations
 
 from regraft.compiler import choose
 from regraft.compiler.api import capture, compile, export_onnx
+from regraft.compiler.bisect import BisectReport, bisect
 from regraft.compiler.capture import Captured, capture_model
 from regraft.compiler.choosing import state_folder
+from regraft.compiler.explain import Explanation, explain
 from regraft.compiler.export import ExportReport
 from regraft.compiler.measure import Measurement
 from regraft.compiler.pipeline import run_named_passes, run_named_rewrites, run_passes
 from regraft.compiler.progress import PHASES, Observer, Progress
 from regraft.compiler.racing import BenchReport, bench
 from regraft.compiler.report import Report
+from regraft.compiler.verify_each import EachApplication
 
 __all__ = [
     "PHASES",
     "BenchReport",
+    "BisectReport",
     "Captured",
+    "EachApplication",
+    "Explanation",
     "ExportReport",
     "Measurement",
     "Observer",
     "Progress",
     "Report",
     "bench",
+    "bisect",
     "capture",
     "capture_model",
     "choose",
     "compile",
+    "explain",
     "export_onnx",
     "run_named_passes",
     "run_named_rewrites",

@@ -16,11 +16,11 @@ from regraft.compiler.export import ExportReport, write_onnx
 from regraft.compiler.materialise import Store, replacements
 from regraft.compiler.memory import Resident
 from regraft.compiler.options import Fallback, Options, Verify
-from regraft.compiler.pipeline import Compilation
+from regraft.compiler.pipeline import WHOLE, Compilation, Limit
 from regraft.compiler.progress import Observer, Phases
 from regraft.compiler.report import Report
 from regraft.errors import OptionError
-from regraft.ir import OPS, Exactness, Leaf, Module, OpDef, Pass, Rewrite, Symbol, print_module
+from regraft.ir import OPS, Exactness, Leaf, Module, OpDef, Pass, Rewrite, print_module
 from regraft.runtime import CompiledModel, Signature
 
 _DEFAULT_BACKENDS = ("ort",)
@@ -62,8 +62,10 @@ def compile(
         ops: definitions of your own ops.
         exactness: the least exact kind of rewrite that may be applied.
         verify: ``True`` compares with eager in fp64 on the example arguments, and times some calls for
-            the report; ``"each"`` also checks the graph after every pass.
-        dump: a folder for the graph's text after each pass.
+            the report; ``"each"`` also compares every application of every rewrite with what it replaces,
+            and checks the graph after every pass.
+        dump: a folder for the graph's text after each pass and what the pass changed: a new folder, an
+            empty one, or that of an earlier dump.
         threads: worker threads of the back ends; None leaves it to each library.
         progress: called with a ``Progress`` as each phase begins and ends.
         tune: measure the forms of computations that have several (low-rank factors, or merged) on this
@@ -104,8 +106,8 @@ def _compiled(
     resident = Resident()
     phases = Phases(options.progress)
     captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
-    compilation = _rewritten(captured, options, phases)
-    compiled = _lowered(compilation, Store(compilation.module))
+    compilation = rewritten(captured, options, phases)
+    compiled = lowered(compilation, Store(compilation.module))
     report = compilation.report
     report.time["total"] = time.perf_counter() - start
     report.memory |= resident.growth()
@@ -118,21 +120,21 @@ def _compiled(
     return compiled
 
 
-def _rewritten(captured: Captured, options: Options, phases: Phases) -> Compilation:
+def rewritten(captured: Captured, options: Options, phases: Phases, limit: Limit = WHOLE) -> Compilation:
+    """Rewrite a captured model, as far as ``limit`` says; its module changes in place."""
     report = Report(notes=list(options.notes), time=phases.seconds)
     function = captured.module.main
-    sizes = _example_sizes(function.signature, function.symbols, captured)
-    compilation = Compilation(captured.module, options, report, sizes, phases)
+    signature: Signature = function.signature
+    inputs = signature.flatten(captured.args, captured.kwargs) if captured.traced else None
+    values: dict[str, int] = signature.sizes(inputs) if inputs is not None else {}
+    sizes = {s: values[s.name] for s in function.symbols if s.name in values}
+    compilation = Compilation(captured.module, options, report, sizes, phases, inputs, limit)
     compilation.rewrite()
     return compilation
 
 
-def _example_sizes(signature: Signature, symbols: Sequence[Symbol], captured: Captured) -> dict[Symbol, int]:
-    values = signature.sizes(signature.flatten(captured.args, captured.kwargs)) if captured.traced else {}
-    return {s: values[s.name] for s in symbols if s.name in values}
-
-
-def _lowered(compilation: Compilation, store: Store) -> CompiledModel:
+def lowered(compilation: Compilation, store: Store) -> CompiledModel:
+    """Give a rewritten model to its back ends."""
     plan = compilation.lower(store)
     report = compilation.report
     leaves = [c for c in compilation.module.constants() if isinstance(c, Leaf)]
@@ -141,7 +143,7 @@ def _lowered(compilation: Compilation, store: Store) -> CompiledModel:
     weights = [store.tensor(leaf) for leaf in leaves]
 
     def refreshed(model: Any) -> CompiledModel:
-        return _lowered(compilation, Store(module, replacements(module, model)))
+        return lowered(compilation, Store(module, replacements(module, model)))
 
     return CompiledModel(module.main.signature, plan, report, print_module(module), refreshed, weights)
 
@@ -212,6 +214,6 @@ def export_onnx(
     )
     phases = Phases(options.progress)
     captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
-    compilation = _rewritten(captured, options, phases)
+    compilation = rewritten(captured, options, phases)
     with torch.no_grad(), phases.phase("lower"):
         return write_onnx(compilation, Store(compilation.module), target, opset, contrib)

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from regraft.backends import LowerOptions, backend
-from regraft.compiler.choose import RooflineModel, load_profile
+from regraft.compiler.choose import ChooseForms, RooflineModel, load_profile
 from regraft.compiler.choosing import state_folder
 from regraft.compiler.dump import Dumper
 from regraft.compiler.materialise import Store
@@ -16,10 +18,12 @@ from regraft.compiler.options import Options
 from regraft.compiler.partition import assign, cut, executor_counts, make_plan
 from regraft.compiler.progress import Phases
 from regraft.compiler.report import Estimate, Report
+from regraft.compiler.verify_each import EachApplication
 from regraft.errors import OptionError, no_such
 from regraft.ir import (
     OPS,
     STAGES,
+    Fuel,
     Function,
     Module,
     Op,
@@ -29,10 +33,13 @@ from regraft.ir import (
     RewritePass,
     RewriteStats,
     Symbol,
+    Watcher,
     bytes_of,
     chosen_form,
     evaluate,
     flops_of,
+    passes_in_order,
+    run_pass,
     run_stage,
     verify,
 )
@@ -40,15 +47,43 @@ from regraft.rewrites import FAMILIES, default_passes
 from regraft.runtime import Plan
 
 
+@dataclass(frozen=True)
+class Limit:
+    """How much of the rewriting is done, for those who look into it.
+
+    Fields:
+        passes: so many, in order; None for all.
+        fuel: so many applications of rewrites; None for any number.
+        watchers: hear of every change.
+    """
+
+    passes: int | None = None
+    fuel: int | None = None
+    watchers: tuple[Watcher, ...] = ()
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the graph may not reach the normal form that stages promise."""
+        return self.passes is not None or self.fuel is not None
+
+
+WHOLE = Limit()
+
+
 @dataclass
 class Compilation:
-    """One compile on its way: the module, the options and the report that grows with it."""
+    """One compile on its way: the module, the options and the report that grows with it.
+
+    ``inputs`` are the flat tensors of the example arguments, ``sizes`` the symbols' values for them.
+    """
 
     module: Module
     options: Options
     report: Report
     sizes: Mapping[Symbol, int]
     phases: Phases
+    inputs: Sequence[Tensor] | None = None
+    limit: Limit = WHOLE
 
     def rewrite(self) -> None:
         """Run every stage over the module, which changes in place."""
@@ -61,20 +96,42 @@ class Compilation:
     def _run_stages(self) -> None:
         dumper = Dumper(self.options.dump)
         dumper.write("captured", self.module)
+        each = self._each_application() if self.options.verify == "each" else None
+        watchers = (*self.limit.watchers, *([each] if each else []))
+        fuel = Fuel(self.limit.fuel)
+        context = PassContext(self.options.table, self.options.exactness, fuel, watchers=watchers)
+        own = {each.name for each in self.options.passes}
 
         def observe(name: str, module: Module, seconds: float) -> None:
             self.report.passes.append((name, seconds))
             self.phases.step("rewrites", name, seconds)
-            dumper.write(name, module)
-            if self.options.verify == "each":
+            dumper.write(name, module, seconds, context.stats)
+            if each is not None:
                 verify(module, "captured", after_pass=name)
+                if name in own:
+                    each.compare_results(name)
 
-        context = PassContext(self.options.table, self.options.exactness, observer=observe)
-        choose = self.options.choosing(self.report.notes)
-        passes = (*default_passes(self.options.rewrites), choose, *self.options.passes)
-        run_passes(self.module, passes, context)
+        context.observer = observe
+        choose, passes = passes_of(self.options, self.report.notes)
+        if self.limit.is_partial:
+            _run_some(self.module, passes, context, self.limit.passes)
+        else:
+            run_passes(self.module, passes, context)
         self.report.rewrites = dict[str, RewriteStats](context.stats)
         self.report.choices = choose.choices
+
+    def _each_application(self) -> EachApplication:
+        if self.inputs is None:
+            raise OptionError(
+                "verify='each' compares on example arguments, and the exported program has none; "
+                "export it with its example, or pass the model itself"
+            )
+        sizes = {symbol.name: value for symbol, value in self.sizes.items()}
+
+        def told(name: str) -> None:
+            self.phases.step("rewrites", f"compared {name}", 0.0)
+
+        return EachApplication(self.module.main, self.inputs, sizes, self.options.table, told)
 
     def _count(self, when: str) -> None:
         ops = list(_executed(self.module.main.body, self.sizes))
@@ -117,6 +174,20 @@ def _executed(region: Region, sizes: Mapping[Symbol, int]) -> Iterator[Op]:
             yield op
             for inner in op.regions:
                 yield from _executed(inner, sizes)
+
+
+def passes_of(options: Options, notes: list[str]) -> tuple[ChooseForms, tuple[Pass, ...]]:
+    """The passes of a compile, in no order, and the one among them that chooses forms."""
+    choose = options.choosing(notes)
+    return choose, (*default_passes(options.rewrites), choose, *options.passes)
+
+
+def _run_some(module: Module, passes: Sequence[Pass], context: PassContext, count: int | None) -> None:
+    """The first ``count`` passes. Stages that are cut short need not reach their normal form."""
+    verify(module, "captured")
+    for each in passes_in_order(passes)[:count]:
+        run_pass(each, module, context)
+    verify(module, "captured")
 
 
 def run_passes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -131,6 +131,13 @@ class Report:
         from regraft.compiler.report_view import details
 
         return _text(details(self.to_dict()))
+
+
+def lines_in_rich(lines: Iterable[str]) -> Any:
+    """Lines as rich shows them: as they are, without markup."""
+    from rich.text import Text
+
+    return Text("\n".join(lines))
 
 
 def _text(renderable: Any) -> str:

@@ -45,7 +45,7 @@ from regraft.ir.passes import (
 )
 from regraft.ir.pattern import Declined, Match, Pattern, PatternBuilder, Progress, Var, match_pattern
 from regraft.ir.place import excerpt, path_of
-from regraft.ir.printer import format_type, print_function, print_module, print_op, print_region
+from regraft.ir.printer import format_type, outermost, print_function, print_module, print_op, print_region
 from regraft.ir.rewrite import Exactness, Example, Rewrite, parse_type
 from regraft.ir.rewriter import Fuel, Listener, Rewriter, RewriteStats, is_dead, refines
 from regraft.ir.stages import STAGE_RULES, stage_problem
@@ -126,6 +126,7 @@ __all__ = [
     "is_dead",
     "leaves",
     "match_pattern",
+    "outermost",
     "parse_dim",
     "parse_module",
     "parse_type",

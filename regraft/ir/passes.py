@@ -166,7 +166,10 @@ def run_pass(each: Pass, module: Module, context: PassContext) -> None:
     start = time.perf_counter()
     try:
         each.run(module, context)
-    except (VerifyError, NumericsMismatch):
+    except NumericsMismatch as error:
+        error.suspect = error.suspect or each.name
+        raise
+    except VerifyError:
         raise
     except RewriteError as error:
         _locate(error, each.name, module, context.at)
@@ -324,7 +327,7 @@ def decide(rewrite: Rewrite, pattern: Pattern, root: Op) -> Match | Declined:
     kept = match.outside_use()
     if kept is not None:
         reason = "an inner value has users outside the match"
-        return Declined(reason, kept, "", Progress.OUTSIDE_USE, kept.op, len(match.ops))
+        return Declined(reason, kept, "", Progress.OUTSIDE_USE, kept.op, match.ops)
     try:
         verdict: object = rewrite.check(match)
     except Exception as error:

@@ -154,7 +154,7 @@ class Declined:
         change: what to write instead, where that is known.
         progress: how far the rewrite came.
         at: the op of the pattern that fails, or whose operand does.
-        matched: the ops of the pattern that were found before it failed.
+        ops: those of the pattern that were found before it failed.
     """
 
     reason: str
@@ -162,18 +162,22 @@ class Declined:
     change: str = ""
     progress: Progress = field(default=Progress.DECLINED, compare=False)
     at: Op | None = field(default=None, compare=False)
-    matched: int = field(default=0, compare=False)
+    ops: tuple[Op, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
 class Match:
-    """What a pattern matched: values and attributes by variable name, and the ops in between."""
+    """What a pattern matched: values and attributes by variable name, and the ops in between.
+
+    ``holders`` gives, for an attribute, the op that has it.
+    """
 
     root: Op
     values: Mapping[str, Value | None]
     attrs: Mapping[str, Any]
     ops: tuple[Op, ...]
     shared: frozenset[Op] = frozenset()
+    holders: Mapping[str, Op] = field(default_factory=dict[str, Op])
 
     def __getattr__(self, name: str) -> Value:
         values = object.__getattribute__(self, "values")
@@ -188,9 +192,13 @@ class Match:
     def attr(self, name: str) -> Any:
         return self.attrs[name]
 
+    def holder(self, name: str) -> Value | None:
+        """The result of the op that has the attribute bound as ``name``: the culprit when it is wrong."""
+        return _first(self.holders[name])
+
     def decline(self, reason: str, culprit: Value | None = None, change: str = "") -> Declined:
         """The answer of a ``check`` that refuses: why, what is to blame, and what to write instead."""
-        return Declined(reason, culprit, change, at=self.root, matched=len(self.ops))
+        return Declined(reason, culprit, change, at=self.root, ops=self.ops)
 
     def outside_use(self) -> Value | None:
         """An inner value that something outside the match uses and the rewrite would not keep."""
@@ -218,9 +226,9 @@ class _Failure(NamedTuple):
     details: tuple[object, ...]
 
     def declined(self) -> Declined:
-        matched = {value for value in self.bound.values() if isinstance(value, Op)}
+        ops = tuple(dict.fromkeys(value for value in self.bound.values() if isinstance(value, Op)))
         reason = self.text.format(*self.details)
-        return Declined(reason, self.culprit, "", Progress.PARTIAL, self.at, len(matched))
+        return Declined(reason, self.culprit, "", Progress.PARTIAL, self.at, ops)
 
 
 @dataclass
@@ -251,9 +259,20 @@ def match_pattern(pattern: Pattern, root: Op) -> Match | Declined:
         shared = frozenset(v for k, v in found.items() if isinstance(k, OpNode) and k.shared)
         values = {n: found.get(n) for n in pattern.variables}
         attrs = {k.name: v for k, v in found.items() if isinstance(k, AttrVar)}
-        return Match(root, values, attrs, ops, shared)
+        return Match(root, values, attrs, ops, shared, _holders(found))
     assert search.furthest is not None, "a search that finds nothing has failed somewhere"
     return search.furthest.declined()
+
+
+def _holders(found: Bindings) -> dict[str, Op]:
+    """For each attribute variable, the first op that binds it."""
+    holders: dict[str, Op] = {}
+    for node, op in found.items():
+        if isinstance(node, OpNode):
+            for each in node.bound.values():
+                if isinstance(each, AttrVar):
+                    holders.setdefault(each.name, op)
+    return holders
 
 
 def _first(op: Op) -> Value | None:

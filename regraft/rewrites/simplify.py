@@ -27,13 +27,14 @@ class Simplify:
         self.after = after
         self.before = before
         self.spellings = CanonicalSpellings(f"{name}.spellings", stage)
-        self.rewrites = RewritePass(name, stage, rewrites)
+        self._driver = RewritePass(name, stage, rewrites)
+        self.rewrites = self._driver.rewrites
 
     def run(self, module: Module, context: PassContext) -> bool:
         changed = False
         for _ in range(_MAX_ROUNDS):
             respelled = self.spellings.run(module, context)
-            rewritten = self.rewrites.run(module, context)
+            rewritten = self._driver.run(module, context)
             changed = changed or respelled or rewritten
             if not rewritten:
                 return changed

@@ -125,7 +125,7 @@ class ChooseForms:
         self.choices: list[Choice] = []
 
     def run(self, module: Module, context: Any) -> bool:
-        rewriter = Rewriter(context.table, self.name)
+        rewriter: Rewriter = context.rewriter(self.name)
         ops = [op for function in module.functions.values() for op in _alts(function)]
         self.prepare(module, ops)
         decided = [(op, decide(op, self.times)) for op in ops]

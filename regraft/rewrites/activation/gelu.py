@@ -10,6 +10,7 @@ from regraft.rewrites.support import is_number
 
 _CUBIC = 0.044715
 _ROOT = math.sqrt(2 / math.pi)
+_DIVIDE = "divide by math.sqrt(2), or call torch.nn.functional.gelu"
 
 
 def _halves(op: PatternBuilder, x: Var, gate: Any) -> Any:
@@ -27,8 +28,13 @@ def _halves(op: PatternBuilder, x: Var, gate: Any) -> Any:
 def _half_is_wrong(m: Match) -> Declined | None:
     for name, expected in (("half", 0.5), ("one", 1.0), ("half_more", 0.5)):
         if name in m.attrs and not is_number(m.attrs[name], expected, m.x.tensor.dtype):
-            return m.decline(f"{m.attrs[name]!r} stands where gelu has {expected}", m.x)
+            return _not_gelus(m, name, expected)
     return None
+
+
+def _not_gelus(m: Match, name: str, expected: float) -> Declined:
+    reason = f"{m.attrs[name]!r} stands where gelu has {expected}"
+    return m.decline(reason, m.holder(name), f"{expected!r}, or torch.nn.functional.gelu")
 
 
 class GeluErf(Rewrite):
@@ -43,9 +49,11 @@ class GeluErf(Rewrite):
     def check(self, m: Match) -> Declined | None:
         dtype = m.x.tensor.dtype
         if "root" in m.attrs and not is_number(m.attr("root"), math.sqrt(2), dtype):
-            return m.decline(f"erf is taken of x / {m.attr('root')!r}, not of x / √2", m.x)
+            reason = f"erf is taken of x / {m.attr('root')!r}, not of x / √2"
+            return m.decline(reason, m.holder("root"), _DIVIDE)
         if "inverse" in m.attrs and not is_number(m.attr("inverse"), math.sqrt(0.5), dtype):
-            return m.decline(f"erf is taken of x * {m.attr('inverse')!r}, not of x / √2", m.x)
+            reason = f"erf is taken of x * {m.attr('inverse')!r}, not of x / √2"
+            return m.decline(reason, m.holder("inverse"), _DIVIDE)
         return _half_is_wrong(m)
 
     def rewrite(self, op: Builder, m: Match) -> Value:
@@ -104,7 +112,7 @@ class GeluTanh(Rewrite):
     def check(self, m: Match) -> Declined | None:
         for name, expected in (("cubic", _CUBIC), ("root", _ROOT), ("one_more", 1.0)):
             if name in m.attrs and not is_number(m.attrs[name], expected, m.x.tensor.dtype):
-                return m.decline(f"{m.attrs[name]!r} stands where gelu has {expected}", m.x)
+                return _not_gelus(m, name, expected)
         return _half_is_wrong(m)
 
     def rewrite(self, op: Builder, m: Match) -> Value:

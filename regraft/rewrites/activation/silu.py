@@ -20,7 +20,9 @@ class SiLU(Rewrite):
         )
 
     def check(self, m: Match) -> Declined | None:
-        return None if m.attrs.get("one", 1) == 1 else m.decline("the number added is not 1", m.x)
+        if m.attrs.get("one", 1) == 1:
+            return None
+        return m.decline("the number added is not 1", m.holder("one"), "x / (1 + exp(-x))")
 
     def rewrite(self, op: Builder, m: Match) -> Value:
         return op.aten.silu(m.x)

@@ -101,7 +101,10 @@ def _check_repeat(m: Match, name: str) -> Declined | None:
         and same_dims(expanded, (batch, heads, groups, length, width))
         and same_dims(m.attr(f"{name}_heads"), (batch, heads * groups, length, width))
     )
-    return None if in_a_row else m.decline(f"the {name}'s heads are not repeated in a row", source)
+    if in_a_row:
+        return None
+    reason = f"the {name}'s heads are not repeated in a row"
+    return m.decline(reason, m.holder(f"{name}_apart"), f"{name}.repeat_interleave(groups, dim=1)")
 
 
 def _grouped(

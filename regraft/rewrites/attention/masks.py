@@ -88,10 +88,13 @@ class TrueMask(Rewrite):
 
     def check(self, m: Match) -> Declined | None:
         if m.mask.tensor.dtype is not DType.BOOL:
-            return m.decline("the mask is added, not tested", m.mask)
+            return m.decline(
+                "the mask is added, not tested", m.mask, "a bool mask, or none where all is seen"
+            )
         where = fact_about(m.mask)
         if not isinstance(where, Where) or not where.is_always:
-            return m.decline("the mask is not proved to be all true", m.mask)
+            reason, change = "the mask is not proved to be all true", "pass no mask where every key is seen"
+            return m.decline(reason, m.mask, change)
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value:
@@ -130,7 +133,11 @@ class CausalMask(Rewrite):
         mask = m.mask.tensor
         where = fact_about(m.mask)
         if not isinstance(where, Where) or mask.rank < 2 or not is_causal(where, mask.rank):
-            return m.decline("the mask is not proved to be causal", m.mask)
+            reason, change = (
+                "the mask is not proved to be causal",
+                "is_causal=True, where key j <= query i is meant",
+            )
+            return m.decline(reason, m.mask, change)
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value:
@@ -178,11 +185,17 @@ class AdditiveMask(Rewrite):
 
     def check(self, m: Match) -> Declined | None:
         if m.attr("zero") != 0 or not m.attr("below") <= FAR_BELOW:
-            return m.decline("the mask does not add 0 and a number far below", m.seen)
+            wrong = "zero" if m.attr("zero") != 0 else "below"
+            reason = f"the mask adds {m.attr(wrong)!r}, not 0 and a number far below"
+            return m.decline(
+                reason, m.holder(wrong), "0 where a key is seen and torch.finfo(dtype).min elsewhere"
+            )
         if m.attr("below") == -math.inf:
             return None
         if not sees_a_key(m.seen):
-            return m.decline("a query might see no key", m.seen)
+            return m.decline(
+                "a query might see no key", m.seen, "let every query see its own key, or use -inf"
+            )
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value:

@@ -26,9 +26,12 @@ class Rotary(Rewrite):
         if len(shape) < 2:
             return m.decline("there is no dimension of positions", m.x)
         if m.attr("axis") != len(shape) - 1:
-            return m.decline("the halves are not of the last dimension", m.x)
+            return m.decline(
+                "the halves are not of the last dimension", m.holder("axis"), "cut x along dim=-1"
+            )
         if dims.eq(half * 2, shape[-1]) is not True or dims.eq(m.attr("end"), shape[-1]) is not True:
-            return m.decline("the parts are not the two halves", m.x)
+            change = "x[..., : n // 2] and x[..., n // 2 :], where n = x.shape[-1]"
+            return m.decline("the parts are not the two halves", m.holder("half"), change)
         for table in (m.cos, m.sin):
             if not broadcasts_to(table.tensor.shape, shape):
                 return m.decline("a table does not broadcast to the input", table)

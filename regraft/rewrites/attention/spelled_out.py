@@ -22,6 +22,7 @@ from regraft.rewrites.attention.masks import FAR_BELOW, sees_a_key
 from regraft.rewrites.support import broadcasts_to, same_dims
 
 HALF = (DType.F16, DType.BF16)
+_FINITE = "use torch.finfo(scores.dtype).min in place of -inf, or a mask in which every query sees a key"
 
 
 class SpelledOutAttention(Rewrite):
@@ -61,18 +62,20 @@ class SpelledOutAttention(Rewrite):
         if rank not in (3, 4) or keys.rank != rank or value.rank != rank:
             return m.decline("the operands do not have rank 3 or 4 alike", m.query)
         if m.attr("dim") != rank - 1:
-            return m.decline("the softmax is not over the keys", m.root.result)
+            return m.decline("the softmax is not over the keys", m.holder("dim"), "softmax(scores, dim=-1)")
         batch = query.shape[:-2]
-        if not same_dims(keys.shape[:-2], batch) or not same_dims(value.shape[:-2], batch):
-            return m.decline("the batch sizes differ", m.keys)
+        for name, other in (("keys", m.keys), ("values", m.value)):
+            if not same_dims(other.tensor.shape[:-2], batch):
+                change = f"expand the {name} to the batch and heads of the queries"
+                return m.decline(f"the batch sizes differ between queries and {name}", other, change)
         if m.attr("dtype") not in (None, query.dtype) and not (
             m.attr("dtype") is DType.F32 and query.dtype in HALF
         ):
-            return m.decline(f"the softmax is computed in {m.attr('dtype')!r}", m.root.result)
+            return m.decline(f"the softmax is computed in {m.attr('dtype')!r}", m.holder("dtype"))
         if value.dtype != query.dtype:
             return m.decline("the values have another dtype", m.value)
         if m.attrs.get("divisor") == 0:
-            return m.decline("the scores are divided by 0", m.query)
+            return m.decline("the scores are divided by 0", m.holder("divisor"))
         return self._check_mask(m)
 
     def _check_mask(self, m: Match) -> Declined | None:
@@ -81,9 +84,10 @@ class SpelledOutAttention(Rewrite):
             return None
         scores = (*query.shape[:-1], m.keys.tensor.shape[-1])
         if not broadcasts_to(m.attrs.get("size", ()), scores):
-            return m.decline("the number for masked scores is larger than the scores", mask)
+            return m.decline("the number for masked scores is larger than the scores", m.holder("size"))
         if not m.attrs.get("below", -math.inf) <= FAR_BELOW:
-            return m.decline(f"masked scores are {m.attr('below')!r}, not far below the others", mask)
+            reason = f"masked scores are {m.attr('below')!r}, not far below the others"
+            return m.decline(reason, m.holder("below"), "use torch.finfo(scores.dtype).min, or -inf")
         if not broadcasts_to(mask.tensor.shape, scores):
             return m.decline("the mask does not broadcast to the scores", mask)
         return _check_rows(m, mask)
@@ -175,9 +179,9 @@ def _check_rows(m: Match, mask: Value) -> Declined | None:
     """Decline a mask that may set all scores of a query to -∞: NaN when spelled out, and 0 by the op."""
     if m.optional("mask") is not None:
         if may_hide_a_row(mask):
-            return m.decline("the added mask may hide a whole row with -inf", mask)
+            return m.decline("the added mask may hide a whole row with -inf", mask, _FINITE)
     elif m.attr("below") == -math.inf and not sees_a_key(mask, negated=m.optional("hidden") is not None):
-        return m.decline("the mask may hide a whole row with -inf", mask)
+        return m.decline("the mask may hide a whole row with -inf", mask, _FINITE)
     return None
 
 

@@ -78,7 +78,7 @@ class SliceOfSlice(Rewrite):
         known = (dims.le(0, start), dims.le(end, m.x.tensor.shape[axis]), dims.le(start + stop, end))
         if all(answer is True for answer in known) and dims.le(m.attr("c"), stop) is True:
             return None
-        return m.decline("it is not known that the bounds lie inside", m.x)
+        return m.decline("it is not known that the bounds lie inside", m.holder("c"))
 
     def rewrite(self, op: Builder, m: Match) -> Value:
         start = m.attr("a")
@@ -121,10 +121,10 @@ class CastOfCast(Rewrite):
     def check(self, m: Match) -> Declined | None:
         source, target = m.x.tensor.dtype, m.attr("dtype")
         if not keeps_every_value(source, m.attr("inner")):
-            return m.decline("the inner cast rounds", m.x)
+            return m.decline("the inner cast rounds", m.holder("inner"))
         # Out of range, float to int is undefined, and need not be the same from another float type.
         if source.is_float and target.is_integer:
-            return m.decline("float to int depends on the float type out of range", m.x)
+            return m.decline("float to int depends on the float type out of range", m.holder("dtype"))
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value:

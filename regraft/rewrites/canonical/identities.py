@@ -27,7 +27,7 @@ class NoOpView(_Identity):
     def check(self, m: Match) -> Declined | None:
         if same_dims(m.x.tensor.shape, m.attr("size")):
             return None
-        return m.decline("the view changes the shape", m.x)
+        return m.decline("the view changes the shape", m.holder("size"))
 
     examples = (
         Example(lambda op, x: op.aten.view(x, (2, 3)), ("f32[2, 3]",)),
@@ -47,7 +47,7 @@ class NoOpPermute(_Identity):
     def check(self, m: Match) -> Declined | None:
         if m.attr("dims") == tuple(range(m.x.tensor.rank)):
             return None
-        return m.decline("the permutation moves a dimension", m.x)
+        return m.decline("the permutation moves a dimension", m.holder("dims"))
 
     examples = (Example(lambda op, x: op.aten.permute(x, (0, 1)), ("f32[2, 3]",)),)
     counterexamples = (
@@ -64,7 +64,7 @@ class NoOpExpand(_Identity):
     def check(self, m: Match) -> Declined | None:
         if same_dims(m.x.tensor.shape, m.root.result.tensor.shape):
             return None
-        return m.decline("the expansion repeats elements", m.x)
+        return m.decline("the expansion repeats elements", m.root.result)
 
     examples = (Example(lambda op, x: op.aten.expand(x, (2, 3)), ("f32[2, 3]",)),)
     counterexamples = (
@@ -82,7 +82,7 @@ class NoOpCast(_Identity):
     def check(self, m: Match) -> Declined | None:
         if m.root.result.type == m.x.type:
             return None
-        return m.decline("the cast changes the type", m.x)
+        return m.decline("the cast changes the type", m.holder("dtype"))
 
     examples = (Example(lambda op, x: op.aten._to_copy(x, dtype=x.type.dtype), ("f32[2, 3]",)),)
     counterexamples = (
@@ -105,7 +105,7 @@ class FullSlice(_Identity):
         size = m.x.tensor.shape[axis]
         if m.attr("start") in (0, None) and dims.eq(m.attr("end"), size) is True:
             return None
-        return m.decline("the slice leaves elements out", m.x)
+        return m.decline("the slice leaves elements out", m.holder("dim"))
 
     examples = (Example(lambda op, x: op.aten.slice.Tensor(x, 1, 0, 3, 1), ("f32[2, 3]",)),)
     counterexamples = (
@@ -140,9 +140,9 @@ class AddZero(_Identity):
     def check(self, m: Match) -> Declined | None:
         other = m.attr("other")
         if other != 0 or m.attr("alpha") != 1:
-            return m.decline("the number added is not 0", m.x)
+            return m.decline("the number added is not 0", m.holder("other"))
         if m.x.tensor.dtype.is_float and math.copysign(1, other) > 0:
-            return m.decline("-0.0 + 0.0 is 0.0", m.x)
+            return m.decline("-0.0 + 0.0 is 0.0", m.holder("other"))
         return None
 
     examples = (
@@ -165,7 +165,7 @@ class MulOne(_Identity):
         )
 
     def check(self, m: Match) -> Declined | None:
-        return None if m.attr("one") == 1 else m.decline("the number is not 1", m.x)
+        return None if m.attr("one") == 1 else m.decline("the number is not 1", m.holder("one"))
 
     examples = (
         Example(lambda op, x: op.aten.mul.Scalar(x, 1.0), ("f32[2]",)),

@@ -24,7 +24,8 @@ class MatmulWithWeight(Rewrite):
         if m.weight.tensor.rank != 2:
             return m.decline("the second operand is not a matrix", m.weight)
         if not is_known(m.weight) or is_known(m.x):
-            return m.decline("the second operand alone must be constant", m.weight)
+            culprit = m.x if is_known(m.weight) else m.weight
+            return m.decline("the second operand alone must be constant", culprit, "make it a parameter")
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value:
@@ -58,7 +59,7 @@ class AddBias(Rewrite):
             return m.decline("the weight is not a matrix", m.weight)
         width = m.weight.tensor.shape[0]
         if not is_known(m.bias):
-            return m.decline("the summand is not constant", m.bias)
+            return m.decline("the summand is not constant", m.bias, "make it a parameter")
         if m.bias.tensor.rank != 1 or dims.eq(m.bias.tensor.shape[0], width) is not True:
             return m.decline("the summand is not a vector of the output's width", m.bias)
         return None

@@ -63,7 +63,7 @@ class ScaledAddend(Rewrite):
         return op.one_of(op.aten.add.Tensor(x, y, alpha=alpha), op.aten.sub.Tensor(x, y, alpha=alpha))
 
     def check(self, m: Match) -> Declined | None:
-        return m.decline("alpha is 1", m.x) if m.attr("alpha") == 1 else None
+        return m.decline("alpha is 1", m.holder("alpha")) if m.attr("alpha") == 1 else None
 
     def rewrite(self, op: Builder, m: Match) -> Value | Sequence[Value]:
         # The matcher swaps the operands of an addition only when they did not match as they stand.
@@ -99,14 +99,14 @@ class NumberAsScalar(Rewrite):
     def check(self, m: Match) -> Declined | None:
         number = m.attr("number")
         if isinstance(number, bool) or not isinstance(number, (int, float)):
-            return m.decline("the value is not a plain number", m.x)
+            return m.decline("the value is not a plain number", m.holder("number"))
         if m.root.result.type != m.x.type:
-            return m.decline("the filled tensor is larger than the other operand", m.x)
+            return m.decline("the filled tensor is larger than the other operand", m.holder("size"))
         dtype = m.x.tensor.dtype
         if not _is_exact(number, dtype):
-            return m.decline(f"{number!r} is rounded in {dtype.value}", m.x)
+            return m.decline(f"{number!r} is rounded in {dtype.value}", m.holder("number"))
         if m.root.name == "aten.sub.Tensor" and dtype.is_integer and number == -(1 << 63):
-            return m.decline("the number has no negative in 64 bits", m.x)
+            return m.decline("the number has no negative in 64 bits", m.holder("number"))
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value | Sequence[Value]:

@@ -44,7 +44,11 @@ class Root(Rewrite):
         return op.aten.pow.Tensor_Scalar(x, op.attr("exponent"))
 
     def check(self, m: Match) -> Declined | None:
-        return None if abs(m.attr("exponent")) == 0.5 else m.decline("the exponent is not 0.5 or -0.5", m.x)
+        return (
+            None
+            if abs(m.attr("exponent")) == 0.5
+            else m.decline("the exponent is not 0.5 or -0.5", m.holder("exponent"))
+        )
 
     def rewrite(self, op: Builder, m: Match) -> Value:
         return op.aten.sqrt(m.x) if m.attr("exponent") > 0 else op.aten.rsqrt(m.x)

@@ -32,9 +32,10 @@ class LayerNorm(Rewrite):
 
     def check(self, m: Match) -> Declined | None:
         if not is_last_dims(m.attr("dim"), m.x.tensor.rank):
-            return m.decline("the mean is not over the last dimensions", m.x)
+            return m.decline("the mean is not over the last dimensions", m.holder("dim"), "mean over dim=-1")
         if m.attrs.get("correction", 0) != 0:
-            return m.decline("the variance is not the biased one", m.x)
+            reason = "the variance is not the biased one"
+            return m.decline(reason, m.holder("correction"), "var(..., unbiased=False)")
         shape = _normalised(m)
         if any(not isinstance(size, int) for size in shape) or not same_dims(
             m.attrs.get("shape", shape), shape

@@ -39,7 +39,7 @@ class RMSNorm(Rewrite):
     def check(self, m: Match) -> Declined | None:
         type = m.x.tensor
         if not is_last_dims(m.attr("dim"), type.rank):
-            return m.decline("the mean is not over the last dimensions", m.x)
+            return m.decline("the mean is not over the last dimensions", m.holder("dim"), "mean over dim=-1")
         if any(not isinstance(size, int) for size in _normalised(m)):
             return m.decline("the normalised size is not static", m.x)
         return None
@@ -90,7 +90,7 @@ class RMSNormCasts(Rewrite):
         if m.x.tensor.dtype not in (DType.F16, DType.BF16):
             return m.decline("the input is not in half precision", m.x)
         if m.root.result.type != m.x.type:
-            return m.decline("the result is not cast back", m.x)
+            return m.decline("the result is not cast back", m.holder("dtype"), "cast to the input's dtype")
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value:

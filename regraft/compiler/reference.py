@@ -1,0 +1,265 @@
+"""The values of a graph in fp64, on given inputs, while rewrites change the graph around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.ir import (
+    Constant,
+    DType,
+    Function,
+    Leaf,
+    Op,
+    Recipe,
+    Region,
+    TensorType,
+    Trait,
+    Type,
+    Value,
+    clone_op,
+    dims,
+)
+from regraft.runtime import TORCH_DTYPES
+from regraft.testing import evaluate
+
+#: Values are dropped, and computed again when asked for, beyond so many bytes.
+BUDGET = 2 << 30
+
+
+class Reference:
+    """The fp64 values of one function on ``inputs``, each computed when first asked for.
+
+    The arguments of a region have the values of its first run. Random ops are drawn once, in the order of
+    the questions, and do not touch torch's own generator. An op that torch has no fp64 kernel for runs in
+    its own dtype and is listed in ``native``. ``budget`` bounds what is kept between questions.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        inputs: Sequence[Tensor],
+        sizes: Mapping[str, int],
+        budget: int = BUDGET,
+    ) -> None:
+        self._known: dict[Value, Tensor] = {
+            value: wide(tensor.detach()) for value, tensor in zip(function.args, inputs, strict=True)
+        }
+        self._kept = set(self._known)
+        self._sizes = dict(sizes)
+        self._budget = budget
+        self.native: dict[str, None] = {}
+
+    def value(self, value: Value) -> Tensor:
+        """The value in fp64; integers and bools as they are."""
+        pending = [value]
+        while pending:
+            wanted = pending[-1]
+            missing = [v for v in _needs(wanted) if v not in self._known]
+            if wanted not in self._known and not missing:
+                self._compute(wanted)
+            pending += missing
+            if not missing:
+                pending.pop()
+        self._known[value] = self._known.pop(value)  # Now the one used last.
+        return self._known[value]
+
+    def in_own_dtype(self, ops: Iterable[Op], result: Value) -> Tensor:
+        """``result`` as ``ops``, in order, compute it without widening, from their operands' values."""
+        inside = list(ops)
+        made = {r for op in inside for r in op.results}
+        outer = list(dict.fromkeys(v for op in inside for v in op.operands if v not in made))
+        inputs = [narrow(self.value(v), v.type) for v in outer]
+        (found,) = self._run(inside, outer, inputs, [result], widen=False)
+        return wide(found)
+
+    def stands_for(self, new: Value, old: Value) -> None:
+        """``new`` has taken the place of ``old``: what the captured graph computed stays the reference."""
+        self._known[new] = self.value(old)
+
+    def forget(self, op: Op) -> None:
+        """``op`` was erased."""
+        for result in op.results:
+            self._known.pop(result, None)
+            self._kept.discard(result)
+
+    def restart(self) -> None:
+        """Forget all but the inputs and what random ops drew: the graph has changed unheard."""
+        self._known = {value: self._known[value] for value in self._kept}
+
+    def trim(self) -> None:
+        """Drop what was not used for longest, down to the budget."""
+        total = sum(tensor.nbytes for tensor in self._known.values())
+        for value in list(self._known):
+            if total <= self._budget:
+                return
+            if value not in self._kept:
+                total -= self._known.pop(value).nbytes
+
+    def runs(self, op: Op) -> bool:
+        """Whether ``op`` runs on these inputs: the branches and loop bodies around it are entered."""
+        region = op.parent
+        if region is None or region.parent is None:
+            return True
+        outer = region.parent
+        if not self.runs(outer):
+            return False
+        number = outer.regions.index(region)
+        if outer.name == "cf.cond":
+            return bool(self.value(outer.operand("pred"))) is (number == 0)
+        if outer.name == "cf.while" and number == 1:
+            return bool(self.value(outer.regions[0].results[0]))
+        return True
+
+    def _compute(self, value: Value) -> None:
+        op = value.op
+        if op is None:
+            self._enter(value)
+        elif op.name == "rg.const":
+            self._known[value] = self._constant(op.attr("value"))
+        else:
+            outer = list(dict.fromkeys(op.operands))
+            inputs = [self._known[v] for v in outer]
+            found = self._run([op], outer, inputs, op.results)
+            self._known |= {result: wide(t) for result, t in zip(op.results, found, strict=True)}
+            self._bind(op)
+            if op.has(Trait.RANDOM):
+                self._kept.update(op.results)
+
+    def _enter(self, argument: Value) -> None:
+        """A region's argument, from the operands of the op around the region."""
+        region = argument.owner
+        assert isinstance(region, Region), region
+        self._known[argument] = self._known[_operand_of(argument)]
+        shape = argument.type.shape if isinstance(argument.type, TensorType) else ()
+        for dim, size in zip(shape, self._known[argument].shape, strict=True):
+            symbol = dims.as_symbol(dim)
+            if symbol is not None and symbol in region.symbols:
+                self._sizes[symbol.name] = size
+
+    def _bind(self, op: Op) -> None:
+        """The sizes that ``op`` defines."""
+        for symbol in op.symbols:
+            if op.name == "rg.bind_dim":
+                self._sizes[symbol.name] = int(self._known[op.operands[0]])
+            for result in op.results:
+                shape = result.type.shape if isinstance(result.type, TensorType) else ()
+                for dim, size in zip(shape, self._known[result].shape, strict=True):
+                    if dims.as_symbol(dim) == symbol:
+                        self._sizes[symbol.name] = size
+
+    def _constant(self, constant: Constant) -> Tensor:
+        if isinstance(constant, Leaf):
+            return wide(constant.storage.detach())
+        assert isinstance(constant, Recipe), constant
+        body = _widened_region(constant.body, {})
+        (found,) = evaluate(Function("recipe", body), ())
+        return wide(found)
+
+    def _run(
+        self,
+        ops: Sequence[Op],
+        outer: Sequence[Value],
+        inputs: Sequence[Tensor],
+        results: Sequence[Value],
+        widen: bool = True,
+    ) -> list[Tensor]:
+        function = _piece(ops, outer, results, widen)
+        with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+            try:
+                return evaluate(function, inputs, self._sizes)
+            except (RuntimeError, NotImplementedError):
+                # Only a kernel that is missing for fp64 may run in another dtype.
+                if not widen or len(ops) != 1 or not _lacks_double(ops[0]):
+                    raise
+        self.native[ops[0].name] = None
+        narrowed = [narrow(t, v.type) for t, v in zip(inputs, outer, strict=True)]
+        return self._run(ops, outer, narrowed, results, widen=False)
+
+
+def _needs(value: Value) -> Sequence[Value]:
+    """What ``value`` is computed from."""
+    if value.op is not None:
+        return value.op.operands
+    return (_operand_of(value),) if isinstance(value.owner, Region) and value.owner.parent else ()
+
+
+def _operand_of(argument: Value) -> Value:
+    """The operand that a region's argument has the value of on the first run of the region."""
+    assert isinstance(argument.owner, Region)
+    outer = argument.owner.parent
+    assert outer is not None, "a function's argument has its value from the start"
+    operands = outer.variadic("operands") if outer.name in ("cf.cond", "cf.while") else outer.operands
+    return operands[argument.index]
+
+
+def _lacks_double(op: Op) -> bool:
+    """Whether ``op`` may be without a kernel for fp64: an op that is not in regraft's own table."""
+    return op.definition.opaque or op.definition.eager is not None
+
+
+def wide(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def narrow(tensor: Tensor, type: Type) -> Tensor:
+    """``tensor`` in the dtype that ``type`` gives it in the model."""
+    return tensor.to(TORCH_DTYPES[type.dtype.value]) if isinstance(type, TensorType) else tensor
+
+
+def _piece(ops: Sequence[Op], outer: Sequence[Value], results: Sequence[Value], widen: bool) -> Function:
+    """``ops`` as a function of the values ``outer``."""
+    region = Region([_widened(v.type) if widen else v.type for v in outer])
+    mapping: dict[Value, Value] = dict(zip(outer, region.args, strict=True))
+    for op in ops:
+        region.append(_widened_op(op, mapping) if widen else clone_op(op, mapping))
+    yielded = [mapping[v] for v in results]
+    region.append(Op.create(_yield(ops[0]), (yielded,)))
+    return Function("piece", region)
+
+
+def _yield(op: Op) -> Any:
+    """The definition of the terminator of the region that ``op`` is in."""
+    assert op.parent is not None
+    return op.parent.terminator.definition
+
+
+def _widened_region(region: Region, mapping: dict[Value, Value]) -> Region:
+    copy = Region([_widened(t) for t in region.arg_types], region.symbols)
+    mapping |= dict(zip(region.args, copy.args, strict=True))
+    for op in region.ops:
+        copy.append(_widened_op(op, mapping))
+    return copy
+
+
+def _widened_op(op: Op, mapping: dict[Value, Value]) -> Op:
+    """A copy of ``op`` in which every float type is f64, casts between float types included."""
+    copy = Op(
+        op.definition,
+        [mapping[v] for v in op.operands],
+        op.segments,
+        {name: _widened_attr(value) for name, value in op.attrs.items()},
+        [_widened(r.type) for r in op.results],
+        regions=[_widened_region(r, {}) for r in op.regions],
+        symbols=op.symbols,
+        loc=op.loc,
+    )
+    mapping |= dict(zip(op.results, copy.results, strict=True))
+    return copy
+
+
+def _widened_attr(value: Any) -> Any:
+    if isinstance(value, DType):
+        return DType.F64 if value.is_float else value
+    if isinstance(value, Leaf) and value.type.dtype.is_float:
+        return Leaf(value.name, value.type.with_dtype(DType.F64), value.storage.double())
+    if isinstance(value, Recipe):
+        return Recipe(_widened_region(value.body, {}), value.name)
+    return value
+
+
+def _widened(type: Type) -> Type:
+    return type.with_dtype(DType.F64) if isinstance(type, TensorType) and type.dtype.is_float else type

@@ -1,0 +1,162 @@
+"""`verify="each"` names the rewrite, and which application of it, that changes what a model computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import regraft
+from regraft.compiler import EachApplication, run_passes
+from regraft.errors import NumericsMismatch, OptionError, VerifyError
+from regraft.ir import OPS, Module, PassContext, RewritePass, parse_module
+from tests.compiler.wrong import (
+    DropsAbs,
+    FarTanh,
+    NearTanh,
+    SlightlyWrongSign,
+    WrongTanh,
+    model,
+    rows,
+)
+
+
+def mismatch(**options: Any) -> NumericsMismatch:
+    with pytest.raises(NumericsMismatch) as caught:
+        regraft.compile(model(), (rows(),), verify="each", **options)
+    return caught.value
+
+
+def test_wrong_rewrite_is_named() -> None:
+    error = mismatch(rewrites=[WrongTanh])
+    assert (error.suspect, error.application, error.op) == ("WrongTanh", 1, "aten.tanh")
+    assert error.location is not None
+    assert error.location.rpartition("/")[2].startswith("wrong.py:")
+    assert error.error > 0.1 > error.tolerance > 0
+    text = str(error)
+    assert text.startswith("'WrongTanh' changes what the model computes\n  result 0 of aten.tanh: error ")
+    assert "suspect: WrongTanh, application 1\n  op: aten.tanh\n  from: " in text
+
+
+def test_exact_means_bits() -> None:
+    error = mismatch(rewrites=[SlightlyWrongSign])
+    assert (error.suspect, error.tolerance) == ("SlightlyWrongSign", 0.0)
+    assert 0 < error.error < 1e-14
+
+
+def test_approx_is_held_to_its_tolerance() -> None:
+    options = {"exactness": regraft.Exactness.APPROX(0.05)}
+    assert mismatch(rewrites=[FarTanh], **options).tolerance == 0.05
+    # The whole model is held to the numerics rule all the same.
+    error = mismatch(rewrites=[NearTanh], **options)
+    assert error.suspect is None
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_wrong_pass_is_named(heard: bool) -> None:
+    error = mismatch(passes=[("recover", DropsAbs(heard))])
+    assert error.suspect == "drops-abs"
+
+
+class BreaksTypes(WrongTanh):
+    """Leaves a graph whose types are wrong."""
+
+    def rewrite(self, op: Any, m: Any) -> Any:
+        made = op.aten.tanh(op.aten.mul.Scalar(m.x, 3.0))
+        made.op.attrs["what"] = 1
+        return made
+
+
+def test_broken_structure_is_named_with_its_application() -> None:
+    with pytest.raises(VerifyError) as caught:
+        regraft.compile(model(), (rows(),), verify="each", rewrites=[BreaksTypes])
+    assert caught.value.after_pass == "BreaksTypes, application 1"
+
+
+def test_a_program_without_an_example() -> None:
+    program = torch.export.export(model(), (rows(),))
+    program.example_inputs = None
+    with pytest.raises(OptionError, match="the exported program has none"):
+        regraft.compile(program, verify="each")
+
+
+BRANCHES = """
+module {
+  func @forward(%p: bool[], %x: f32[4]) -> (f32[4]) {
+    %y = cf.cond(%p, [%x]) ({
+      ^(%a: f32[4])
+      %m = aten.mul.Scalar(%a) {other = 3}
+      %t = aten.tanh(%m) : f32[4]
+      cf.yield([%t])
+    }, {
+      ^(%b: f32[4])
+      cf.yield([%b])
+    }) : f32[4]
+    cf.yield([%y])
+  }
+}
+"""
+
+LOOP = """
+module {
+  func @forward(%p: bool[], %x: f32[4]) -> (bool[], f32[4]) {
+    %q, %y = cf.while([%p, %x]) ({
+      ^(%c: bool[], %a: f32[4])
+      cf.yield([%c])
+    }, {
+      ^(%d: bool[], %b: f32[4])
+      %n = aten.bitwise_not(%d) : bool[]
+      %m = aten.mul.Scalar(%b) {other = 3}
+      %t = aten.tanh(%m) : f32[4]
+      cf.yield([%n, %t])
+    }) : bool[], f32[4]
+    cf.yield([%q, %y])
+  }
+}
+"""
+
+
+def rewritten(text: str, enters: bool) -> EachApplication:
+    module: Module = parse_module(text.replace("{other = 3}", "{other = 3} : f32[4]"))
+    inputs = [torch.tensor(enters), torch.linspace(-1, 1, 4)]
+    each = EachApplication(module.main, inputs, {}, OPS)
+    context = PassContext(OPS, watchers=(each,))
+    RewritePass("test", "recover", [WrongTanh()]).run(module, context)
+    return each
+
+
+@pytest.mark.parametrize("text", [BRANCHES, LOOP])
+def test_regions_have_the_values_of_their_first_run(text: str) -> None:
+    with pytest.raises(NumericsMismatch) as caught:
+        rewritten(text, enters=True)
+    assert caught.value.suspect == "WrongTanh"
+
+
+@pytest.mark.parametrize("text", [BRANCHES, LOOP])
+def test_regions_that_are_not_entered_are_counted(text: str) -> None:
+    each = rewritten(text, enters=False)
+    assert (each.compared, each.skipped) == (0, 1)
+
+
+def test_generator_and_inputs_are_left_alone() -> None:
+    x = rows()
+    before = (x.clone(), torch.get_rng_state())
+    regraft.compile(model(), (x,), verify="each")
+    assert torch.equal(x, before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_values_are_computed_again_when_dropped() -> None:
+    def chain(x: Tensor) -> Tensor:
+        for _ in range(5):
+            x = x * torch.sigmoid(x)
+        return x
+
+    module = regraft.capture(chain, (rows(),))
+    each = EachApplication(module.main, [rows()], {}, OPS, budget=0)
+    context = PassContext(OPS, watchers=(each,))
+    run_passes(module, context=context)
+    assert context.stats["SiLU"].hits == 5
+    assert each.compared >= 5
