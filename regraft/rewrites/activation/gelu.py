@@ -80,6 +80,11 @@ class GeluErf(Rewrite):
             reason="gelu has 0.5",
         ),
         Example(
+            lambda op, x: _erf_halved_first(op, x, op.aten.div.Scalar(x, 2**0.5), one=1.5),
+            ("f32[8]",),
+            reason="gelu has 1.0",
+        ),
+        Example(
             lambda op, x, y: _erf_halved_first(op, y, op.aten.div.Scalar(x, 2**0.5)),
             ("f32[8]", "f32[8]"),
             reason="two different values",
@@ -130,8 +135,8 @@ class GeluTanh(Rewrite):
     )
 
 
-def _erf_halved_first(op: Builder, x: Value, scaled: Value, half: float = 0.5) -> Value:
-    raised = op.aten.add.Scalar(op.aten.erf(scaled), 1.0)
+def _erf_halved_first(op: Builder, x: Value, scaled: Value, half: float = 0.5, one: float = 1.0) -> Value:
+    raised = op.aten.add.Scalar(op.aten.erf(scaled), one)
     return op.aten.mul.Tensor(op.aten.mul.Scalar(x, half), raised)
 
 

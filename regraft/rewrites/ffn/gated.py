@@ -67,6 +67,11 @@ class GatedFFN(Rewrite):
             ("f32[2, 8]", "f32[24, 8]", "f32[24, 8]", "f32[5, 24]"),
             constants=(1, 2, 3),
         ),
+        Example(
+            lambda op, x, w, u, d, b, c: op.aten.linear(_gated(op, x, (w, b), (u, c)), d, b),
+            ("f32[2, 8]", "f32[8, 8]", "f32[8, 8]", "f32[8, 8]", "f32[8]", "f32[8]"),
+            constants=(1, 2, 3, 4, 5),
+        ),
     )
     counterexamples = (
         Example(
@@ -90,6 +95,11 @@ def _activation(m: Match) -> str:
         return "gelu_tanh" if m.attr("approximate") == "tanh" else "gelu"
     names = {f"aten.{name}": name for name in ("silu", "relu", "sigmoid", "tanh")}
     return next(names[op.name] for op in m.ops if op.name in names)
+
+
+def _gated(op: Builder, x: Value, gate: tuple[Value, Value], up: tuple[Value, Value]) -> Value:
+    """The hidden features of a layer with a bias everywhere."""
+    return op.aten.mul.Tensor(op.aten.silu(op.aten.linear(x, *gate)), op.aten.linear(x, *up))
 
 
 def _ffn(
