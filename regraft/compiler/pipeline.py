@@ -118,6 +118,7 @@ class Compilation:
         else:
             run_passes(self.module, passes, context)
         self.report.rewrites = dict[str, RewriteStats](context.stats)
+        self.report.notes += [each.note] if each else []
         self.report.choices = choose.choices
 
     def _each_application(self) -> EachApplication:

@@ -30,8 +30,8 @@ class EachApplication(Watcher):
     Old and new value are compared in fp64: bit for bit under an EXACT rewrite, within its tolerance under
     an APPROX one, else by the numerics rule, with the error that the old ops have in their own dtype for
     eager's. Of alternatives each form is compared. Changes of passes that are no rewrites are held to the
-    same rule, as reassociating. What
-    stands in a branch or loop body that the example does not enter is not compared; ``skipped`` counts it.
+    same rule, as reassociating. What stands in a branch or loop body that the example does not enter is
+    not compared; ``skipped`` counts it.
 
     Fields:
         told: called after each comparison with the name of what changed the graph, for progress.
@@ -92,6 +92,16 @@ class EachApplication(Watcher):
         self._reference.stands_for(new, old)
         self.compared += 1
         self._told(self._suspect(new))
+
+    @property
+    def note(self) -> str:
+        """What was compared, and what was not, in a line for the report."""
+        parts = [f"{self.compared} changes compared"]
+        if self.skipped:
+            parts.append(f"{self.skipped} in branches or loops that the example does not enter were not")
+        if self._reference.native:
+            parts.append(f"not in fp64, which torch lacks: {', '.join(self._reference.native)}")
+        return f"verify='each': {'; '.join(parts)}"
 
     def compare_results(self, name: str) -> None:
         """Compare the function's results, computed anew, with those of the captured graph.

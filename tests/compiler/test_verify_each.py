@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 import regraft
 from regraft.compiler import EachApplication, run_passes
 from regraft.errors import NumericsMismatch, OptionError, VerifyError
-from regraft.ir import OPS, Module, PassContext, RewritePass, parse_module
+from regraft.ir import OPS, Builder, Module, PassContext, Region, RewritePass, TensorType, parse_module
 from tests.compiler.wrong import (
     DropsAbs,
     FarTanh,
@@ -21,6 +22,7 @@ from tests.compiler.wrong import (
     model,
     rows,
 )
+from tests.models import FAMILIES
 
 
 def mismatch(**options: Any) -> NumericsMismatch:
@@ -80,6 +82,41 @@ def test_a_program_without_an_example() -> None:
     program.example_inputs = None
     with pytest.raises(OptionError, match="the exported program has none"):
         regraft.compile(program, verify="each")
+
+
+class WrongForm(WrongTanh):
+    """Two forms of tanh, of which only the first is one."""
+
+    stage = "algebra"
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.aten.tanh(x)
+
+    def check(self, m: Any) -> Any:
+        return m.decline("it is a form", m.x) if m.root.parent.parent is not None else None
+
+    def rewrite(self, op: Any, m: Any) -> Any:
+        regions = [form(name, m.x.type) for name in ("aten.tanh", "aten.sigmoid")]
+        attrs = {"rows": 3, "forms": ("right", "wrong")}
+        return op.create("rg.alt", ((m.x,),), attrs, regions=regions).result
+
+
+def form(name: str, type: TensorType) -> Region:
+    region = Region([type])
+    builder = Builder(OPS, region)
+    builder.create("cf.yield", ([builder.create(name, tuple(region.args)).result],))
+    return region
+
+
+def test_every_form_of_an_alternative_is_compared() -> None:
+    error = mismatch(rewrites=[WrongForm])
+    assert (error.suspect, error.application) == ("WrongForm", 1)
+
+
+def test_notes_say_what_was_compared() -> None:
+    compiled = regraft.compile(model(), (rows(),), verify="each")
+    (note,) = (note for note in compiled.report.to_dict()["notes"] if note.startswith("verify"))
+    assert re.fullmatch(r"verify='each': \d+ changes compared", note)
 
 
 BRANCHES = """
@@ -160,3 +197,14 @@ def test_values_are_computed_again_when_dropped() -> None:
     run_passes(module, context=context)
     assert context.stats["SiLU"].hits == 5
     assert each.compared >= 5
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("name", FAMILIES)
+def test_transformers_pass(name: str) -> None:
+    """No rewrite of a real model is called wrong."""
+    family = FAMILIES[name]
+    compiled = regraft.compile(
+        family.make(), kwargs=family.inputs(), dynamic_shapes=family.dynamic(), verify="each"
+    )
+    assert compiled.report.to_dict()["error"] < 1e-5

@@ -95,10 +95,12 @@ class UnfoldedLinear(Rewrite):
     """view(linear(view(x, [M, K]), W, b), [..., N]) = linear(view(x, [..., K]), W, b)
 
     A linear layer acts on the last dimension alone, so folding the others before it and unfolding them
-    after it is idle. Sources: ``Conv1D`` of transformers, and torch's own ``linear`` decomposition.
+    after it is idle. A library may take another kernel for another rank. Sources: ``Conv1D`` of
+    transformers, and torch's own ``linear`` decomposition.
     """
 
     stage = "canonicalize"
+    exactness = Exactness.REASSOCIATES
 
     def pattern(self, op: PatternBuilder, x: Var, weight: Var, bias: Var) -> Any:
         folded = op.shared(op.aten.view(x, op.attr("folded")))
