@@ -113,8 +113,12 @@ def test_every_form_of_an_alternative_is_compared() -> None:
     assert (error.suspect, error.application) == ("WrongForm", 1)
 
 
-def test_notes_say_what_was_compared() -> None:
-    compiled = regraft.compile(model(), (rows(),), verify="each")
+def test_notes_and_progress_say_what_was_compared() -> None:
+    steps: list[str | None] = []
+    compiled = regraft.compile(
+        model(), (rows(),), verify="each", progress=lambda progress: steps.append(progress.step)
+    )
+    assert "compared SiLU" in steps
     (note,) = (note for note in compiled.report.to_dict()["notes"] if note.startswith("verify"))
     assert re.fullmatch(r"verify='each': \d+ changes compared", note)
 
@@ -178,9 +182,10 @@ def test_regions_that_are_not_entered_are_counted(text: str) -> None:
 
 
 def test_generator_and_inputs_are_left_alone() -> None:
-    x = rows()
+    net, x = model(), rows()
+    torch.manual_seed(7)
     before = (x.clone(), torch.get_rng_state())
-    regraft.compile(model(), (x,), verify="each")
+    regraft.compile(net, (x,), verify="each")
     assert torch.equal(x, before[0])
     assert torch.equal(torch.get_rng_state(), before[1])
 
