@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import regraft
-from regraft.cli import bench, compiling, demo, doctor, ir
+from regraft.cli import bench, compiling, demo, doctor, explain, ir
 from regraft.cli.output import VERBOSE, stderr_console
 from regraft.errors import RegraftError
 
@@ -92,6 +92,8 @@ def common(
 
 app.command("compile")(compiling.compile_command)
 app.command("export")(compiling.export_command)
+app.command("explain")(explain.explain_command)
+app.command("bisect")(explain.bisect_command)
 app.command("ir")(ir.ir_command)
 app.command("bench")(bench.bench_command)
 app.command("doctor")(doctor.doctor_command)

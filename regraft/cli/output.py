@@ -67,6 +67,11 @@ class Output:
         with redirect_stdout(sys.stderr), watching(stderr_console(), title, quiet=self.quiet) as watch:
             yield watch
 
+    def note(self, text: str) -> None:
+        """Say how the work goes, in a line on standard error."""
+        if not self.quiet:
+            stderr_console().print(text)
+
     def text(self, text: Any) -> None:
         """Print ``text``, which is anything that rich can print, for a person to read."""
         if not self.as_json and not self.quiet:

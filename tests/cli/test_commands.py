@@ -127,6 +127,93 @@ def test_ir_runs_one_rewrite_and_one_pass(invoke: Invoke) -> None:
     assert ops(both) == {"aten.view": 1, "cf.yield": 1}
 
 
+NEAR = '''
+import torch
+import regraft
+from torch import nn
+
+
+class Near(nn.Module):
+    def forward(self, x):
+        scale = torch.rsqrt(x.pow(2).mean(0, keepdim=True) + 1e-6)  # the wrong axis
+        return x * scale
+
+
+def make():
+    return Near().eval(), (torch.randn(4, 8),)
+
+
+class ReluIsExp(regraft.Rewrite):
+    """``relu(x) -> exp(x)``, which is wrong."""
+
+    exactness = regraft.Exactness.EXACT
+
+    def pattern(self, op, x):
+        return op.aten.relu(x)
+
+    def rewrite(self, op, m):
+        return op.aten.exp(m.x)
+
+
+class Relu(nn.Module):
+    def forward(self, x):
+        return torch.relu(x) + 1
+
+
+def relu():
+    return Relu().eval(), (torch.randn(4, 8),)
+
+
+def is_right(compiled):
+    return bool((compiled(torch.zeros(4, 8)) == 1).all())
+
+
+def says_maybe(compiled):
+    return "maybe"
+'''
+
+
+@pytest.fixture
+def near(tmp_path: Path) -> Path:
+    path = tmp_path / "near.py"
+    path.write_text(NEAR)
+    return path
+
+
+def test_explain_points_at_the_users_line(invoke: Invoke, near: Path) -> None:
+    result = invoke("explain", f"{near}:make", "RMSNorm")
+    assert result.exit_code == 0, result.output
+    number = next(i for i, line in enumerate(NEAR.splitlines(), start=1) if line.endswith("# the wrong axis"))
+    assert "RMSNorm (recover): not applied" in result.stdout
+    assert f"{near}:{number}" in result.stdout
+    (told,) = json.loads(invoke("explain", f"{near}:make", "RMSNorm", "--json", "-q").stdout)["rewrites"]
+    assert told["attempts"][0]["line"] == number
+
+
+def test_explain_takes_a_rewrite_of_the_users(invoke: Invoke, near: Path) -> None:
+    result = invoke("explain", f"{near}:relu", f"{near}:ReluIsExp", "--limit", "1")
+    assert result.exit_code == 0, result.output
+    assert "ReluIsExp" in result.stdout
+    assert "applied 1 time" in result.stdout
+
+
+@pytest.mark.parametrize("check", [[], ["--check", "{near}:is_right"]])
+def test_bisect_names_the_guilty_rewrite(invoke: Invoke, near: Path, check: list[str]) -> None:
+    options = [option.replace("{near}", str(near)) for option in check]
+    result = invoke("bisect", f"{near}:relu", "--rewrite", f"{near}:ReluIsExp", "--json", *options)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["verdict"], report["rewrite"]) == ("rewrite", "ReluIsExp")
+    assert "bisect: " in result.stderr
+
+
+def test_bisect_says_that_nothing_is_wrong(invoke: Invoke, near: Path) -> None:
+    result = invoke("bisect", f"{near}:relu", "-q")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert json.loads(invoke("bisect", f"{near}:relu", "--json").stdout)["verdict"] == "right"
+
+
 def test_bench_tells_the_noise_and_the_errors(invoke: Invoke, factories: Path) -> None:
     result = invoke(
         "bench", f"{factories}:make", "--json", "-q", "--patience", "0", "--threads", "1", "--rounds", "20"
@@ -198,6 +285,10 @@ def test_the_version(invoke: Invoke) -> None:
         (["export", "{file}:make", "model.txt"], "path must end in .onnx"),
         (["export", "{file}:make", "."], "'.' is a folder, not a file to write"),
         (["export", "{file}:make", "absent/m.onnx"], "the folder 'absent' does not exist"),
+        (["explain", "{file}:make", "RMSNrm"], "no rewrite 'RMSNrm'; did you mean 'RMSNorm'"),
+        (["explain", "{file}:make", "{file}:absent"], "no function 'absent'"),
+        (["bisect", "{file}:make", "--check", "{file}:number"], "a function of a compiled model"),
+        (["bisect", "{file}:make", "--check", "{file}:wrong"], "check"),
         (["ir", "absent.ir"], "cannot read 'absent.ir'"),
         (["ir", "."], "cannot read '.'"),
         (["ir", "{file}"], "at line "),
