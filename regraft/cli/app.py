@@ -33,7 +33,7 @@ class Commands(TyperGroup):
             _say(type(error).__name__, str(error), trace=bool(ctx.meta.get(VERBOSE)))
             raise typer.Exit(FAILED) from error
         except KeyboardInterrupt as interrupt:
-            _say("interrupted", "nothing was written")
+            stderr_console().print("interrupted", style="bold red")
             raise typer.Exit(INTERRUPTED) from interrupt
         except BrokenPipeError as error:
             _abandon_stdout()

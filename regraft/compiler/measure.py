@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch.utils import _pytree as pytree
+
 from regraft.runtime import CompiledModel, Profile, profile
 
 
@@ -52,23 +55,31 @@ def measure(
 ) -> Measurement:
     """Time ``calls`` calls of ``compiled`` as they are and as many step by step, in turns, after one of each.
 
+    They run on copies of the arguments, and leave torch's generator as it was.
+
     Raises:
         The errors of a call.
     """
     whole: list[float] = []
     stepwise: list[Profile] = []
-    tensors = compiled.signature.flatten(tuple(args), dict(kwargs))
-    sizes = compiled.signature.sizes(tensors)
-    for round_ in range(calls + 1):
-        start = time.perf_counter()
-        compiled(*args, **kwargs)
-        seconds = time.perf_counter() - start
-        profiled = profile(compiled.plan, tensors, sizes)
-        if round_:  # the first of each warms caches up
-            whole.append(seconds)
-            stepwise.append(profiled)
+    own_args, own_kwargs = pytree.tree_map(_copied, (tuple(args), dict(kwargs)))
+    with torch.no_grad(), torch.random.fork_rng(devices=()):  # pyright: ignore[reportUnknownMemberType]
+        tensors = compiled.signature.flatten(own_args, own_kwargs)
+        sizes = compiled.signature.sizes(tensors)
+        for round_ in range(calls + 1):
+            start = time.perf_counter()
+            compiled(*own_args, **own_kwargs)
+            seconds = time.perf_counter() - start
+            profiled = profile(compiled.plan, tensors, sizes)
+            if round_:  # the first of each warms caches up
+                whole.append(seconds)
+                stepwise.append(profiled)
     steps = tuple(
         (same[0].backend, statistics.median(each.seconds for each in same))
         for same in zip(*(p.steps for p in stepwise), strict=True)
     )
     return Measurement(calls, statistics.median(whole), steps, max(p.live_bytes for p in stepwise))
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
