@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from regraft.ir import Dim, DType, Trait, Value, dims
+from regraft.ir import Dim, DType, Op, Trait, Value, dims
 
 
 def is_number(attr: object, expected: float, dtype: DType) -> bool:
@@ -51,6 +51,14 @@ def is_last_dims(axes: Sequence[Dim], rank: int) -> bool:
     """Whether ``axes`` are the last dimensions of a tensor of ``rank``, in any order."""
     count = len(axes)
     return 0 < count <= rank and sorted(map(str, axes)) == sorted(map(str, range(rank - count, rank)))
+
+
+def is_inside_alternatives(op: Op) -> bool:
+    """Whether ``op`` is a part of a form of an ``rg.alt``: forms have no alternatives of their own."""
+    around = op.parent.parent if op.parent is not None else None
+    while around is not None and around.name != "rg.alt":
+        around = around.parent.parent if around.parent is not None else None
+    return around is not None
 
 
 def keeps_every_value(source: DType, target: DType) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from regraft.ir import Rewrite
+from regraft.rewrites.canonical.broadcasts import ImplicitExpand
 from regraft.rewrites.canonical.chains import (
     CastOfCast,
     ExpandOfExpand,
@@ -37,6 +38,7 @@ CANONICAL: tuple[Rewrite, ...] = (
     ConstantOnTheRight(),
     ExpandOfExpand(),
     FullSlice(),
+    ImplicitExpand(),
     MatmulWithWeight(),
     MulOne(),
     NoOpCast(),

@@ -21,7 +21,7 @@ from regraft.ir import (
 )
 from regraft.rewrites.linear.dense import dense_bias, dense_weight
 from regraft.rewrites.linear.row_map import RowMap, find_row_map, longer_map
-from regraft.rewrites.support import same_dims
+from regraft.rewrites.support import is_inside_alternatives, same_dims
 
 FORMS = ("as written", "merged")
 
@@ -49,7 +49,7 @@ class MergedLinear(Rewrite):
         )
 
     def check(self, m: Match) -> Declined | None:
-        if _is_inside_alternatives(m.root):
+        if is_inside_alternatives(m.root):
             return m.decline("it is a part of alternatives already", m.root.result)
         found = find_row_map(m.root)
         if isinstance(found, Declined):
@@ -66,13 +66,6 @@ class MergedLinear(Rewrite):
         regions = (_as_written(op, found), _merged(op, found))
         attrs = {"rows": rows, "forms": FORMS}
         return op.create("rg.alt", ((found.source,),), attrs, regions=regions).result
-
-
-def _is_inside_alternatives(op: Op) -> bool:
-    around = op.parent.parent if op.parent is not None else None
-    while around is not None and around.name != "rg.alt":
-        around = around.parent.parent if around.parent is not None else None
-    return around is not None
 
 
 def _as_written(op: Builder, found: RowMap) -> Region:
