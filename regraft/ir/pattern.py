@@ -169,7 +169,7 @@ class Declined:
 class Match:
     """What a pattern matched: values and attributes by variable name, and the ops in between.
 
-    ``holders`` gives, for an attribute, the op that has it.
+    ``bindings`` is what the search found: nodes of the pattern and variables with what they stand for.
     """
 
     root: Op
@@ -177,7 +177,7 @@ class Match:
     attrs: Mapping[str, Any]
     ops: tuple[Op, ...]
     shared: frozenset[Op] = frozenset()
-    holders: Mapping[str, Op] = field(default_factory=dict[str, Op])
+    bindings: Mapping[Any, Any] = field(default_factory=dict[Any, Any], repr=False, compare=False)
 
     def __getattr__(self, name: str) -> Value:
         values = object.__getattribute__(self, "values")
@@ -194,7 +194,10 @@ class Match:
 
     def holder(self, name: str) -> Value | None:
         """The result of the op that has the attribute bound as ``name``: the culprit when it is wrong."""
-        return _first(self.holders[name])
+        for node, op in self.bindings.items():
+            if isinstance(node, OpNode) and AttrVar(name) in node.bound.values():
+                return _first(op)
+        raise KeyError(name)
 
     def decline(self, reason: str, culprit: Value | None = None, change: str = "") -> Declined:
         """The answer of a ``check`` that refuses: why, what is to blame, and what to write instead."""
@@ -259,20 +262,9 @@ def match_pattern(pattern: Pattern, root: Op) -> Match | Declined:
         shared = frozenset(v for k, v in found.items() if isinstance(k, OpNode) and k.shared)
         values = {n: found.get(n) for n in pattern.variables}
         attrs = {k.name: v for k, v in found.items() if isinstance(k, AttrVar)}
-        return Match(root, values, attrs, ops, shared, _holders(found))
+        return Match(root, values, attrs, ops, shared, found)
     assert search.furthest is not None, "a search that finds nothing has failed somewhere"
     return search.furthest.declined()
-
-
-def _holders(found: Bindings) -> dict[str, Op]:
-    """For each attribute variable, the first op that binds it."""
-    holders: dict[str, Op] = {}
-    for node, op in found.items():
-        if isinstance(node, OpNode):
-            for each in node.bound.values():
-                if isinstance(each, AttrVar):
-                    holders.setdefault(each.name, op)
-    return holders
 
 
 def _first(op: Op) -> Value | None:
