@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from regraft.backends import Backend, ConstantStore, LowerOptions, backend
+from regraft.backends import Backend, ConstantStore, LowerOptions
 from regraft.compiler.api import lowered, rewritten
 from regraft.compiler.capture import Captured, capture_model
 from regraft.compiler.check import error_against_eager
@@ -57,8 +57,7 @@ class BisectReport:
     Fields:
         verdict: ``right`` (nothing fails), ``unstable`` (the same compile fails once and then does not),
             ``capture`` (the captured graph is wrong already), ``backend`` (the graph is right and a back
-            end computes an op of it wrongly), ``pass``, ``rewrite``, or ``stage`` (the check at the end
-            of a stage fails; ``failure`` says where).
+            end computes an op of it wrongly), ``pass`` or ``rewrite``.
         summary: that in a sentence.
         failure: how the whole compile fails.
         pass_name: the guilty pass; for ``backend``, the one after which the back end fails, if any.
@@ -243,9 +242,6 @@ class _Bisection:
             return self._in_executors(Limit(passes=0), {})
         _, passes = passes_of(self.options, [])
         names = [each.name for each in passes_in_order(passes)]
-        if not self._fails("all passes", Limit(passes=len(names))):
-            summary = "every pass is right, but a stage leaves the graph in a form that it must not have"
-            return self._report("stage", summary)
         guilty = _first_failing(0, len(names), lambda n: self._fails(f"{n} passes", Limit(passes=n)))
         return self._in_pass(guilty, names[guilty - 1])
 
@@ -288,15 +284,11 @@ class _Bisection:
             summary = "the captured graph is wrong, also when torch runs it: capture is at fault"
             return self._report("capture", summary, **found)
         ops = self._trial("its ops", limit).ops
-        since = f", as the pass '{found['pass_name']}' left it" if found else ""
-        if not self._fails("each op by itself", limit, _Share(len(ops))):
-            names = ", ".join(each.name for each in self.options.backends)
-            summary = f"'{names}' computes the graph wrongly, but each of its ops rightly{since}"
-            return self._report("backend", summary, **{**found, "backend": names})
         guilty = _first_failing(
             0, len(ops), lambda n: self._fails(f"{n} ops on the back ends", limit, _Share(n))
         )
         at = ops[guilty - 1]
+        since = f", as the pass '{found['pass_name']}' left it" if found else ""
         summary = f"the back end '{at.backend}' computes an op wrongly that torch computes rightly{since}"
         place = {"op": at.text, "path": at.path, "location": at.location, "backend": at.backend}
         return self._report("backend", summary, **{**found, **place})
@@ -372,9 +364,7 @@ class _Share:
 
     def applied(self, options: Options, module: Module) -> Options:
         chosen = frozenset(_executed(module)[: self.count])
-        partial = (_Partial(each, chosen) for each in options.backends)
-        # As a back end and not as the fallback, torch takes an op before it would be decomposed.
-        return replace(options, backends=(*partial, backend("eager")))
+        return replace(options, backends=tuple(_Partial(b, chosen) for b in options.backends))
 
 
 _TORCH = _Share(0)

@@ -90,8 +90,6 @@ class EachApplication(Watcher):
         except NumericsMismatch as error:
             raise self._named(error, old, old.op) from None
         self._reference.stands_for(new, old)
-        if self._now is None:
-            self._reference.trim()
         self.compared += 1
         self._told(self._suspect(new))
 

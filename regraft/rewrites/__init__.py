@@ -13,6 +13,7 @@ from regraft.rewrites import fold
 from regraft.rewrites.activation import ACTIVATION
 from regraft.rewrites.attention import ATTENTION
 from regraft.rewrites.canonical import CANONICAL, CanonicalSpellings
+from regraft.rewrites.convolution import CONVOLUTION
 from regraft.rewrites.ffn import FFN
 from regraft.rewrites.fold import FOLD
 from regraft.rewrites.linear import LINEAR
@@ -23,6 +24,7 @@ __all__ = [
     "ACTIVATION",
     "ATTENTION",
     "CANONICAL",
+    "CONVOLUTION",
     "FAMILIES",
     "FFN",
     "FOLD",
@@ -40,6 +42,7 @@ FAMILIES: dict[str, tuple[Rewrite, ...]] = {
     "canonical": CANONICAL,
     "fold": FOLD,
     "norm": NORM,
+    "convolution": CONVOLUTION,
     "activation": ACTIVATION,
     "attention": ATTENTION,
     "linear": LINEAR,

@@ -12,7 +12,7 @@ from torch import nn
 
 import regraft
 from regraft.errors import OptionError
-from tests.compiler.wrong import DropsAbs, Respells, WrongBackend, WrongTanh, model, rows
+from tests.compiler.wrong import DropsAbs, WrongBackend, WrongTanh, model, rows
 
 
 def bisected(**options: Any) -> Any:
@@ -67,12 +67,6 @@ def test_wrong_pass(heard: bool) -> None:
     report = bisected(passes=[("recover", DropsAbs(heard))])
     assert (report.verdict, report.pass_name, report.rewrite) == ("pass", "drops-abs", "")
     assert "aten.abs" in report.diff
-
-
-def test_a_stage_that_ends_in_another_form() -> None:
-    report = bisected(passes=[("recover", Respells())])
-    assert report.verdict == "stage"
-    assert "is not a canonical op" in report.failure
 
 
 def test_wrong_back_end() -> None:

@@ -92,20 +92,6 @@ class DropsAbs:
         return True
 
 
-class Respells:
-    """A pass that is right, and ends the stage with a spelling that canonicalize replaces."""
-
-    name = "respells"
-    after = ("recover.sweep",)
-
-    def run(self, module: Any, context: Any) -> bool:
-        found = next(op for op in module.main.walk() if op.name == "aten.abs")
-        builder = context.rewriter(self.name).before(found)
-        again = builder.aten.alias(builder.aten.abs(*found.operands))
-        context.rewriter(self.name).replace(found, (again,))
-        return True
-
-
 class WrongBackend:
     """Takes ``tanh``, and is wrong where no element is negative, as in the second place."""
 

@@ -1,135 +1,50 @@
-"""Calls of every op of the table, for the tests of types, decompositions and back ends.
-
-``T(S, 4)`` stands for a tensor operand; its sizes may hold the symbols ``S`` and ``N``. Everything else
-in a call is an attribute. ``SIZES`` are the values at which symbolic calls are tried.
-"""
+"""Calls of every op of the table, for the tests of types, decompositions and back ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator
 
-import torch
-
-from regraft.ir import OPS, Dim, DType, Expr, OpDef, TensorType, dims
-from regraft.runtime import TORCH_DTYPES
-
-S = dims.symbol("s", 1)
-N = dims.symbol("n", 1)
-SIZES: tuple[Mapping[str, int], ...] = (
-    {"s": 1, "n": 1},
-    {"s": 2, "n": 3},
-    {"s": 7, "n": 2},
-    {"s": 13, "n": 5},
+from tests.ops import index_samples, window_samples
+from tests.ops.sample import (
+    BF16,
+    BOOL,
+    F16,
+    F32,
+    F64,
+    I32,
+    I64,
+    SIZES,
+    N,
+    Operand,
+    S,
+    Sample,
+    T,
+    at,
+    call,
+    index,
+    positive,
 )
 
-F16, BF16, F32, F64 = DType.F16, DType.BF16, DType.F32, DType.F64
-I32, I64, BOOL = DType.I32, DType.I64, DType.BOOL
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A tensor operand: its type, and the least and greatest value of its elements."""
-
-    dtype: DType
-    shape: tuple[Dim, ...]
-    low: float = -2.0
-    high: Dim | float = 2.0
-
-    @property
-    def type(self) -> TensorType:
-        return TensorType(self.dtype, self.shape)
-
-    def tensor(self, sizes: Mapping[str, int], generator: torch.Generator) -> torch.Tensor:
-        shape = [at(d, sizes) for d in self.shape]
-        if self.dtype == BOOL:
-            return torch.rand(shape, generator=generator) > 0.5
-        if self.dtype.is_integer:
-            high = at(self.high, sizes) if isinstance(self.high, (int, Expr)) else 10
-            low = 0 if isinstance(self.high, (int, Expr)) else -10
-            return torch.randint(low, high, shape, generator=generator, dtype=TORCH_DTYPES[self.dtype.value])
-        high = float(self.high) if isinstance(self.high, (int, float)) else 2.0
-        values = torch.rand(shape, generator=generator, dtype=torch.float64) * (high - self.low) + self.low
-        return values.to(TORCH_DTYPES[self.dtype.value])
-
-
-def T(*shape: Dim, dtype: DType = F32) -> Operand:
-    return Operand(dtype, shape)
-
-
-def positive(*shape: Dim) -> Operand:
-    """Values in [0.1, 3]."""
-    return Operand(F32, shape, 0.1, 3.0)
-
-
-def index(*shape: Dim, below: Dim, dtype: DType = I64) -> Operand:
-    return Operand(dtype, shape, 0, below)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One call of the op ``name``."""
-
-    name: str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def definition(self) -> OpDef:
-        return OPS[self.name]
-
-    @property
-    def operands(self) -> tuple[Operand, ...]:
-        return tuple(operands_in((*self.args, *self.kwargs.values())))
-
-    @property
-    def is_float(self) -> bool:
-        return any(o.dtype == F32 for o in self.operands)
-
-    def at_dtype(self, dtype: DType) -> Sample:
-        """The same call with operands of ``dtype`` where they were f32."""
-
-        def retyped(operand: Operand) -> Operand:
-            return replace(operand, dtype=dtype) if operand.dtype == F32 else operand
-
-        return self.mapped(retyped)
-
-    def mapped(self, change: Callable[[Operand], Any]) -> Sample:
-        """The same call with ``change`` applied to each operand, in order."""
-        args = tuple(mapped(a, change) for a in self.args)
-        return Sample(self.name, args, {name: mapped(v, change) for name, v in self.kwargs.items()})
-
-    def __str__(self) -> str:
-        shown = [show(a) for a in self.args] + [f"{k}={show(v)}" for k, v in self.kwargs.items()]
-        return f"{self.name}({', '.join(shown)})"
-
-
-def operands_in(values: Any) -> Iterator[Operand]:
-    for value in values:
-        if isinstance(value, Operand):
-            yield value
-        elif isinstance(value, tuple):
-            yield from operands_in(value)
-
-
-def mapped(value: Any, change: Callable[[Operand], Any]) -> Any:
-    if isinstance(value, Operand):
-        return change(value)
-    return tuple(mapped(v, change) for v in value) if isinstance(value, tuple) else value
-
-
-def show(value: Any) -> str:
-    if isinstance(value, Operand):
-        return str(value.type)
-    return f"({', '.join(map(show, value))})" if isinstance(value, tuple) else str(value)
-
-
-def at(dim: Any, sizes: Mapping[str, int]) -> Any:
-    """``dim`` with its symbols replaced; a number or another attribute is left as it is."""
-    if not isinstance(dim, Expr):
-        return dim
-    return dims.substitute(dim, {s: sizes[s.name] for s in dims.symbols_of(dim)})
+__all__ = [
+    "BF16",
+    "BOOL",
+    "F16",
+    "F32",
+    "F64",
+    "I32",
+    "I64",
+    "SAMPLES",
+    "SIZES",
+    "N",
+    "Operand",
+    "S",
+    "Sample",
+    "T",
+    "at",
+    "call",
+    "index",
+    "positive",
+]
 
 
 def _table() -> Iterator[Sample]:
@@ -138,14 +53,11 @@ def _table() -> Iterator[Sample]:
     yield from _views()
     yield from _products()
     yield from _layers()
-    yield from _windows()
+    yield from window_samples.table()
     yield from _indexing()
+    yield from index_samples.table()
     yield from _creation()
     yield from _structured()
-
-
-def call(name: str, *args: Any, **kwargs: Any) -> Sample:
-    return Sample(name, args, kwargs)
 
 
 # fmt: off
@@ -413,38 +325,6 @@ def _layers() -> Iterator[Sample]:
     yield call("aten.glu", T(S, 6, 3), 1)
 
 
-def _windows() -> Iterator[Sample]:
-    image, line = T(N, 4, S + 6, 9), T(N, 4, S + 6)
-    yield call("aten.conv2d", image, T(6, 4, 3, 2))
-    yield call("aten.conv2d", image, T(6, 2, 3, 3), T(6), (2, 1), (1, 2), (1, 2), 2)
-    yield call("aten.conv2d", T(4, S + 6, 9), T(6, 4, 3, 3), None, (2, 2), (1, 1))
-    yield call("aten.conv2d", T(N, 3, 8 * S, 16), T(6, 3, 8, 8), T(6), (8, 8))
-    yield call("aten.conv1d", line, T(6, 4, 3), T(6), (2,), (1,))
-    yield call("aten.conv1d", line, T(8, 1, 3), None, (1,), (2,), (2,), 4)
-    for kernel in (3, 4):
-        yield call("aten.conv1d.padding", line, T(6, 4, kernel), T(6), (1,), "same")
-        yield call("aten.conv2d.padding", image, T(6, 4, kernel, 3), None, (1, 1), "same", (1, 2))
-    yield call("aten.conv2d.padding", image, T(6, 4, 3, 3), T(6), (2, 2), "valid")
-    plain = ((2,), (1,), (1,), False, (0,), 1)
-    yield call("aten.convolution", line, T(6, 4, 3), T(6), *plain)
-    yield call("aten.convolution", image, T(6, 2, 3, 3), None, (1, 2), (1, 0), (1, 1), False, (0, 0), 2)
-    for name in ("max_pool2d", "avg_pool2d"):
-        yield call(f"aten.{name}", image, (2, 2))
-        yield call(f"aten.{name}", image, (3, 3), (2, 1), (1, 1))
-        yield call(f"aten.{name}", image, (3, 2), (2, 2), (1, 0), ceil_mode=True)
-        yield call(f"aten.{name}", T(4, S + 6, 9), (2,))
-    yield call("aten.max_pool2d", image, (3, 3), (2, 2), (1, 1), (2, 1))
-    yield call("aten.avg_pool2d", image, (3, 3), (2, 2), (1, 1), False, False)
-    yield call("aten.avg_pool2d", image, (3, 3), (2, 2), (1, 1), divisor_override=4)
-    for name in ("adaptive_avg_pool2d", "_adaptive_avg_pool2d"):
-        yield call(f"aten.{name}", image, (1, 1))
-        yield call(f"aten.{name}", image, (3, 2))
-    yield call("aten.constant_pad_nd", image, (1, 2, 0, 3))
-    yield call("aten.constant_pad_nd", line, (1, -2), 1.5)
-    yield call("aten.pad", line, (1, 2))
-    yield call("aten.pad", line, (1, 2), "constant", 0.5)
-
-
 def _indexing() -> Iterator[Sample]:
     yield call("aten.embedding", T(11, 4), index(N, S, below=11))
     yield call("aten.embedding", T(S, 4), index(3, below=S, dtype=I32), 0)
@@ -481,6 +361,8 @@ def _indexing() -> Iterator[Sample]:
 def _creation() -> Iterator[Sample]:
     for value, dtype in ((0.5, None), (True, None), (3, None), (0.0, F64), (float("-inf"), F32), (1, BOOL)):
         yield call("aten.full", (S, 3), value, dtype=dtype)
+    yield call("aten.full", (3,), S, dtype=I64)
+    yield call("aten.full", (), 2 * S + 1, dtype=F32)
     for end in (5, S, 2 * S, 4.5):
         yield call("aten.arange", end)
     yield call("aten.arange", S, dtype=F32)

@@ -10,16 +10,29 @@ from tests.ops.samples import F64, SAMPLES, SIZES, Sample, T
 
 DECOMPOSED = [sample for sample in SAMPLES if harness.decomposition(sample) is not None]
 
+#: Tensors that nobody has written yet.
+UNDEFINED = frozenset(
+    {"aten.empty.memory_format", "aten.empty_permuted", "aten.empty_like", "aten.new_empty"}
+)
+#: Ops of our own that a decomposition of torch's may be made of.
+INNER = ("rg.dim_value", "rg.recurrent")
 
+
+@pytest.mark.conformance
 @pytest.mark.parametrize("sample", DECOMPOSED, ids=str)
 def test_computes_the_same(sample: Sample) -> None:
     exact = sample.at_dtype(F64)
     for sizes in SIZES:
         tensors = harness.tensors_of(exact, sizes)
         expected = harness.run(harness.function_of(harness.op_of(exact)), tensors, sizes)
-        harness.assert_equal(harness.run(harness.decomposed(exact), tensors, sizes), expected)
+        found = harness.run(harness.decomposed(exact), tensors, sizes)
+        if sample.name in UNDEFINED:
+            assert harness.described_tensors(found) == harness.described_tensors(expected)
+        else:
+            harness.assert_equal(found, expected)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("sample", DECOMPOSED, ids=str)
 def test_keeps_the_types(sample: Sample) -> None:
     for dtype in (F64, DType.BF16):
@@ -28,11 +41,12 @@ def test_keeps_the_types(sample: Sample) -> None:
         assert [v.type for v in harness.decomposed(typed).results] == types
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("sample", DECOMPOSED, ids=str)
 def test_is_made_of_canonical_ops(sample: Sample) -> None:
     made = [op for op in harness.decomposed(sample).walk() if op.name != "cf.yield"]
     assert [op.name for op in made if not op.definition.canonical] == []
-    assert [op.name for op in made if op.definition.dialect != "aten"] == []
+    assert [op.name for op in made if op.definition.dialect != "aten" and op.name not in INNER] == []
     for op in made:
         # Normal attributes too: no negative axis, slices with explicit bounds, no -1 in a size.
         numbers = [v for name in ("dim", "dims", "size") if name in op.attrs for v in op.site.dims(name)]

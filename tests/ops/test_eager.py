@@ -5,13 +5,32 @@ from __future__ import annotations
 import pytest
 import torch
 
+from regraft.ir import DType
 from tests.ops import harness
 from tests.ops.samples import BF16, F32, F64, SAMPLES, SIZES, Sample, T
 
+#: Ops for which torch has no kernel for bf16.
+NOT_IN_BF16 = frozenset({"aten.avg_pool3d", "aten.cdist"})
+#: oneDNN's LSTM in f32 gives other bits for other addresses of the same values.
+NOT_BIT_STABLE = frozenset({"aten.lstm.input"})
+#: Tensors that nobody has written yet.
+UNDEFINED = frozenset(
+    {"aten.empty.memory_format", "aten.empty_permuted", "aten.empty_like", "aten.new_empty"}
+)
 
+
+def tried_dtypes(sample: Sample) -> tuple[DType, ...]:
+    if not sample.is_float:
+        return (F32,)
+    if sample.name in NOT_BIT_STABLE:
+        return (F64,)
+    return (F32, F64) if sample.name in NOT_IN_BF16 else (F32, F64, BF16)
+
+
+@pytest.mark.conformance
 @pytest.mark.parametrize("sample", [s for s in SAMPLES if s.definition.dialect == "aten"], ids=str)
 def test_is_torchs_result(sample: Sample) -> None:
-    for dtype in (F32, F64, BF16) if sample.is_float else (F32,):
+    for dtype in tried_dtypes(sample):
         typed = sample.at_dtype(dtype)
         function = harness.function_of(harness.op_of(typed))
         for sizes in SIZES:
@@ -19,7 +38,7 @@ def test_is_torchs_result(sample: Sample) -> None:
             expected = harness.call_torch(typed, tensors, sizes)
             found = harness.run(function, tensors, sizes)
             assert harness.described_tensors(found) == harness.described_tensors(expected)
-            for ours, theirs in zip(found, expected, strict=True):
+            for ours, theirs in zip(found, expected, strict=True) if sample.name not in UNDEFINED else ():
                 assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
 
 

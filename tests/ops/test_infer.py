@@ -19,6 +19,7 @@ ATEN = [sample for sample in SAMPLES if sample.definition.dialect == "aten"]
 DTYPES = (F32, F64, BF16)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("sample", ATEN, ids=str)
 def test_types_are_torchs(sample: Sample) -> None:
     for dtype in DTYPES if sample.is_float else (F32,):

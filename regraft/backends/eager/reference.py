@@ -60,6 +60,41 @@ def ffn(
     return functional.linear(inner, down_weight, down_bias)
 
 
+#: Cell -> torch's layer, and the place in its weights of each of its gates in ONNX's order.
+_LAYERS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    "lstm": (torch.lstm, (0, 3, 1, 2)),
+    "gru": (torch.gru, (1, 0, 2)),
+    "rnn_tanh": (torch.rnn_tanh, (0,)),
+    "rnn_relu": (torch.rnn_relu, (0,)),
+}
+
+
+def recurrent(
+    x: Tensor,
+    weight: Tensor,
+    recurrence: Tensor,
+    bias: Tensor | None,
+    hidden: Tensor,
+    memory: Tensor | None,
+    cell: str,
+) -> tuple[Tensor, ...]:
+    """One layer: ``x[T, N, I] -> [T, D, N, H]`` and the last states."""
+    layer, order = _LAYERS[cell]
+    directions, rows, width = recurrence.shape
+
+    def restored(gates: Tensor) -> Tensor:
+        blocks = gates.chunk(len(order))
+        return torch.cat([blocks[order.index(i)] for i in range(len(order))])
+
+    params: list[Tensor] = []
+    for d in range(directions):
+        params += [restored(weight[d]), restored(recurrence[d])]
+        params += [] if bias is None else [restored(bias[d, :rows]), restored(bias[d, rows:])]
+    states = hidden if memory is None else [hidden, memory]
+    y, *last = layer(x, states, params, bias is not None, 1, 0.0, False, directions == 2, False)
+    return y.unflatten(2, (directions, width)).transpose(1, 2), *last
+
+
 # The IR has no strides: a view is any change of shape, whatever the layout of its operand.
 def view(value: Tensor, size: Sequence[int]) -> Tensor:
     return value.reshape(size)
@@ -70,6 +105,7 @@ REFERENCE: dict[str, Callable[..., Any]] = {
     "rg.check": check,
     "rg.rotary": rotary,
     "rg.ffn": ffn,
+    "rg.recurrent": recurrent,
     "aten.view": view,
     "aten._unsafe_view": view,
     "aten.view_as": Tensor.reshape_as,

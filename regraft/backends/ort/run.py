@@ -18,6 +18,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from regraft.backends.ort.optimiser import OTHERS
 from regraft.errors import ArtefactError, BackendError, RegraftError
 from regraft.runtime import TORCH_DTYPES, ArtefactReader, ArtefactWriter, compile_dim
 
@@ -70,12 +71,14 @@ class Interface:
         outputs: the results, in order, and then one ``bool[]`` for each check.
         sizes: symbol -> the ``i64[1]`` input that takes its value.
         checks: a message for each check, raised when its output is false.
+        blocked: where there are convolutions, the values that ONNX Runtime reads to change their layout.
     """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     sizes: Mapping[str, str]
     checks: tuple[str, ...] = ()
+    blocked: tuple[str, ...] = ()
 
 
 class OrtExecutable:
@@ -99,7 +102,7 @@ class OrtExecutable:
         self._shared = {
             name: onnxruntime.OrtValue.from_dlpack(tensor)
             for name, tensor in self._constants.items()
-            if tensor.dtype not in _HALVES
+            if tensor.dtype not in _HALVES and name not in interface.blocked
         }
         try:
             self._session = self._open()
@@ -114,8 +117,9 @@ class OrtExecutable:
 
     def _open(self) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
-        # No optimiser: it would read the stand-in below. The graph has been optimised before, by us.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        blocked = bool(self.interface.blocked)
+        levels = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if blocked else levels.ORT_DISABLE_ALL
         options.intra_op_num_threads = self._threads or 0
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -124,10 +128,10 @@ class OrtExecutable:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         for name, value in self._shared.items():
             options.add_initializer(name, value)
-        widened = {name: _widened(t) for name, t in self._constants.items() if name not in self._shared}
-        if widened:  # these ONNX Runtime copies, and frees what it packs
-            values = [onnxruntime.OrtValue.from_dlpack(t) for t in widened.values()]
-            options.add_external_initializers(list(widened), values)
+        copied = {name: _widened(t) for name, t in self._constants.items() if name not in self._shared}
+        if copied:  # these ONNX Runtime copies, and frees what it packs
+            values = [onnxruntime.OrtValue.from_dlpack(t) for t in copied.values()]
+            options.add_external_initializers(list(copied), values)
         with tempfile.TemporaryDirectory() as folder:
             # A shared initializer needs a file of its size at its place, which nobody reads: a sparse one.
             with open(os.path.join(folder, STAND_IN), "wb") as file:
@@ -135,7 +139,9 @@ class OrtExecutable:
             path = os.path.join(folder, "model.onnx")
             with open(path, "wb") as file:
                 file.write(self._model)
-            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            off = list(OTHERS) if blocked else None
+            providers = ["CPUExecutionProvider"]
+            return onnxruntime.InferenceSession(path, options, providers=providers, disabled_optimizers=off)
 
     def run(self, inputs: Sequence[Tensor], sizes: Mapping[str, int]) -> list[Tensor]:
         """The results for ``inputs``. Calls share the session and nothing else.
@@ -204,6 +210,7 @@ class OrtExecutable:
             "outputs": [asdict(port) for port in self.interface.outputs],
             "sizes": dict(self.interface.sizes),
             "checks": list(self.interface.checks),
+            "blocked": list(self.interface.blocked),
         }
 
 
@@ -325,6 +332,7 @@ def load(record: Mapping[str, Any], reader: ArtefactReader) -> OrtExecutable:
         tuple(_port(p) for p in record["outputs"]),
         dict(record["sizes"]),
         tuple(record["checks"]),
+        tuple(record.get("blocked", ())),
     )
     constants = {name: reader.tensor(name) for name in record["constants"]}
     try:

@@ -62,6 +62,9 @@ def definition_for(
     name = overload_name(target)
     bound = dict(arguments)
     schema = {a.name: a for a in target._schema.arguments}
+    name = _tensor_overload(name, bound, table)
+    if name != overload_name(target):
+        schema["other"] = getattr(torch.ops.aten, name.split(".")[1]).Tensor._schema.arguments[1]
     numbers = [n for n, v in bound.items() if _is_number(v) and isinstance(schema[n].type, torch.TensorType)]
     if numbers:
         name, bound = _scalar_overload(name, bound, numbers, table, builder)
@@ -72,6 +75,13 @@ def definition_for(
             return opaque(target), dict(arguments)
         del bound[unknown]
     return definition, bound
+
+
+def _tensor_overload(name: str, bound: Mapping[str, Any], table: OpTable) -> str:
+    """A size is no number that an attribute can hold: an op with one takes it as a tensor."""
+    tensor = f"{name.removesuffix('.Scalar')}.Tensor"
+    is_size = name.endswith(".Scalar") and isinstance(bound.get("other"), Expr)
+    return tensor if is_size and tensor in table else name
 
 
 def _is_number(value: Any) -> bool:

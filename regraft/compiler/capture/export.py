@@ -1,8 +1,9 @@
 """Capture through ``torch.export``.
 
-``torch.export`` gives the graph and is the oracle for numerics; ``run_decompositions({})`` makes it
-functional while keeping the composites that fusions want. What follows here is about arguments: how
-the user calls the model, which sizes may vary, and errors that point at the user's line.
+``torch.export`` gives the graph and is the oracle for numerics; ``run_decompositions`` makes it
+functional while keeping the composites that fusions want (see ``composites``). What follows here is
+about arguments: how the user calls the model, which sizes may vary, and errors that point at the
+user's line.
 """
 
 # torch's export and fx classes are partly untyped.
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from regraft.compiler.capture.composites import functional
 from regraft.compiler.capture.example import (
     CallForm,
     by_parameter,
@@ -108,7 +110,7 @@ def capture_model(
     shapes = shapes_by_parameter(form, arguments, dynamic_shapes)
     check_leaves(arguments, shapes)
     traced = widened(arguments, shapes)
-    program = _export(module, traced, shapes, len(args), phases)
+    program = _export(module, table, traced, shapes, len(args), phases)
 
     def imported(relaxed: frozenset[str]) -> Module:
         return import_program(program, table, traced, form, relaxed)
@@ -123,6 +125,7 @@ def capture_model(
 
 def _export(
     module: torch.nn.Module,
+    table: OpTable,
     arguments: Mapping[str, Any],
     shapes: Mapping[str, Any],
     n_args: int,
@@ -141,7 +144,7 @@ def _export(
                 strict=False,
             )
         with phases.phase("decompositions"), _pointing_at_user_code(module):
-            return program.run_decompositions({})
+            return functional(program, table)
 
 
 def _check_example(signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -177,7 +180,7 @@ def _unchanged(module: torch.nn.Module) -> Generator[None]:
 
 def _import_exported(program: ExportedProgram, table: OpTable, phases: Phases) -> Captured:
     with _EXPORTING, _quiet_export(None), phases.phase("decompositions"):
-        program = program.run_decompositions({})
+        program = functional(program, table)
     entry = program.module_call_graph[0].signature
     names = tuple(entry.forward_arg_names or ()) if entry is not None else ()
     example = program.example_inputs

@@ -1,4 +1,4 @@
-"""Convolutions and pooling over ``[N, C, ...]`` (or ``[C, ...]``, without the batch axis)."""
+"""Convolutions over ``[N, C, ...]`` (or ``[C, ...]``, without the batch axis)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from regraft.ir.ops.rules import (
     define,
     is_negative,
     one,
-    per_result,
     refuse,
     require,
     require_equal,
@@ -68,12 +67,42 @@ def _padding(site: CallSite, axis: int, count: int) -> Dim | None:
     return spread(site, "padding", count)[axis]
 
 
+def _transposed(count: int) -> InferRule:
+    """``input[N, C, ...]``, ``weight[C, O / groups, ...]`` with ``count`` spatial axes."""
+
+    def infer(site: CallSite) -> TensorType:
+        x = require_rank(site, "input", count + 1, count + 2)
+        require_rank(site, "weight", count + 2)
+        return _widened(site, x, count)
+
+    return infer
+
+
+def _widened(site: CallSite, x: TensorType, count: int) -> TensorType:
+    weight, bias = site.type("weight"), site.optional("bias")
+    channels = weight.shape[1] * site.int("groups")
+    require_equal(site, x.shape[-count - 1], weight.shape[0], "the channels of input and weight")
+    if bias is not None:
+        require(bias.shape == (channels,), site, f"the bias is {bias}, expected {channels} values")
+    names = ("stride", "padding", "dilation", "output_padding")
+    sizes = tuple(
+        (size - 1) * stride - 2 * pad + wide * (kernel - 1) + extra + 1
+        for size, kernel, stride, pad, wide, extra in zip(
+            x.shape[-count:], weight.shape[2:], *(spread(site, name, count) for name in names), strict=True
+        )
+    )
+    if any(is_negative(size - 1) for size in sizes):
+        refuse(site, f"the padding removes more than the convolution of {x} with {weight} makes")
+    dtype = same_dtype(site, (x, weight, bias))
+    return TensorType(dtype, (*x.shape[: -count - 1], channels, *sizes), x.device)
+
+
 def _any_convolution(site: CallSite) -> TensorType:
     x = site.type("input")
     count = site.type("weight").rank - 2
+    require(count in (1, 2, 3) and x.rank == count + 2, site, f"{count} spatial axes, expected 1 to 3")
     if site.attr("transposed"):
-        refuse(site, "transposed convolutions are not typed")
-    require(count in (1, 2) and x.rank == count + 2, site, f"{count} spatial axes, expected 1 or 2")
+        return _widened(site, x, count)
     return _convolved(site, x, count, [*spread(site, "padding", count)])
 
 
@@ -82,6 +111,11 @@ def _convolution_flops(site: CallSite) -> Dim:
     (result,) = result_types(site)
     assert isinstance(result, TensorType)
     return 2 * result.numel * product(site.type("weight").shape[1:])
+
+
+def _transposed_flops(site: CallSite) -> Dim:
+    """A multiply-add per input element, kernel element and output channel of the group."""
+    return 2 * site.type("input").numel * product(site.type("weight").shape[1:])
 
 
 def _explicit_padding(b: Any, op: Any) -> Any:
@@ -104,118 +138,60 @@ def _explicit_padding(b: Any, op: Any) -> Any:
 def _by_rank(b: Any, op: Any) -> Any:
     args = op.arguments()
     count = args["weight"].tensor.rank - 2
-    rest = (args["stride"], args["padding"], args["dilation"], args["groups"])
-    return b.call(f"aten.conv{count}d", (args["input"], args["weight"], args["bias"], *rest), {})
+    tensors = (args["input"], args["weight"], args["bias"], args["stride"], args["padding"])
+    if args["transposed"]:
+        rest = (args["output_padding"], args["groups"], args["dilation"])
+        return b.call(TRANSPOSED[count], (*tensors, *rest), {})
+    return b.call(f"aten.conv{count}d", (*tensors, args["dilation"], args["groups"]), {})
 
 
 def full_zeros(b: Any, shape: Shape, dtype: Any) -> Any:
     return b.aten.full(shape, 0.0 if dtype.is_float else 0, dtype=dtype)
 
 
-# -- pooling and padding -----------------------------------------------------------------------
-
-
-def _pool(site: CallSite) -> TensorType:
-    """Windows over the last two axes; an empty stride is the kernel's size."""
-    x = require_rank(site, "self", 3, 4)
-    kernel, padding = spread(site, "kernel_size", 2), spread(site, "padding", 2)
-    stride = spread(site, "stride", 2) if site.attr("stride") != () else kernel
-    dilation = spread(site, "dilation", 2) if "dilation" in site.attrs else (1, 1)
-    ceil_mode = bool(site.attr("ceil_mode"))
-    sizes = tuple(
-        window_size(size, k, s, p, d, ceil_mode)
-        for size, k, s, p, d in zip(x.shape[-2:], kernel, stride, padding, dilation, strict=True)
-    )
-    if any(is_negative(size - 1) for size in sizes):
-        refuse(site, f"the window {list(kernel)} is larger than the padded input {x}")
-    return x.with_shape((*x.shape[:-2], *sizes))
-
-
-def _pool_flops(site: CallSite) -> Dim:
-    return _pool(site).numel * product(spread(site, "kernel_size", 2))
-
-
-def _adaptive_pool(site: CallSite) -> TensorType:
-    x = require_rank(site, "self", 3, 4)
-    return x.with_shape((*x.shape[:-2], *spread(site, "output_size", 2)))
-
-
-def _adaptive_pool_flops(site: CallSite) -> Dim:
-    return site.type("self").numel
-
-
-def _pad(site: CallSite) -> TensorType:
-    x, pads = site.type("self"), site.dims("pad")
-    require(len(pads) % 2 == 0 and len(pads) <= 2 * x.rank, site, f"pad {pads} does not fit {x}")
-    shape = list(x.shape)
-    for i in range(len(pads) // 2):
-        shape[-1 - i] = shape[-1 - i] + pads[2 * i] + pads[2 * i + 1]
-        require(not is_negative(shape[-1 - i]), site, f"pad {pads} removes more than there is in {x}")
-    return x.with_shape(tuple(shape))
-
-
-def _pad_mode(site: CallSite) -> TensorType:
-    require(site.attr("mode") == "constant", site, f"mode {site.attr('mode')!r} is not typed")
-    return _pad(site)
-
-
-def _constant_pad(b: Any, op: Any) -> Any:
-    value = op.attr("value")
-    return b.aten.constant_pad_nd(op.operand("self"), op.attr("pad"), 0 if value is None else value)
-
-
 # -- the table ---------------------------------------------------------------------------------
 
+#: Number of spatial axes -> the transposed convolution.
+TRANSPOSED = {
+    1: "aten.conv_transpose1d",
+    2: "aten.conv_transpose2d.input",
+    3: "aten.conv_transpose3d.input",
+}
 
-def _conv(name: str, count: int, padding: str) -> str:
+
+def _conv(name: str, count: int, padding: str = "") -> str:
+    padding = padding or f"SymInt[{count}] padding={[0] * count}"
     return (
         f"aten.{name}(Tensor input, Tensor weight, Tensor? bias=None, SymInt[{count}] stride={[1] * count}, "
         f"{padding}, SymInt[{count}] dilation={[1] * count}, SymInt groups=1)"
     )
 
 
+def _conv_transpose(count: int) -> str:
+    zeros, ones = [0] * count, [1] * count
+    return (
+        f"{TRANSPOSED[count]}(Tensor input, Tensor weight, Tensor? bias=None, SymInt[{count}] stride={ones}, "
+        f"SymInt[{count}] padding={zeros}, SymInt[{count}] output_padding={zeros}, SymInt groups=1, "
+        f"SymInt[{count}] dilation={ones})"
+    )
+
+
+_COUNTS = (1, 2, 3)
 _FLOPS: CountRule = _convolution_flops
-_WINDOW = "int[2] kernel_size, int[2] stride=[], int[2] padding=[0, 0]"
 
 OPS = (
-    define(_conv("conv1d", 1, "SymInt[1] padding=[0]"), _convolution(1), SAFE, _FLOPS),
-    define(_conv("conv2d", 2, "SymInt[2] padding=[0, 0]"), _convolution(2), SAFE, _FLOPS),
-    define(
-        f"aten.max_pool2d(Tensor self, {_WINDOW}, int[2] dilation=[1, 1], bool ceil_mode=False)",
-        _pool,
-        SAFE,
-        _pool_flops,
+    *(define(_conv(f"conv{n}d", n), _convolution(n), SAFE, _FLOPS) for n in _COUNTS),
+    *(define(_conv_transpose(n), _transposed(n), SAFE, _transposed_flops) for n in _COUNTS),
+    *(
+        spelling(
+            _conv(f"conv{n}d.padding", n, 'str padding="valid"'), _convolution(n), one(_explicit_padding)
+        )
+        for n in _COUNTS
     ),
-    define(
-        f"aten.avg_pool2d(Tensor self, {_WINDOW}, bool ceil_mode=False, bool count_include_pad=True, "
-        "int? divisor_override=None)",
-        _pool,
-        SAFE,
-        _pool_flops,
-    ),
-    define(
-        "aten.adaptive_avg_pool2d(Tensor self, SymInt[2] output_size)",
-        _adaptive_pool,
-        SAFE,
-        _adaptive_pool_flops,
-    ),
-    define("aten.constant_pad_nd(Tensor self, SymInt[] pad, Scalar value=0)", _pad, SAFE, per_result()),
-    spelling(_conv("conv1d.padding", 1, 'str padding="valid"'), _convolution(1), one(_explicit_padding)),
-    spelling(_conv("conv2d.padding", 2, 'str padding="valid"'), _convolution(2), one(_explicit_padding)),
     spelling(
         "aten.convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, "
         "SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups)",
         _any_convolution,
         one(_by_rank),
-    ),
-    spelling(
-        "aten._adaptive_avg_pool2d(Tensor self, SymInt[2] output_size)",
-        _adaptive_pool,
-        one(lambda b, op: b.aten.adaptive_avg_pool2d(op.operand("self"), op.attr("output_size"))),
-    ),
-    spelling(
-        "aten.pad(Tensor self, SymInt[] pad, str mode='constant', float? value=None)",
-        _pad_mode,
-        one(_constant_pad),
     ),
 )

@@ -110,5 +110,10 @@ OPS = (
     _constant("new_zeros", "Tensor self, SymInt[] size", _new, _with(0)),
     _constant("new_ones", "Tensor self, SymInt[] size", _new, _with(1)),
     _constant("new_full", "Tensor self, SymInt[] size, Scalar fill_value", _new, _with_fill_value),
+    # What is there before a tensor is filled has no defined value: zeros will do.
+    _constant("empty.memory_format", "SymInt[] size", _filled(DType.F32), _with(0)),
+    _constant("empty_permuted", "SymInt[] size, int[] physical_layout", _filled(DType.F32), _with(0)),
+    _constant("empty_like", "Tensor self", _like, _with(0)),
+    _constant("new_empty", "Tensor self, SymInt[] size", _new, _with(0)),
     _constant("scalar_tensor", "Scalar s", _scalar, one(lambda b, op: full(b, op, op.attr("s")))),
 )

@@ -30,7 +30,7 @@ CHECKED = Trait.PURE
 _INDEX_TYPES = (DType.I64, DType.I32)
 
 
-def _require_index(site: CallSite, index: TensorType, types: tuple[DType, ...] = _INDEX_TYPES) -> None:
+def require_index(site: CallSite, index: TensorType, types: tuple[DType, ...] = _INDEX_TYPES) -> None:
     if index.dtype not in types:
         refuse(site, f"an index is {index.dtype}, expected {' or '.join(t.value for t in types)}")
 
@@ -38,7 +38,7 @@ def _require_index(site: CallSite, index: TensorType, types: tuple[DType, ...] =
 def _embedding(site: CallSite) -> TensorType:
     """``weight[V, E]``, ``indices[...]`` -> ``[..., E]``."""
     weight, indices = require_rank(site, "weight", 2), site.type("indices")
-    _require_index(site, indices)
+    require_index(site, indices)
     return weight.with_shape((*indices.shape, weight.shape[1]))
 
 
@@ -50,7 +50,7 @@ def _index(site: CallSite) -> TensorType:
     indices = [index for index in given if index is not None]
     require(bool(indices), site, "no index is given")
     for index in indices:
-        _require_index(site, index)
+        require_index(site, index)
     picked = broadcast(site, [index.shape for index in indices])
     kept = tuple(d for i, d in enumerate(tensor.shape) if i not in axes)
     neighbours = axes == list(range(axes[0], axes[-1] + 1))
@@ -60,14 +60,14 @@ def _index(site: CallSite) -> TensorType:
 
 def _index_select(site: CallSite) -> TensorType:
     tensor, index = site.type("self"), require_rank(site, "index", 0, 1)
-    _require_index(site, index)
+    require_index(site, index)
     axis = axis_of(site, site.attr("dim"), tensor.rank)
     return tensor.with_shape(replaced(tensor.shape, axis, index.numel) if tensor.rank else ())
 
 
 def _gather(site: CallSite) -> TensorType:
     tensor, index = site.type("self"), site.type("index")
-    _require_index(site, index, (DType.I64,))
+    require_index(site, index, (DType.I64,))
     axis_of(site, site.attr("dim"), tensor.rank)
     if max(tensor.rank, 1) != max(index.rank, 1):
         refuse(site, f"the index has rank {index.rank}, expected {tensor.rank}")

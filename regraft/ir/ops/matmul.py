@@ -6,6 +6,7 @@ from typing import Any
 
 from regraft.ir.dims import Dim
 from regraft.ir.opdef import SAFE, CallSite, InferRule, Trait
+from regraft.ir.ops.elementwise import cast
 from regraft.ir.ops.rules import (
     Shape,
     broadcast,
@@ -14,6 +15,7 @@ from regraft.ir.ops.rules import (
     refuse,
     require,
     require_equal,
+    require_float,
     require_rank,
     require_scalar_fits,
     result_types,
@@ -105,6 +107,29 @@ def _vectors(site: CallSite) -> TensorType:
     return TensorType(same_dtype(site, (a, b)), (*a.shape, *b.shape), a.device)
 
 
+def _vector_product(first: str, second: str, ranks: tuple[int, int]) -> InferRule:
+    def infer(site: CallSite) -> TensorType:
+        a, b = (require_rank(site, n, r) for n, r in zip((first, second), ranks, strict=True))
+        return TensorType(same_dtype(site, (a, b)), matmul_shape(site, a.shape, b.shape), a.device)
+
+    return infer
+
+
+def _summed_products(site: CallSite) -> TensorType:
+    found = _product(3, "batch1", "batch2")(site)
+    assert isinstance(found, TensorType)
+    return found.with_shape(found.shape[1:])
+
+
+def _distances(site: CallSite) -> TensorType:
+    """``x1[..., P, M]``, ``x2[..., R, M]`` -> ``[..., P, R]``."""
+    a, b = require_float(site, "x1"), require_float(site, "x2")
+    require(a.rank >= 2 and b.rank >= 2, site, "points need an axis of their own")
+    require_equal(site, a.shape[-1], b.shape[-1], "the sizes of the points")
+    batch = broadcast(site, [a.shape[:-2], b.shape[:-2]])
+    return TensorType(same_dtype(site, (a, b)), (*batch, a.shape[-2], b.shape[-2]), a.device)
+
+
 # -- counts ------------------------------------------------------------------------------------
 
 
@@ -175,6 +200,55 @@ def _sum_by_parts(first: str, second: str) -> Any:
     return one(rule)
 
 
+def _sum_of_products(b: Any, op: Any) -> Any:
+    """``beta * self + alpha * sum(batch1 @ batch2)``."""
+    alpha, beta = op.attr("alpha"), op.attr("beta")
+    products = b.aten.matmul(op.operand("batch1"), op.operand("batch2"))
+    total = _times(b, b.aten.sum.dim_IntList(products, (0,), dtype=products.tensor.dtype), alpha)
+    return total if beta == 0 else b.aten.add.Tensor(total, _times(b, op.operand("self"), beta))
+
+
+#: From this many points on torch takes distances from a product of matrices.
+_MANY = 25
+
+
+def _distance(b: Any, op: Any) -> Any:
+    x, y, order, mode = op.operand("x1"), op.operand("x2"), op.attr("p"), op.attr("compute_mode")
+    points = (x.tensor.shape[-2], y.tensor.shape[-2])
+    many = any(not isinstance(n, int) or n > _MANY for n in points)
+    if order == 2 and (mode == 1 or (mode != 2 and many)):
+        return _euclidean(b, x, y)
+    rows = view(b, x, (*x.tensor.shape[:-1], 1, x.tensor.shape[-1]))
+    columns = view(b, y, (*y.tensor.shape[:-2], 1, *y.tensor.shape[-2:]))
+    apart = b.aten.abs(b.aten.sub.Tensor(rows, columns))
+    axes = (apart.tensor.rank - 1,)
+    if order == float("inf"):
+        return b.aten.amax(apart, axes)
+    if order == 0:
+        return b.aten.sum.dim_IntList(cast(b, b.aten.ne.Scalar(apart, 0), apart.tensor.dtype), axes)
+    if order == 1:
+        return b.aten.sum.dim_IntList(apart, axes)
+    if order == 2:
+        return b.aten.sqrt(b.aten.sum.dim_IntList(b.aten.mul.Tensor(apart, apart), axes))
+    total = b.aten.sum.dim_IntList(b.aten.pow.Tensor_Scalar(apart, order), axes)
+    return b.aten.pow.Tensor_Scalar(total, 1 / order)
+
+
+def _euclidean(b: Any, x: Any, y: Any) -> Any:
+    """``|x|² - 2 x y + |y|²``, not below 0, under the root."""
+    last = x.tensor.rank - 1
+    squares = b.aten.sum.dim_IntList(b.aten.mul.Tensor(x, x), (last,), True)
+    others = b.aten.sum.dim_IntList(b.aten.mul.Tensor(y, y), (y.tensor.rank - 1,), True)
+    products = b.aten.matmul(x, _flipped(b, y))
+    apart = b.aten.add.Tensor(b.aten.mul.Scalar(products, -2), squares)
+    return b.aten.sqrt(b.aten.clamp(b.aten.add.Tensor(apart, _flipped(b, others)), min=0))
+
+
+def _flipped(b: Any, x: Any) -> Any:
+    rank = x.tensor.rank
+    return b.aten.permute(x, (*range(rank - 2), rank - 1, rank - 2))
+
+
 def _outer(b: Any, op: Any) -> Any:
     column = op.operand("self")
     return b.aten.mul.Tensor(view(b, column, (*column.tensor.shape, 1)), op.operand("vec2"))
@@ -202,6 +276,25 @@ OPS = (
         "aten.baddbmm(Tensor self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1)",
         _with_addend(_product(3, "batch1", "batch2"), "batch1", "batch2"),
         _sum_by_parts("batch1", "batch2"),
+    ),
+    spelling("aten.mv(Tensor self, Tensor vec)", _vector_product("self", "vec", (2, 1)), _by_matmul("vec")),
+    spelling(
+        "aten.dot(Tensor self, Tensor tensor)",
+        _vector_product("self", "tensor", (1, 1)),
+        _by_matmul("tensor"),
+    ),
+    spelling(
+        "aten.addmv(Tensor self, Tensor mat, Tensor vec, *, Scalar beta=1, Scalar alpha=1)",
+        _with_addend(_vector_product("mat", "vec", (2, 1)), "mat", "vec"),
+        _sum_by_parts("mat", "vec"),
+    ),
+    spelling(
+        "aten.addbmm(Tensor self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1)",
+        _with_addend(_summed_products, "batch1", "batch2"),
+        one(_sum_of_products),
+    ),
+    spelling(
+        "aten.cdist(Tensor x1, Tensor x2, float p=2, int? compute_mode=None)", _distances, one(_distance)
     ),
     spelling("aten.outer(Tensor self, Tensor vec2)", _vectors, one(_outer)),
 )

@@ -81,6 +81,13 @@ def _batch_norm(site: CallSite) -> TensorType:
     return x
 
 
+def _instance_norm(site: CallSite) -> TensorType:
+    x = require_float(site, "input")
+    require(x.rank >= 2, site, f"the input has rank {x.rank}, expected at least 2")
+    _require_channels(site, x)
+    return x
+
+
 def _native_batch_norm(site: CallSite) -> Sequence[TensorType]:
     x = _batch_norm(site)
     return x, x.with_shape((0,)), x.with_shape((0,))
@@ -111,6 +118,16 @@ def _batch_norm_parts(b: Any, op: Any) -> Sequence[Any]:
     )
     empty = full_zeros(b, (0,), op.results[1].tensor.dtype)
     return result, empty, empty
+
+
+def _instance_norm_by_groups(b: Any, op: Any) -> Any:
+    """Each channel of each element is a group of its own, unless the statistics are given."""
+    args = op.arguments()
+    x, weight, bias, eps = (args[name] for name in ("input", "weight", "bias", "eps"))
+    if args["use_input_stats"]:
+        return b.aten.group_norm(x, x.tensor.shape[1], weight, bias, eps)
+    statistics = (args["running_mean"], args["running_var"])
+    return b.aten.batch_norm(x, weight, bias, *statistics, False, args["momentum"], eps, True)
 
 
 # -- attention ---------------------------------------------------------------------------------
@@ -224,6 +241,12 @@ OPS = (
         "Tensor running_mean, Tensor running_var, float momentum, float eps)",
         _native_batch_norm,
         _batch_norm_parts,
+    ),
+    spelling(
+        "aten.instance_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, "
+        "Tensor? running_var, bool use_input_stats, float momentum, float eps, bool cudnn_enabled)",
+        _instance_norm,
+        one(_instance_norm_by_groups),
     ),
     spelling("aten.glu(Tensor self, int dim=-1)", _glu, one(_glu_by_halves)),
 )

@@ -21,6 +21,7 @@ from regraft.ir.ops.rules import (
     require_float,
     spelling,
 )
+from regraft.ir.ops.views import view
 from regraft.ir.types import TensorType
 
 #: An empty axis has no largest element: torch raises.
@@ -78,6 +79,11 @@ def _topk(site: CallSite) -> Sequence[TensorType]:
     axis = axis_of(site, site.attr("dim"), tensor.rank)
     shape = tuple(site.dim_attr("k") if i == axis else d for i, d in enumerate(tensor.shape))
     return tensor.with_shape(shape), tensor.with_shape(shape).with_dtype(DType.I64)
+
+
+def _moments(site: CallSite) -> Sequence[TensorType]:
+    found = _spread(site)
+    return found, found
 
 
 def _cumsum(site: CallSite) -> TensorType:
@@ -166,6 +172,22 @@ def _variance(b: Any, op: Any, correction: Any) -> Any:
     return b.aten.var.correction(op.operand("self"), axes, correction=correction, keepdim=keepdim)
 
 
+def _with_mean(root: bool) -> Any:
+    """The variance (its root, the deviation) and the mean."""
+
+    def rule(b: Any, op: Any) -> Sequence[Any]:
+        spread = _variance(b, op, op.attr("correction"))
+        mean = b.aten.mean.dim(op.operand("self"), _axes(op), op.attr("keepdim"))
+        return b.aten.sqrt(spread) if root else spread, mean
+
+    return rule
+
+
+def _product(b: Any, op: Any) -> Any:
+    x = op.operand("self")
+    return b.aten.prod.dim_int(view(b, x, (x.tensor.numel,)), 0, dtype=op.attr("dtype"))
+
+
 def _unbiased(b: Any, op: Any) -> Any:
     return _variance(b, op, 1 if op.attr("unbiased") else 0)
 
@@ -193,6 +215,9 @@ OPS = (
     _reduction("all", "", _truth),
     _reduction("any.dim", "int dim, bool keepdim=False", _truth),
     _reduction("all.dim", "int dim, bool keepdim=False", _truth),
+    _reduction("any.dims", "int[]? dim=None, bool keepdim=False", _truth),
+    _reduction("all.dims", "int[]? dim=None, bool keepdim=False", _truth),
+    _reduction("prod.dim_int", f"int dim, bool keepdim=False, {_DTYPE}", _sum),
     _reduction("var.correction", _CORRECTION, _spread, count=4),
     _reduction("max.dim", "int dim, bool keepdim=False", _extremum_and_position, NEEDS_ELEMENT),
     _reduction("min.dim", "int dim, bool keepdim=False", _extremum_and_position, NEEDS_ELEMENT),
@@ -203,6 +228,9 @@ OPS = (
     # Other spellings.
     spelling(f"aten.sum(Tensor self, {_DTYPE})", _sum, _over_every_axis("aten.sum.dim_IntList")),
     spelling(f"aten.mean(Tensor self, {_DTYPE})", _mean, _over_every_axis("aten.mean.dim")),
+    spelling(f"aten.prod(Tensor self, {_DTYPE})", _sum, one(_product)),
+    spelling(f"aten.var_mean.correction(Tensor self, {_CORRECTION})", _moments, _with_mean(False)),
+    spelling(f"aten.std_mean.correction(Tensor self, {_CORRECTION})", _moments, _with_mean(True)),
     spelling("aten.max(Tensor self)", _extremum, _named("aten.amax"), NEEDS_ELEMENT),
     spelling("aten.min(Tensor self)", _extremum, _named("aten.amin"), NEEDS_ELEMENT),
     spelling(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from regraft.ir.dims import Dim, ceildiv, eq, floordiv, maximum, mod, product
+from regraft.ir.dtypes import DType
 from regraft.ir.opdef import CallSite, DecomposeRule
 from regraft.ir.ops.rules import (
     VIEW,
@@ -327,6 +328,32 @@ def _roll(b: Any, op: Any) -> Any:
     return view(b, x, op.result.tensor.shape)
 
 
+def _unfolded(site: CallSite) -> TensorType:
+    """Windows of ``size`` elements every ``step`` along an axis, in a new last axis."""
+    tensor, size, step = site.type("self"), site.int("size"), site.int("step")
+    require(tensor.rank > 0, site, "a tensor of rank 0 cannot be unfolded")
+    axis = axis_of(site, site.attr("dimension"), tensor.rank)
+    require(size >= 0 and step > 0, site, f"size is {size} and step {step}")
+    count = floordiv(tensor.shape[axis] - size, step) + 1
+    require(
+        not is_negative(count - 1), site, f"a window of {size} is larger than the axis {axis} of {tensor}"
+    )
+    return tensor.with_shape((*replaced(tensor.shape, axis, count), size))
+
+
+def _windows(b: Any, op: Any) -> Any:
+    x, size, step = op.operand("self"), op.attr("size"), op.attr("step")
+    rank = x.tensor.rank
+    axis = op.attr("dimension") % rank
+    count = op.result.tensor.shape[axis]
+    starts = b.aten.arange.start_step(0, count * step, step, dtype=DType.I64)
+    inner = b.aten.arange.start_step(0, size, 1, dtype=DType.I64)
+    places = b.aten.add.Tensor(view(b, starts, (count, 1)), inner)
+    picked = b.aten.index.Tensor(x, (*(None,) * axis, places))
+    order = (*range(axis + 1), *range(axis + 2, rank + 1), axis + 1)
+    return picked if axis == rank - 1 else b.aten.permute(picked, order)
+
+
 # -- the table ---------------------------------------------------------------------------------
 
 
@@ -361,6 +388,8 @@ OPS = (
     _viewing("narrow(Tensor self, int dim, SymInt start, SymInt length)", _narrow, one(_narrow_by_slice)),
     _viewing("split.Tensor(Tensor self, SymInt split_size, int dim=0)", _split, _by_slices),
     _viewing("split_with_sizes(Tensor self, SymInt[] split_sizes, int dim=0)", _split, _by_slices),
+    _viewing("unsafe_split.Tensor(Tensor self, SymInt split_size, int dim=0)", _split, _by_slices),
+    _viewing("unfold(Tensor self, int dimension, int size, int step)", _unfolded, one(_windows)),
     _viewing("chunk(Tensor self, int chunks, int dim=0)", _split, _by_slices),
     _viewing("unbind.int(Tensor self, int dim=0)", _unbind, _by_slices),
     _viewing("repeat(Tensor self, SymInt[] repeats)", _repeat, one(_repeat_by_expand)),

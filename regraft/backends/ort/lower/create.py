@@ -17,7 +17,7 @@ _SHORT = 256
 
 def _full(e: Emitter, op: Op) -> ir.Value:
     dtype = carrier(op.result.tensor.dtype)
-    return e.expand(e.scalar(op.attr("fill_value"), dtype), (), op.result.tensor.shape)
+    return e.expand(_number(e, op.attr("fill_value"), dtype), (), op.result.tensor.shape)
 
 
 def _arange(e: Emitter, op: Op) -> ir.Value:
@@ -33,13 +33,13 @@ def _arange(e: Emitter, op: Op) -> ir.Value:
         counted = e.op("Range", *(e.scalar(v, DType.I64) for v in (0, length, 1)))
         return _affine(e, counted, start, step, dtype)
     if dtype in (DType.I64, DType.I32):
-        bounds = [_bound(e, v, dtype) for v in (start, end, step)]
+        bounds = [_number(e, v, dtype) for v in (start, end, step)]
         return e.op("Range", *bounds)
     counted = e.op("Range", e.scalar(0, DType.I64), e.size_scalar(length), e.scalar(1, DType.I64))
     return _affine(e, counted, start, step, dtype)
 
 
-def _bound(e: Emitter, value: Any, dtype: DType) -> ir.Value:
+def _number(e: Emitter, value: Any, dtype: DType) -> ir.Value:
     if isinstance(value, Expr):
         return e.cast(e.size_scalar(value), DType.I64, dtype)
     return e.scalar(value, dtype)
@@ -52,8 +52,8 @@ def _affine(e: Emitter, counted: ir.Value, start: Any, step: Any, dtype: DType) 
     else:
         dtype_wide = dtype
     x = e.cast(counted, DType.I64, dtype_wide)
-    x = x if step == 1 else e.op("Mul", x, _bound(e, step, dtype_wide))
-    x = x if start == 0 else e.op("Add", x, _bound(e, start, dtype_wide))
+    x = x if step == 1 else e.op("Mul", x, _number(e, step, dtype_wide))
+    x = x if start == 0 else e.op("Add", x, _number(e, start, dtype_wide))
     return e.cast(x, dtype_wide, dtype)
 
 

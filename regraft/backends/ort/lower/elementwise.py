@@ -218,26 +218,26 @@ def _alpha(op_type: str, on_bool: str = "") -> Emit:
     return emit
 
 
-def _second(e: Emitter, op: Op) -> ir.Value:
+def second(e: Emitter, op: Op) -> ir.Value:
     """The second value of an op with a tensor or a scalar there."""
     return e.get(op.operands[1]) if len(op.operands) == 2 else e.scalar(op.attr("other"), dtype_of(op))
 
 
 def _division(e: Emitter, op: Op) -> ir.Value:
-    a, b, dtype = e.get(op.operands[0]), _second(e, op), dtype_of(op)
+    a, b, dtype = e.get(op.operands[0]), second(e, op), dtype_of(op)
     mode = op.attrs.get("rounding_mode")
     if mode is None:
         return e.op("Div", a, b)
     if dtype.is_float:
         quotient = e.op("Div", a, b)
         return trunc(e, quotient, dtype) if mode == "trunc" else _floor_quotient(e, op, a, b)
-    b = _nonzero(e, op, b, dtype)
+    b = nonzero(e, op, b, dtype)
     if mode == "floor":
         a = e.kernel("Sub", dtype, a, e.op("Mod", a, b))
     return e.kernel("Div", dtype, a, b)
 
 
-def _nonzero(e: Emitter, op: Op, divisor: ir.Value, dtype: DType) -> ir.Value:
+def nonzero(e: Emitter, op: Op, divisor: ir.Value, dtype: DType) -> ir.Value:
     """``divisor`` with zeros replaced: an integer division by zero kills the process."""
     if len(op.operands) == 1 and op.attr("other") != 0:
         return divisor
@@ -271,10 +271,10 @@ def _float_mod(e: Emitter, a: ir.Value, b: ir.Value, dtype: DType) -> ir.Value:
 
 
 def _remainder(e: Emitter, op: Op) -> ir.Value:
-    a, b, dtype = e.get(op.operands[0]), _second(e, op), dtype_of(op)
+    a, b, dtype = e.get(op.operands[0]), second(e, op), dtype_of(op)
     if dtype.is_float:
         return _float_mod(e, a, b, dtype)
-    return e.op("Mod", a, _nonzero(e, op, b, dtype))
+    return e.op("Mod", a, nonzero(e, op, b, dtype))
 
 
 def _power(e: Emitter, op: Op) -> ir.Value:
@@ -332,7 +332,7 @@ def _atan2(e: Emitter, op: Op) -> ir.Value:
 
 def comparison(op_type: str, negate: bool = False) -> Lowering:
     def emit(e: Emitter, op: Op) -> ir.Value:
-        found = e.kernel(op_type, dtype_of(op), e.get(op.operands[0]), _second(e, op), keep=False)
+        found = e.kernel(op_type, dtype_of(op), e.get(op.operands[0]), second(e, op), keep=False)
         return e.op("Not", found) if negate else found
 
     return Lowering(emit, (op_type,))

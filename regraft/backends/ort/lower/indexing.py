@@ -35,14 +35,14 @@ def _index(e: Emitter, op: Op) -> ir.Value:
         return e.op("Gather", x, e.get(indices[0]), axis=axes[0])
     rank = op.operand("self").tensor.rank
     kept = [i for i in range(rank) if i not in axes]
-    picked = _common_shape(indices)
+    picked = common_shape(indices)
     front = permuted(e, x, (*axes, *kept))
-    result = e.op("GatherND", front, _joined(e, indices, picked))
+    result = e.op("GatherND", front, joined(e, indices, picked))
     neighbours = axes == list(range(axes[0], axes[-1] + 1))
-    return permuted(e, result, _placed(len(picked), len(kept), axes[0] if neighbours else 0))
+    return permuted(e, result, placed(len(picked), len(kept), axes[0] if neighbours else 0))
 
 
-def _joined(e: Emitter, indices: Sequence[Value], picked: Shape) -> ir.Value:
+def joined(e: Emitter, indices: Sequence[Value], picked: Shape) -> ir.Value:
     """``[*picked, n]``: the n indices of each element."""
     columns: list[ir.Value] = []
     for index in indices:
@@ -52,14 +52,14 @@ def _joined(e: Emitter, indices: Sequence[Value], picked: Shape) -> ir.Value:
     return e.op("Concat", *columns, axis=len(picked))
 
 
-def _common_shape(values: Sequence[Value]) -> Shape:
+def common_shape(values: Sequence[Value]) -> Shape:
     """The shape that the values broadcast to; the verifier has seen that they do."""
     rank = max(v.tensor.rank for v in values)
     shapes = [(1,) * (rank - v.tensor.rank) + v.tensor.shape for v in values]
     return tuple(next((d for d in dims if d != 1), 1) for dims in zip(*shapes, strict=True))
 
 
-def _placed(picked: int, kept: int, at: int) -> tuple[int, ...]:
+def placed(picked: int, kept: int, at: int) -> tuple[int, ...]:
     """Moves the ``picked`` leading axes behind ``at`` of the ``kept`` ones."""
     first = [picked + i for i in range(at)]
     return (*first, *range(picked), *range(picked + at, picked + kept))

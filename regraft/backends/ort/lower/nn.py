@@ -1,9 +1,8 @@
-"""Norms, convolutions, pooling."""
+"""Norms."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -103,110 +102,9 @@ def _batch_norm_by_parts(e: Emitter, op: Op, x: ir.Value, dtype: DType) -> ir.Va
     return _per_channel(e, op, x, rank)
 
 
-# -- convolution and pooling -------------------------------------------------------------------
-
-
-def _spread(value: tuple[int, ...], count: int) -> list[int]:
-    return list(value) * count if len(value) == 1 else list(value)
-
-
-def _batched(e: Emitter, x: ir.Value, rank: int, full: int) -> ir.Value:
-    """``x`` with a batch axis."""
-    return x if rank == full else e.op("Unsqueeze", x, e.ints(0))
-
-
-def _unbatched(e: Emitter, x: ir.Value, rank: int, full: int) -> ir.Value:
-    return x if rank == full else e.op("Squeeze", x, e.ints(0))
-
-
-def _conv(e: Emitter, op: Op) -> ir.Value:
-    rank, full = op.operand("input").tensor.rank, op.operand("weight").tensor.rank
-    count = full - 2
-    pads = _spread(op.attr("padding"), count)
-    x = _batched(e, e.operand(op, "input"), rank, full)
-    result = e.op(
-        "Conv",
-        x,
-        e.operand(op, "weight"),
-        e.optional(op, "bias"),
-        strides=_spread(op.attr("stride"), count),
-        dilations=_spread(op.attr("dilation"), count),
-        pads=[*pads, *pads],
-        group=op.attr("groups"),
-    )
-    return _unbatched(e, result, rank, full)
-
-
-def _pool(op_type: str) -> Lowering:
-    def emit(e: Emitter, op: Op) -> ir.Value:
-        rank, kernel, pads = op.operand("self").tensor.rank, *_window(op)
-        attrs = {
-            "kernel_shape": kernel,
-            "strides": _spread(op.attr("stride"), 2) if op.attr("stride") else kernel,
-            "pads": [*pads, *pads],
-            "ceil_mode": int(op.attr("ceil_mode")),
-        }
-        override: Any = op.attrs.get("divisor_override")
-        if "dilation" in op.attrs:
-            attrs["dilations"] = _spread(op.attr("dilation"), 2)
-        else:
-            attrs["count_include_pad"] = int(op.attr("count_include_pad") or override is not None)
-        result = e.op(op_type, _batched(e, e.operand(op, "self"), rank, 4), **attrs)
-        if override is not None:
-            result = e.op("Mul", result, e.scalar(kernel[0] * kernel[1] / override, dtype_of(op)))
-        return _unbatched(e, result, rank, 4)
-
-    return Lowering(emit, (op_type,), check=_pool_check)
-
-
-def _window(op: Op) -> tuple[list[int], list[int]]:
-    return _spread(op.attr("kernel_size"), 2), _spread(op.attr("padding"), 2)
-
-
-def _pool_check(op: Op) -> str | None:
-    # A divisor of one's own counts clipped windows whole; ONNX Runtime clips what ceil_mode adds.
-    if op.attr("ceil_mode") and op.attrs.get("divisor_override") is not None:
-        return "divisor_override together with ceil_mode"
-    return None
-
-
-def _adaptive_pool(e: Emitter, op: Op) -> ir.Value:
-    """A mean where the output is 1, else a product with a matrix of weights for each axis."""
-    x, dtype = e.operand(op, "self"), dtype_of(op)
-    shape, sizes = op.operand("self").tensor.shape, op.result.tensor.shape[-2:]
-    if sizes == (1, 1):
-        return e.op("ReduceMean", x, e.ints(-2, -1), keepdims=1)
-    kind = np.float64 if dtype == DType.F64 else np.float32
-    rows, columns = (_bins(i, o).astype(kind) for i, o in zip(shape[-2:], sizes, strict=True))
-    return e.op("MatMul", e.op("MatMul", e.array(rows), x), e.array(columns.T))
-
-
-def _bins(size: Dim, count: Dim) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Row i averages torch's i-th bin of ``size`` elements."""
-    assert isinstance(size, int), "supports() checks it"
-    assert isinstance(count, int), "supports() checks it"
-    matrix = np.zeros((count, size))
-    for i in range(count):
-        start, end = i * size // count, -(-(i + 1) * size // count)
-        matrix[i, start:end] = 1 / (end - start)
-    return matrix
-
-
-def _adaptive_check(op: Op) -> str | None:
-    sizes = (*op.operand("self").tensor.shape[-2:], *op.result.tensor.shape[-2:])
-    if op.result.tensor.shape[-2:] != (1, 1) and not all(isinstance(s, int) for s in sizes):
-        return "an adaptive pool of symbolic sizes"
-    return None
-
-
 LOWERINGS: dict[str, Lowering] = {
     "aten.layer_norm": Lowering(_layer_norm, ("LayerNormalization",)),
     "aten.rms_norm": Lowering(_rms_norm),
     "aten.group_norm": Lowering(_group_norm),
     "aten.batch_norm": Lowering(_batch_norm, ("BatchNormalization",)),
-    "aten.conv1d": Lowering(_conv, ("Conv",)),
-    "aten.conv2d": Lowering(_conv, ("Conv",)),
-    "aten.max_pool2d": _pool("MaxPool"),
-    "aten.avg_pool2d": _pool("AveragePool"),
-    "aten.adaptive_avg_pool2d": Lowering(_adaptive_pool, check=_adaptive_check),
 }

@@ -137,6 +137,12 @@ def _truth(op_type: str) -> Lowering:
     return Lowering(emit)
 
 
+def _product(e: Emitter, op: Op) -> ir.Value:
+    to = carrier(op.result.tensor.dtype)
+    x = e.cast(e.operand(op, "self"), dtype_of(op), to)
+    return reduced(e, "ReduceProd", x, axes_of(op), bool(op.attr("keepdim")), to)
+
+
 def _variance(e: Emitter, op: Op) -> ir.Value:
     x, dtype, axes = e.operand(op, "self"), dtype_of(op), axes_of(op)
     correction = op.attr("correction")
@@ -204,6 +210,9 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.any.dim": _truth("any"),
     "aten.all": _truth("all"),
     "aten.all.dim": _truth("all"),
+    "aten.any.dims": _truth("any"),
+    "aten.all.dims": _truth("all"),
+    "aten.prod.dim_int": Lowering(_product, ("ReduceProd",), ""),
     "aten.var.correction": Lowering(_variance),
     "aten.topk": Lowering(_topk, ("TopK",)),
     "aten.cumsum": Lowering(_cumsum, ("CumSum",), ""),

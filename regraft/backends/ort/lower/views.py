@@ -1,4 +1,4 @@
-"""Views, permutes, expands, slices, concatenation, padding."""
+"""Views, permutes, expands, slices, concatenation."""
 
 from __future__ import annotations
 
@@ -80,19 +80,6 @@ def _cat(e: Emitter, op: Op) -> ir.Value:
     return kept[0] if len(kept) == 1 else e.op("Concat", *kept, axis=op.attr("dim") % rank)
 
 
-def _pad(e: Emitter, op: Op) -> ir.Value:
-    """torch lists pads from the last axis, low end first; ONNX all low ends, then all high ends."""
-    rank, dtype = op.operand("self").tensor.rank, dtype_of(op)
-    pads: tuple[Dim, ...] = op.attr("pad")
-    low: list[Dim] = [0] * rank
-    high: list[Dim] = [0] * rank
-    for i in range(len(pads) // 2):
-        low[rank - 1 - i], high[rank - 1 - i] = pads[2 * i], pads[2 * i + 1]
-    wide = e.wide("Pad", dtype)
-    x = e.cast(e.operand(op, "self"), dtype, wide)
-    return e.cast(e.op("Pad", x, e.shape((*low, *high)), e.scalar(op.attr("value"), wide)), wide, dtype)
-
-
 def _triangle(upper: int) -> Lowering:
     def emit(e: Emitter, op: Op) -> ir.Value:
         dtype = dtype_of(op)
@@ -111,7 +98,6 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.slice.Tensor": Lowering(_slice),
     "aten.flip": Lowering(_flip),
     "aten.cat": Lowering(_cat),
-    "aten.constant_pad_nd": Lowering(_pad, ("Pad",)),
     "aten.tril": _triangle(0),
     "aten.triu": _triangle(1),
 }

@@ -1,0 +1,65 @@
+"""Ops that the op table lacks and torch can take apart: ``tensordot``, ``cross_entropy_loss``, ``quantile``.
+
+The table holds what rewrites and back ends want to see whole. Everything else that torch itself
+decomposes into core ATen ops is decomposed by torch, at capture, where its sizes may be symbolic.
+"""
+
+# torch's export and fx classes are partly untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch._ops import OpOverload
+from torch.export import ExportedProgram, default_decompositions
+from torch.fx import GraphModule
+
+from regraft.compiler.capture.arguments import overload_name
+from regraft.ir import OpTable
+
+#: What torch would take apart into less that can be said about: questions about sizes, packed
+#: sequences and complex numbers, which are refused by the name that the user wrote.
+_WHOLE = (
+    "aten.sym_",
+    "aten.size",
+    "aten.stride",
+    "aten.item",
+    "aten.is_",
+    "aten.fft_",
+    "aten.stft",
+    "aten.istft",
+)
+
+
+def functional(program: ExportedProgram, table: OpTable) -> ExportedProgram:
+    """``program`` in functional form: its mutations resolved, ops outside ``table`` taken apart.
+
+    An op of the table stays as it is; so does one that torch has no decomposition for.
+    """
+    return program.run_decompositions(_decompositions(table) if _has_others(program, table) else {})
+
+
+def _has_others(program: ExportedProgram, table: OpTable) -> bool:
+    """Whether an op of ``program`` is outside ``table``; in-place ops count, whatever they become."""
+    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, GraphModule)]
+    targets = {node.target for graph in graphs for node in graph.nodes if node.op == "call_function"}
+    return any(isinstance(t, OpOverload) and _may_go(overload_name(t), table) for t in targets)
+
+
+def _decompositions(table: OpTable) -> dict[Any, Callable[..., Any]]:
+    return {
+        op: rule
+        for op, rule in default_decompositions().items()
+        if isinstance(op, OpOverload) and _may_go(overload_name(op), table)
+    }
+
+
+def _may_go(name: str, table: OpTable) -> bool:
+    return name.startswith("aten.") and name not in table and not _is_whole(name)
+
+
+def _is_whole(name: str) -> bool:
+    return name.startswith(_WHOLE) or name.endswith(".data")
