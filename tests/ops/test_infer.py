@@ -37,7 +37,7 @@ def test_types_are_torchs(sample: Sample) -> None:
 def test_every_op_has_a_sample() -> None:
     tested = {sample.name for sample in SAMPLES}
     control = {name for name in OPS if name.startswith("cf.")} | {
-        "rg.const", "rg.dim_value", "rg.bind_dim", "rg.check",
+        "rg.const", "rg.dim_value", "rg.bind_dim", "rg.check", "rg.alt",
     }  # fmt: skip
     assert tested | control == set(OPS)
     assert not tested & control
