@@ -7,6 +7,7 @@ that the normal form of ``dims`` does not, and checks it in tests.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from functools import reduce
 from importlib import import_module
 from typing import Any
@@ -16,6 +17,7 @@ from regraft.ir.dims import (
     Dim,
     Symbol,
     as_expr,
+    bounds,
     ceildiv,
     eq,
     floordiv,
@@ -51,6 +53,8 @@ def from_sympy(expression: Any, symbols: Mapping[str, Symbol]) -> Dim:
         return int(expression)
     if getattr(expression, "is_Symbol", False):
         return _symbol(expression, symbols)
+    if kind == "TruncToInt":
+        return _scaled(expression, symbols)
     convert = _CONVERTERS.get(kind)
     if convert is None:
         raise ValueError(f"the size {expression} uses {kind}, which has no counterpart")
@@ -59,6 +63,24 @@ def from_sympy(expression: Any, symbols: Mapping[str, Symbol]) -> Dim:
             [_ratio_part(p, symbols, expression) for p in _fraction(expression.args[0])], expression
         )
     return convert([from_sympy(a, symbols) for a in expression.args], expression)
+
+
+#: Larger denominators do not come from a factor that somebody wrote down.
+_MAX_DENOMINATOR = 1 << 16
+
+
+def _scaled(expression: Any, symbols: Mapping[str, Symbol]) -> Dim:
+    """``int(size * factor)`` in floating point, for a factor with which the product is exact."""
+    factors: Any = expression.args[0].args if type(expression.args[0]).__name__ == "Mul" else ()
+    numbers = [f for f in factors if getattr(f, "is_Float", False)]
+    sizes = [f for f in factors if type(f).__name__ == "ToFloat"]
+    if len(factors) != 2 or len(numbers) != 1 or len(sizes) != 1:
+        raise ValueError(f"the size {expression} uses TruncToInt, which has no counterpart")
+    factor, size = Fraction(float(numbers[0])), from_sympy(sizes[0].args[0], symbols)
+    low = bounds(size)[0]
+    if factor < 0 or low is None or low < 0 or factor.denominator > _MAX_DENOMINATOR:
+        raise ValueError(f"the size {expression} goes through floating point")
+    return floordiv(size * factor.numerator, factor.denominator)
 
 
 def _symbol(expression: Any, symbols: Mapping[str, Symbol]) -> Dim:

@@ -102,15 +102,6 @@ def test_data_dependent_loop() -> None:
     assert "value of a tensor" in message
 
 
-def test_data_dependent_size() -> None:
-    def model(x: Tensor) -> Tensor:
-        return x[x > 0] + 1  # the size
-
-    message = compile_fails(CaptureError, model, rows())
-    assert line_of("the size") in message
-    assert "depends on" in message
-
-
 def test_a_number_read_from_a_tensor() -> None:
     def model(x: Tensor) -> Tensor:
         return x * x.max().item()  # the number

@@ -162,6 +162,10 @@ TORCH_EXPRESSIONS = {
     "CeilDiv": (torch_functions.CeilDiv(S0, 4), lambda a, b: -(-a // 4)),
     "Identity": (torch_functions.Identity(S0), lambda a, b: a),
     "sympy.Mod": (sympy.Mod(S0, 3), lambda a, b: a % 3),
+    "TruncToInt": (
+        torch_functions.TruncToInt(1.5 * torch_functions.ToFloat(S0)),
+        lambda a, b: a * 3 // 2,
+    ),
     "int": (7, lambda a, b: 7),
     "Integer": (sympy.Integer(-2), lambda a, b: -2),
 }
@@ -181,6 +185,7 @@ def test_from_torch(name: str) -> None:
     [
         (sympy.Symbol("q"), "not a symbol of the graph; known: s0"),
         (S0 / 2, "no counterpart"),
+        (torch_functions.TruncToInt(1.3 * torch_functions.ToFloat(S0)), "floating point"),
         (sympy.floor(sympy.sqrt(S0)), "no counterpart"),
         (sympy.floor(0.5 * S0), "floating point|no counterpart"),
         (S0**S1, "exponent"),

@@ -67,6 +67,7 @@ KERNELS: Mapping[str, frozenset[DType]] = {
     **dict.fromkeys(("InstanceNormalization", "MultiHeadAttention", "RotaryEmbedding"), _F32),
     **dict.fromkeys(("SimplifiedLayerNormalization", "GlobalAveragePool"), _F32),
     "GRU": _FLOATS,
+    "Unique": _types("f32 f64 i8 i64"),
     **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), _F32),
     **dict.fromkeys(("And", "Or", "Xor", "Not"), _BOOL),
     **dict.fromkeys(("BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"), _types("u8 i8 i16 i32 i64")),

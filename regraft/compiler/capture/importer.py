@@ -25,6 +25,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from regraft.compiler.capture.arguments import call_arguments, definition_for, opaque, overload_name
 from regraft.compiler.capture.example import CallForm
 from regraft.compiler.capture.promotion import promoted
+from regraft.compiler.capture.selection import check_sizes, longest_result, picked, picking_mask
 from regraft.compiler.capture.signature import make_signature
 from regraft.compiler.capture.sizes import Sizes
 from regraft.compiler.capture.source import line_in
@@ -39,6 +40,7 @@ from regraft.ir import (
     OpDef,
     OpTable,
     Region,
+    Symbol,
     TensorType,
     Trait,
     Value,
@@ -91,6 +93,7 @@ class _Importer:
         self.values: dict[str, Value | tuple[Value, ...]] = {}
         self.pending: dict[str, Leaf] = {}
         self.leaves: dict[Any, Leaf] = {}
+        self.places: dict[Value, Value] = {}
 
     def run(self, arguments: Mapping[str, Any], form: CallForm) -> Module:
         self._add_inputs()
@@ -175,7 +178,7 @@ class _Importer:
                 "part outside of the compiled model",
             )
         name = overload_name(node.target)
-        if name in _SIZE_OPS or name in _ASSERTS or _is_size_assert(node):
+        if name in _SIZE_OPS or name in _ASSERTS or self._is_size_assert(node):
             return
         try:
             self._add_op(node, node.target)
@@ -183,25 +186,67 @@ class _Importer:
             error.location = error.location or str(location_of(node))
             raise
 
+    def _is_size_assert(self, node: Node) -> bool:
+        """Whether ``node`` asserts a fact about sizes; one that is not proved becomes a check."""
+        name = _target_name(node)
+        if not name.startswith(("aten._assert_scalar", "aten.sym_constrain_range")):
+            return False
+        condition = node.args[0]
+        value: Any = condition.meta.get("val") if isinstance(condition, Node) else condition
+        unbacked = getattr(getattr(value, "node", None), "shape_env", None)
+        if unbacked is not None and free_unbacked_symbols(value) and name.startswith("aten._assert_scalar"):
+            check_sizes(value.node.expr, self.sizes, self._builder(node), str(node.args[1]))
+        return True
+
     def _add_op(self, node: Node, target: OpOverload) -> None:
         builder = self._builder(node)
         arguments = call_arguments(node, target, self._value)
+        self.sizes.longest = longest_result(overload_name(target), arguments)
         result_types = [self.sizes.tensor_type(v) for v in _results(node)]
+        symbols = self.sizes.take_fresh()
+        known = self._known(overload_name(target), arguments, result_types, symbols, builder)
+        if known is not None:
+            self.values[node.name] = known
+            return
         definition, bound = definition_for(target, arguments, self.table, builder)
         _refuse_effects(definition, node)
         bound = promoted(definition, bound, result_types, builder)
-        op = _typed(definition, bound, result_types, builder.loc)
+        op = _typed(definition, bound, result_types, builder.loc, symbols)
         if op is None:
             plain = opaque(target)
             known = {p.name for p in plain.params}
             given = {name: value for name, value in arguments.items() if name in known}
-            op = Op.create(plain, (), given, result_types=result_types, loc=builder.loc)
+            op = Op.create(plain, (), given, result_types=result_types, symbols=symbols, loc=builder.loc)
         builder.insert(op)
         for result, type in zip(op.results, result_types, strict=True):
             result.hint = node.name
             result.type = type
+        if definition.name == "aten.nonzero":
+            self.places[arguments["self"]] = op.results[0]
         many = isinstance(node.meta["val"], (tuple, list))
         self.values[node.name] = op.results if many else op.results[0]
+
+    def _known(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        types: Sequence[TensorType],
+        symbols: tuple[Symbol, ...],
+        builder: Builder,
+    ) -> Value | None:
+        """What the places of a mask give: torch gives all uses of one mask one symbol, and finds it once."""
+        if name == "aten.nonzero":
+            return self.places.get(arguments["self"])
+        mask = picking_mask(name, arguments)
+        if mask is None:
+            return None
+        if mask not in self.places:
+            if not symbols:
+                return None
+            self.places[mask] = builder.create("aten.nonzero", (mask,), symbols=symbols).result
+        found = picked(builder, arguments, mask, self.places[mask])
+        found.type = types[0]
+        return found
 
     def _add_results(self) -> None:
         nodes = {n.name: n for n in self.program.graph.nodes}
@@ -220,13 +265,17 @@ class _Importer:
 
 
 def _typed(
-    definition: OpDef, bound: Mapping[str, Any], result_types: Sequence[TensorType], loc: Location
+    definition: OpDef,
+    bound: Mapping[str, Any],
+    result_types: Sequence[TensorType],
+    loc: Location,
+    symbols: Sequence[Symbol] = (),
 ) -> Op | None:
     """The op with its types inferred and compared with those captured; None when it has no type rule here."""
     if definition.opaque:
         return None
     try:
-        op = Op.create(definition, (), bound, loc=loc)
+        op = Op.create(definition, (), bound, symbols=symbols, loc=loc)
     except TypeError:
         return None  # a use that the table does not cover: eager can still run it
     _check_types(op, result_types)
@@ -265,24 +314,6 @@ def _results(node: Node) -> list[torch.Tensor]:
             hint="keep it a tensor: leave out .item() or .tolist()",
         )
     return results
-
-
-def _is_size_assert(node: Node) -> bool:
-    """Whether ``node`` asserts a fact about sizes that holds for every input of the exported range."""
-    name = _target_name(node)
-    if not name.startswith(("aten._assert_scalar", "aten.sym_constrain_range")):
-        return False
-    condition = node.args[0]
-    value: Any = condition.meta.get("val") if isinstance(condition, Node) else condition
-    unbacked = getattr(getattr(value, "node", None), "shape_env", None)
-    if unbacked is not None and free_unbacked_symbols(value):
-        raise CaptureError(
-            "a size or a check depends on the value of a tensor, which cannot be captured yet",
-            location=str(location_of(node)),
-            hint="keep the size fixed and mask with torch.where, or leave this part outside of the compiled "
-            "model",
-        )
-    return True
 
 
 def _check_types(op: Op, expected: Sequence[TensorType]) -> None:

@@ -25,16 +25,25 @@ class Sizes:
         self._ranges = program.range_constraints
         self._relaxed = relaxed
         self._symbols: dict[str, Symbol] = {}
+        self._fresh: list[Symbol] = []
+        #: The greatest length of a result that depends on values, while it is known.
+        self.longest: int | None = None
+
+    def take_fresh(self) -> tuple[Symbol, ...]:
+        """The symbols of values' own sizes that came up since the last call: an op defines them."""
+        fresh, self._fresh = tuple(self._fresh), []
+        return fresh
 
     def dim(self, size: int | torch.SymInt) -> Dim:
         """The dim of a size.
 
         Raises:
-            CaptureError: the size depends on the data, or uses an operator that dims do not have.
+            CaptureError: the size uses an operator that dims do not have.
         """
-        if isinstance(size, int):
-            return size
-        expression = size.node.expr
+        return size if isinstance(size, int) else self.from_expression(size.node.expr)
+
+    def from_expression(self, expression: Any) -> Dim:
+        """The dim of a sympy expression of torch's symbols; raises as ``dim`` does."""
         if expression.is_Integer:
             return int(expression)
         for symbol in sorted(expression.free_symbols, key=str):
@@ -49,13 +58,12 @@ class Sizes:
         if name in self._symbols:
             return
         if not name.startswith("s"):
-            raise CaptureError(
-                "a size depends on the value of a tensor, which cannot be captured yet",
-                hint="pad to a fixed size, or mask instead of selecting",
-            )
+            self._symbols[name] = Symbol(name, 0, self.longest)
+            self._fresh.append(self._symbols[name])
+            return
         bounds = self._ranges.get(symbol)
         low, high = (0, None) if bounds is None else (_bound(bounds.lower), _bound(bounds.upper))
-        own = f"s{len(self._symbols)}"
+        own = f"s{sum(s.name.startswith('s') for s in self._symbols.values())}"
         self._symbols[name] = Symbol(own, 1 if own in self._relaxed else low or 0, high)
 
     def tensor_type(self, tensor: torch.Tensor) -> TensorType:
@@ -77,7 +85,7 @@ class Sizes:
         Raises:
             CaptureError: a symbol appears only in expressions that cannot be solved for it.
         """
-        symbols = tuple(self._symbols.values())
+        symbols = tuple(s for name, s in self._symbols.items() if name.startswith("s"))
         sites = [
             (i, axis, dim)
             for i, type in enumerate(inputs)

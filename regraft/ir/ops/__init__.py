@@ -19,6 +19,7 @@ from regraft.ir.ops import (
     reduce,
     resample,
     scatter,
+    selection,
     structured,
     views,
 )
@@ -41,6 +42,7 @@ OPS = OpTable(
         *nn.OPS,
         *indexing.OPS,
         *scatter.OPS,
+        *selection.OPS,
         *create.OPS,
         *control.OPS,
         *alternatives.OPS,

@@ -1,9 +1,10 @@
-"""Writing by index, and sorting."""
+"""Writing by index, sorting, and results as long as the values say."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from regraft.backends.ort.emit import Emitter, Lowering
@@ -138,7 +139,33 @@ def _sort(e: Emitter, op: Op) -> list[ir.Value]:
     return [e.cast(values, wide, dtype), indices]
 
 
+# -- results as long as the values say ---------------------------------------------------------
+
+
+def _nonzero(e: Emitter, op: Op) -> ir.Value:
+    """ONNX has an axis a row, torch an axis a column."""
+    x, dtype = e.operand(op, "self"), dtype_of(op)
+    if dtype != DType.BOOL:
+        x = e.op("Not", e.kernel("Equal", dtype, x, e.scalar(0, dtype), keep=False))
+    if op.operand("self").tensor.rank == 0:  # one place that has no index, or none
+        return e.op("Reshape", e.op("NonZero", e.op("Reshape", x, e.ints(1))), e.ints(-1, 0), allowzero=1)
+    return e.op("Transpose", e.op("NonZero", x), perm=[1, 0])
+
+
+def _unique(e: Emitter, op: Op) -> list[ir.Value]:
+    x, dtype = e.operand(op, "self"), dtype_of(op)
+    wide = e.wide("Unique", dtype)
+    values, _, inverse, counts = e.ops("Unique", 4, e.cast(x, dtype, wide), sorted=1)
+    shapes = [result.tensor.shape for result in op.results]
+    empty = e.cast_array(np.zeros(0), DType.I64)
+    given = shapes[1] != (0,) or op.attr("return_inverse")
+    inverse = e.reshape(inverse, (-1,), shapes[1]) if given else empty
+    return [e.cast(values, wide, dtype), inverse, counts if op.attr("return_counts") else empty]
+
+
 LOWERINGS: dict[str, Lowering] = {
+    "aten.nonzero": Lowering(_nonzero),
+    "aten._unique2": Lowering(_unique, ("Unique",)),
     "aten.scatter.src": Lowering(_scatter, ("ScatterElements",)),
     "aten.scatter_reduce.two": Lowering(_scatter_reduce, ("ScatterElements",), check=_reduce_check),
     "aten.index_put": Lowering(_index_put, ("ScatterND",), check=_put_check),

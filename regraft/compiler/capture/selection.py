@@ -1,0 +1,82 @@
+"""Selections by a mask, and what torch asserts about how much they select."""
+
+# torch's export and fx classes are partly untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from regraft.compiler.capture.sizes import Sizes
+from regraft.errors import CaptureError
+from regraft.ir import Builder, Dim, DType, Value, dims
+
+#: Op -> the operand of which it gives a part.
+_PART_OF = {
+    "aten.nonzero": "self",
+    "aten._unique2": "self",
+    "aten.masked_select": "self",
+}
+
+#: Class of a comparison in sympy -> the op on tensors, and how it is proved.
+_COMPARISONS: Mapping[str, str] = {
+    "LessThan": "le",
+    "StrictLessThan": "lt",
+    "GreaterThan": "ge",
+    "StrictGreaterThan": "gt",
+    "Equality": "eq",
+    "Unequality": "ne",
+}
+
+
+def picking_mask(name: str, arguments: Mapping[str, Any]) -> Value | None:
+    """The one mask by which ``aten.index.Tensor`` picks elements, or None."""
+    if name != "aten.index.Tensor":
+        return None
+    given = [index for index in arguments["indices"] if index is not None]
+    return given[0] if len(given) == 1 and given[0].tensor.dtype == DType.BOOL else None
+
+
+def longest_result(name: str, arguments: Mapping[str, Any]) -> int | None:
+    """The most elements that the op can pick; None when that is not known."""
+    whole: Any = picking_mask(name, arguments) or arguments.get(_PART_OF.get(name, ""))
+    numel = whole.tensor.numel if isinstance(whole, Value) else None
+    if name == "aten.masked_select":
+        other = arguments["mask"].tensor
+        numel = numel if isinstance(whole, Value) and other.shape == whole.tensor.shape else None
+    return numel if isinstance(numel, int) else None
+
+
+def picked(builder: Builder, arguments: Mapping[str, Any], mask: Value, places: Value) -> Value:
+    """``self[mask]`` from the places where the mask is true."""
+    length, rank = places.tensor.shape[0], mask.tensor.rank
+    columns: list[Any] = []
+    for axis in range(rank):
+        column = builder.aten.slice.Tensor(places, 1, axis, axis + 1, 1)
+        columns.append(builder.aten.view(column, (length,)))
+    before = [None for index in arguments["indices"] if index is None]
+    return builder.aten.index.Tensor(arguments["self"], (*before, *columns))
+
+
+def check_sizes(condition: Any, sizes: Sizes, builder: Builder, message: str) -> None:
+    """Check at each call what torch asserts of sizes that depend on values, unless it is proved.
+
+    Raises:
+        CaptureError: the condition is not a comparison of sizes.
+    """
+    name = _COMPARISONS.get(type(condition).__name__)
+    if name is None:
+        raise CaptureError(f"the condition {condition} on a size cannot be checked")
+    left, right = (sizes.from_expression(side) for side in condition.args)
+    if not _is_proved(name, left, right):
+        values = [builder.rg.dim_value(side) for side in (left, right)]
+        builder.rg.check(builder.call(f"aten.{name}.Tensor", values, {}), message)
+
+
+def _is_proved(name: str, left: Dim, right: Dim) -> bool:
+    if name in ("eq", "ne"):
+        return dims.eq(left, right) is (name == "eq")
+    low, high = (left, right) if name in ("le", "lt") else (right, left)
+    return dims.le(low + (1 if name in ("lt", "gt") else 0), high) is True
