@@ -35,5 +35,5 @@ def run_process(
         timeout=300,
         check=False,
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )

@@ -93,7 +93,7 @@ def test_nothing_is_half_written_where_there_is_no_room(factories: Path, tmp_pat
         check=False,
         timeout=120,
         preexec_fn=small_files,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert done.returncode == 1
     assert done.stderr.startswith("ArtefactError: cannot write the artefact")

@@ -47,15 +47,16 @@ def spawn(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Spawn:
 
     def start(command: str, *arguments: object, **environment: str) -> pexpect.spawn[str]:
         hidden = ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "GITHUB_ACTIONS", "CI")
+        terminal = {"TERM": "xterm-256color", "HOME": str(home), "OMP_NUM_THREADS": "1"}
         kept = {name: value for name, value in os.environ.items() if name not in hidden}
         return pexpect.spawn(
             command,
             [str(a) for a in arguments],
-            env={**kept, "TERM": "xterm-256color", "HOME": str(home), **environment},
+            env={**kept, **terminal, **environment},
             cwd=tmp_path,
             dimensions=(40, 100),
             encoding="utf-8",
-            timeout=120,
+            timeout=300,
         )
 
     return start
