@@ -208,6 +208,11 @@ class GradientError(RegraftError):
 
 
 @dataclass(eq=False)
+class NoOriginalError(RegraftError, AttributeError):
+    """A compiled model was asked for what only the original has, or was told to become another one."""
+
+
+@dataclass(eq=False)
 class ArtefactError(RegraftError):
     """A saved artefact cannot be loaded: damaged, of another format, or not allowed."""
 

@@ -22,6 +22,7 @@ EXAMPLES = [
     errors.NumericsMismatch("outputs differ", "%7", error=0.5, tolerance=1e-4, suspect="merge"),
     errors.ShapeError("wrong shape", "x", expected="f32[n, 4]", actual="f32[2, 3]"),
     errors.GradientError.of("x"),
+    errors.NoOriginalError("it was loaded"),
     errors.ArtefactError("checksum differs", "plan.json"),
     errors.OptionError("unknown fallback", "fallback", "'maybe'", expected="'error' or 'eager'"),
     errors.FactoryError("make() raised ValueError: no", trace="  model.py:3, in make\n    raise ValueError"),

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from regraft.backends import Backend
-from regraft.compiler.capture import Captured, capture_model
+from regraft.compiler.capture import Captured, as_module, capture_model
 from regraft.compiler.check import error_against_eager
 from regraft.compiler.export import ExportReport, write_onnx
 from regraft.compiler.materialise import Store, replacements
@@ -107,7 +108,7 @@ def _compiled(
     phases = Phases(options.progress)
     captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
     compilation = rewritten(captured, options, phases)
-    compiled = lowered(compilation, Store(compilation.module))
+    compiled = lowered(compilation, Store(compilation.module), model)
     report = compilation.report
     report.time["total"] = time.perf_counter() - start
     report.memory |= resident.growth()
@@ -133,8 +134,8 @@ def rewritten(captured: Captured, options: Options, phases: Phases, limit: Limit
     return compilation
 
 
-def lowered(compilation: Compilation, store: Store) -> CompiledModel:
-    """Give a rewritten model to its back ends."""
+def lowered(compilation: Compilation, store: Store, model: Any = None) -> CompiledModel:
+    """Give a rewritten model to its back ends; the result stands in for ``model``, where it is given."""
     plan = compilation.lower(store)
     report = compilation.report
     leaves = [c for c in compilation.module.constants() if isinstance(c, Leaf)]
@@ -143,9 +144,13 @@ def lowered(compilation: Compilation, store: Store) -> CompiledModel:
     weights = [store.tensor(leaf) for leaf in leaves]
 
     def refreshed(model: Any) -> CompiledModel:
-        return lowered(compilation, Store(module, replacements(module, model)))
+        source = model if isinstance(model, ExportedProgram) else as_module(model)
+        return lowered(compilation, Store(module, replacements(module, source)), model)
 
-    return CompiledModel(module.main.signature, plan, report, print_module(module), refreshed, weights)
+    original = as_module(model) if isinstance(model, torch.nn.Module) else model
+    return CompiledModel(
+        module.main.signature, plan, report, print_module(module), refreshed, weights, original
+    )
 
 
 def capture(

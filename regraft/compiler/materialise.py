@@ -49,10 +49,6 @@ class Store:
         self._results.clear()
 
 
-#: How torch.export names tensors that it lifted out of the code: nobody's parameters.
-_LITERALS = ("lifted_tensor", "_tensor_constant")
-
-
 def _tensor_of(model: Any, name: str) -> Tensor:
     """The parameter, buffer or plain attribute of that name."""
     if isinstance(model, ExportedProgram):
@@ -75,7 +71,7 @@ def replacements(module: Module, model: Any) -> dict[Leaf, Tensor]:
     """
     found: dict[Leaf, Tensor] = {}
     for constant in module.constants():
-        if not isinstance(constant, Leaf) or constant.name.rpartition(".")[2].startswith(_LITERALS):
+        if not isinstance(constant, Leaf) or constant.is_literal:
             continue
         tensor = _tensor_of(model, constant.name)
         old = constant.storage

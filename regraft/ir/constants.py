@@ -13,6 +13,9 @@ from regraft.ir.core import Region
 from regraft.ir.opdef import Constant
 from regraft.ir.types import TensorType
 
+#: How torch.export names the tensors that it lifts out of the code.
+_LITERALS = ("lifted_tensor", "_tensor_constant")
+
 
 class Leaf(Constant):
     """A parameter, buffer or literal of the model.
@@ -28,6 +31,11 @@ class Leaf(Constant):
         self.names: tuple[str, ...] = ()
         self.type = type
         self.storage = storage
+
+    @property
+    def is_literal(self) -> bool:
+        """Whether torch.export lifted the tensor out of the code: it is nobody's parameter."""
+        return self.name.rpartition(".")[2].startswith(_LITERALS)
 
     def __repr__(self) -> str:
         return f"<leaf {self.name}: {self.type}>"

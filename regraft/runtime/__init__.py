@@ -9,7 +9,15 @@ from regraft.runtime.lazy import lazy_names
 from regraft.runtime.model import CompiledModel, load
 from regraft.runtime.plan import Plan, Step
 from regraft.runtime.profile import Profile, StepTime, profile
-from regraft.runtime.signature import GuardSpec, ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
+from regraft.runtime.signature import (
+    GuardSpec,
+    ParamSpec,
+    Signature,
+    SymbolSpec,
+    TensorSpec,
+    ValueSpec,
+    autocast_dtype,
+)
 
 __all__ = [
     "DTYPE_NAMES",
@@ -28,6 +36,7 @@ __all__ = [
     "SymbolSpec",
     "TensorSpec",
     "ValueSpec",
+    "autocast_dtype",
     "compile_dim",
     "lazy_names",
     "load",

@@ -310,6 +310,7 @@ def _signature_record(signature: Signature) -> dict[str, Any]:
         "outputs": [o if isinstance(o, int) else _leaf_record(o) for o in signature.outputs],
         "out_structure": dump_structure(signature.out_structure),
         "guards": [dataclasses.asdict(guard) for guard in signature.guards],
+        "autocast": signature.autocast,
     }
 
 
@@ -341,6 +342,7 @@ def _signature_from(record: Mapping[str, Any]) -> Signature:
         outputs,
         load_structure(record["out_structure"]),
         tuple(GuardSpec(**guard) for guard in record["guards"]),
+        record.get("autocast"),
     )
 
 

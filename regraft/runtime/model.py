@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from regraft.errors import RegraftError
 from regraft.runtime import artefact
 from regraft.runtime.entry import EntryPoint
 from regraft.runtime.plan import Plan
 from regraft.runtime.signature import Signature
+from regraft.runtime.standin import StandIn
 
 Refresher = Callable[[Any], "CompiledModel"]
 
 
-@dataclass(repr=False)
-class CompiledModel:
+class CompiledModel(StandIn):
     """A model ready to run.
 
-    Call it as the original: it takes the same arguments and returns the same kind of result.
+    Call it as the original: it takes the same arguments and returns the same kind of result. It is an
+    ``nn.Module``, so it can stand where the original stood; see ``StandIn`` for what it passes through.
 
     Fields:
         signature: how it is called.
@@ -35,25 +36,38 @@ class CompiledModel:
     plan: Plan
     report: Any
     ir: str
-    training: bool = field(default=False, init=False)
-    _refresher: Refresher | None = None
-    _weights: Sequence[torch.Tensor] = ()
-    """The model's tensors that a call reads or was compiled from."""
-    _versions: list[int] = field(default_factory=list[int], init=False)
-    _entry: EntryPoint = field(init=False)
 
-    def __post_init__(self) -> None:
-        self._weights = [w for w in self._weights if not w.is_inference()]
-        self._versions = [w._version for w in self._weights]
-        self._entry = EntryPoint(self.signature, self.plan)
+    def __init__(
+        self,
+        signature: Signature,
+        plan: Plan,
+        report: Any,
+        ir: str,
+        refresher: Refresher | None = None,
+        weights: Sequence[Tensor] = (),
+        original: Any = None,
+    ) -> None:
+        """``weights`` are the tensors of ``original`` that a call reads or was compiled from."""
+        super().__init__(original, signature.kinds)
+        vars(self).update(
+            signature=signature,
+            plan=plan,
+            report=report,
+            ir=ir,
+            _refresher=refresher,
+            _weights=[w for w in weights if not w.is_inference()],
+            _entry=EntryPoint(signature, plan),
+        )
+        vars(self)["_versions"] = [w._version for w in self._weights]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model. Safe to call from several threads at once.
 
         Raises:
             ShapeError: an argument differs from what the model was compiled for.
             GradientError: an argument requires grad while grad mode is on.
-            RegraftError: a weight of the original was written to since the compile.
+            RegraftError: a weight of the original was written to since the compile, or the call runs under
+                another autocast than the model was compiled under.
         """
         if [w._version for w in self._weights] != self._versions:
             raise RegraftError(
@@ -74,9 +88,9 @@ class CompiledModel:
         """
         if self._refresher is None:
             raise RegraftError("a loaded artefact cannot be refreshed; compile the model again")
-        fresh = self._refresher(model)
-        self.plan, self._weights, self._versions = fresh.plan, fresh._weights, fresh._versions
-        self._entry = fresh._entry
+        fresh = vars(self._refresher(model))
+        names = ("plan", "_weights", "_versions", "_entry", "_original")
+        vars(self).update({name: fresh[name] for name in names})
 
     def save(self, path: str | Path) -> None:
         """Write an artefact folder that ``regraft.load`` reads, whole or not at all.
@@ -88,10 +102,6 @@ class CompiledModel:
         artefact.save(
             artefact.Contents(self.signature, self.plan, self.report.to_dict(), self.ir), Path(path)
         )
-
-    def eval(self) -> CompiledModel:
-        """Itself: a compiled model is always in inference mode."""
-        return self
 
 
 @dataclass(frozen=True)

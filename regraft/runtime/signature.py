@@ -114,6 +114,7 @@ class Signature:
         outputs: for each leaf of the result, the index of a flat result or a fixed value.
         out_structure: the result's pytree.
         guards: what must hold between sizes besides the symbols' ranges.
+        autocast: the dtype name of the ``torch.autocast`` that the capture ran under, if any.
     """
 
     params: tuple[ParamSpec, ...]
@@ -123,6 +124,7 @@ class Signature:
     outputs: tuple[int | ValueSpec, ...]
     out_structure: pytree.TreeSpec
     guards: tuple[GuardSpec, ...] = ()
+    autocast: str | None = None
     _checks: tuple[_ShapeCheck, ...] = field(init=False, repr=False, compare=False)
     _guards: tuple[Callable[[Mapping[str, int]], bool], ...] = field(init=False, repr=False, compare=False)
     _names: tuple[str, ...] | None = field(init=False, repr=False, compare=False)
@@ -143,6 +145,13 @@ class Signature:
         """The flat tensor inputs."""
         leaves = (leaf for param in self.params for leaf in param.leaves)
         return tuple(leaf for leaf in leaves if isinstance(leaf, TensorSpec))
+
+    @property
+    def kinds(self) -> set[tuple[torch.dtype, torch.device]]:
+        """The floating-point types of the inputs, f32 where there are none, and where they are."""
+        found = {(TORCH_DTYPES[t.dtype], torch.device(t.device)) for t in self.tensors}
+        floats = {kind for kind in found if kind[0].is_floating_point}
+        return floats or {(torch.float32, device) for _, device in found}
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The flat tensors of a call.
@@ -290,6 +299,11 @@ class _ShapeCheck:
                     f"{size(sizes)} (the model was compiled for {_shape_text(self.spec)}). "
                     "Compile with dynamic_shapes for other sizes"
                 )
+
+
+def autocast_dtype(device: str) -> str | None:
+    """The dtype name of the ``torch.autocast`` around the caller, None outside of any."""
+    return DTYPE_NAMES[torch.get_autocast_dtype(device)] if torch.is_autocast_enabled(device) else None
 
 
 def _plain_names(params: Sequence[ParamSpec], positional: Sequence[str]) -> tuple[str, ...] | None:

@@ -7,6 +7,7 @@ object with one key for what JSON lacks: ``{"slot": 3}``, ``{"dim": "2*s0"}``, `
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ class EagerExecutable:
                 f"an argument has no memory to read, as under torch.func transforms: {error}",
                 backend=self.backend,
             ) from error
-        with torch.no_grad():
+        with torch.no_grad(), _no_autocast():
             return self._separate(self._program.run(inputs, sizes), taken | self._owned)
 
     def _separate(self, results: Sequence[Tensor], taken: set[int]) -> list[Tensor]:
@@ -89,6 +90,13 @@ class EagerExecutable:
         for name, tensor in self._constants.items():
             writer.add_tensor(name, tensor)
         return {"program": self._record, "constants": list(self._constants)}
+
+
+def _no_autocast() -> contextlib.AbstractContextManager[Any]:
+    """The casts of an autocast are in the graph already."""
+    if torch.is_autocast_enabled("cpu"):
+        return torch.autocast("cpu", enabled=False)
+    return contextlib.nullcontext()
 
 
 def _storage(tensor: Tensor) -> int:

@@ -47,6 +47,7 @@ _REMEMBERED = 1024
 
 # Binding asks for an address even where there are no elements.
 _NOTHING = torch.zeros(1, dtype=torch.int64, device="cpu")
+_NOWHERE = _NOTHING.data_ptr()
 _CPU = torch.device("cpu")
 
 
@@ -172,7 +173,8 @@ class OrtExecutable:
             raise BackendError(f"ONNX Runtime failed: {error}", backend=self.backend) from error
         if layout.is_complete:
             self._idle.append(binding)  # one that holds results is not used again
-        return self._checked([r if r is not None else binding.result(i) for i, r in enumerate(results)])
+        made = results if layout.is_complete else binding.completed(results)
+        return self._checked(made) if self.interface.checks else made
 
     def _remember(self, sizes: Mapping[str, int]) -> _Layout:
         if len(self._layouts) >= _REMEMBERED:
@@ -189,8 +191,6 @@ class OrtExecutable:
 
     def _checked(self, results: list[Tensor]) -> list[Tensor]:
         count = len(self.interface.checks)
-        if not count:
-            return results
         for passed, message in zip(results[-count:], self.interface.checks, strict=True):
             if not passed:
                 raise RegraftError(message or "a check of the model failed")
@@ -268,28 +268,32 @@ class _Binding:
         """
         bound = self._bound
         for i, tensor in enumerate(tensors):
-            place = tensor.shape, _address(tensor)
+            place = tensor.shape, tensor.data_ptr() or _NOWHERE
             if bound[i] != place:
                 port = self._inputs[i]
                 self.io.bind_input(port.name, "cpu", 0, port.element, *place)
                 bound[i] = place
 
-    def bind_results(self, layout: _Layout) -> list[Tensor | None]:
-        """New tensors for the results, bound; None for those that ONNX Runtime allocates."""
-        results: list[Tensor | None] = []
+    def bind_results(self, layout: _Layout) -> list[Tensor]:
+        """New tensors for the results, bound; ``_NOTHING`` in place of one that ONNX Runtime allocates."""
+        results: list[Tensor] = []
         for port, shape in zip(self._outputs, layout.shapes, strict=True):
             if shape is None:
                 self.io.bind_output(port.name, "cpu")
-                results.append(None)
+                results.append(_NOTHING)
             else:
                 tensor = torch.empty(shape, dtype=port.dtype, device=_CPU)
-                self.io.bind_output(port.name, "cpu", 0, port.element, shape, _address(tensor))
+                self.io.bind_output(port.name, "cpu", 0, port.element, shape, tensor.data_ptr() or _NOWHERE)
                 results.append(tensor)
         return results
 
-    def result(self, index: int) -> Tensor:
-        """A result that ONNX Runtime allocated in the run before."""
-        return _adopt(self.io.get_outputs()[index], self._outputs[index].dtype)
+    def completed(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """``results`` of the run before, with those that ONNX Runtime allocated."""
+        made = self.io.get_outputs()
+        return [
+            _adopt(value, port.dtype) if result is _NOTHING else result
+            for result, value, port in zip(results, made, self._outputs, strict=True)
+        ]
 
 
 def _shape(dims: tuple[int | str, ...] | None) -> Callable[[Mapping[str, int]], tuple[int, ...]] | None:
@@ -305,10 +309,6 @@ def _shape(dims: tuple[int | str, ...] | None) -> Callable[[Mapping[str, int]], 
 def plain(tensor: Tensor) -> Tensor:
     """``tensor`` with its elements in order and as they are: torch negates some views only when it reads."""
     return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
-
-
-def _address(tensor: Tensor) -> int:
-    return (tensor if tensor.numel() else _NOTHING).data_ptr()
 
 
 def _widened(tensor: Tensor) -> Tensor:

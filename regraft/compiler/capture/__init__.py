@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from regraft.compiler.capture.export import Captured, capture_model
+from regraft.compiler.capture.models import as_module
 
-__all__ = ["Captured", "capture_model"]
+__all__ = ["Captured", "as_module", "capture_model"]

@@ -35,7 +35,8 @@ class CallForm:
         try:
             parameters = inspect.signature(function).parameters
         except (TypeError, ValueError) as error:
-            raise OptionError(f"{function} has no signature; wrap it: lambda x: {function}(x)") from error
+            name = getattr(function, "__name__", "f")
+            raise OptionError(f"{function} has no signature; wrap it: lambda x: {name}(x)") from error
         for name, parameter in parameters.items():
             if parameter.kind is parameter.VAR_POSITIONAL:
                 positional += [f"{name}_{i}" for i in range(n_args - len(positional))]

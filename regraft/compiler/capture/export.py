@@ -12,16 +12,14 @@ user's line.
 
 from __future__ import annotations
 
-import functools
 import linecache
 import logging
 import re
 import threading
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -39,11 +37,12 @@ from regraft.compiler.capture.example import (
 )
 from regraft.compiler.capture.importer import import_program
 from regraft.compiler.capture.leaves import check_leaves
+from regraft.compiler.capture.models import as_module, check_ready, owned_tensors, place
 from regraft.compiler.capture.size_one import with_size_one
 from regraft.compiler.capture.source import line_of_assignment, line_of_error
 from regraft.compiler.progress import Phases
-from regraft.errors import CaptureError, OptionError, ShapeError
-from regraft.ir import Module, OpTable
+from regraft.errors import CaptureError, ShapeError
+from regraft.ir import Leaf, Module, OpTable
 from regraft.runtime import Signature
 
 _EXPORTING = threading.Lock()
@@ -63,24 +62,6 @@ class Captured:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     traced: bool = True
-
-
-class _FunctionModule(torch.nn.Module):
-    """A plain function as a module, which is all that ``torch.export`` takes."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.forward = _named_forward(function)
-
-
-def _named_forward(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A copy of ``function`` whose code is called ``forward``: torch records source lines of no other."""
-    if not isinstance(function, FunctionType):
-        return function
-    code = function.__code__.replace(co_name="forward")
-    copy = FunctionType(code, function.__globals__, "forward", function.__defaults__, function.__closure__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return functools.update_wrapper(copy, function)
 
 
 def capture_model(
@@ -104,7 +85,8 @@ def capture_model(
     phases = phases or Phases()
     if isinstance(model, ExportedProgram):
         return _import_exported(model, table, phases)
-    module = _as_module(model)
+    module = as_module(model)
+    check_ready(module)
     form = CallForm.of(module.forward, len(args))
     arguments = by_parameter(form, args, dict(kwargs or {}))
     shapes = shapes_by_parameter(form, arguments, dynamic_shapes)
@@ -117,10 +99,25 @@ def capture_model(
 
     with phases.phase("import"):
         captured = with_size_one(imported, module, traced, shapes, len(args))
+        _name_literals(captured, module)
     check_dynamic(captured.main.signature, traced, shapes)
     own_args, own_kwargs = split(arguments, len(args))
     _check_example(captured.main.signature, own_args, own_kwargs)
     return Captured(captured, own_args, own_kwargs)
+
+
+def _name_literals(captured: Module, model: torch.nn.Module) -> None:
+    """Give constants that torch.export took for literals of the code the names they have in ``model``.
+
+    What it holds of them shares their memory, but not the count of their changes.
+    """
+    owned = owned_tensors(model)
+    for constant in captured.constants():
+        if isinstance(constant, Leaf) and place(constant.storage) in owned:
+            name, tensor = owned[place(constant.storage)]
+            constant.storage = tensor.detach()
+            if constant.is_literal:
+                constant.name, constant.names = name, (name,)
 
 
 def _export(
@@ -191,28 +188,6 @@ def _import_exported(program: ExportedProgram, table: OpTable, phases: Phases) -
     with phases.phase("import"):
         module = import_program(program, table, arguments, form, frozenset())
     return Captured(module, tuple(args), dict(kwargs), traced=example is not None)
-
-
-def _as_module(model: Any) -> torch.nn.Module:
-    if not isinstance(model, torch.nn.Module):
-        if not callable(model):
-            raise OptionError(
-                f"model is a {type(model).__name__}; expected an nn.Module, an ExportedProgram or a function"
-            )
-        return _FunctionModule(model).eval()
-    if model.training:
-        raise OptionError(
-            "the model is in training mode; call model.eval() first: regraft compiles inference"
-        )
-    trained = next((name for name, m in model.named_modules() if m.training and _mode_matters(m)), None)
-    if trained is not None:
-        raise OptionError(f"the submodule '{trained}' is in training mode; call model.eval() first")
-    return model
-
-
-def _mode_matters(module: torch.nn.Module) -> bool:
-    dropout = isinstance(module, torch.nn.modules.dropout._DropoutNd)  # pyright: ignore[reportPrivateUsage]
-    return dropout or isinstance(module, torch.nn.modules.batchnorm._NormBase)  # pyright: ignore[reportPrivateUsage]
 
 
 @contextmanager
@@ -288,6 +263,11 @@ def _explain(error: Exception, attribute: str | None) -> tuple[str, str | None]:
         return (
             f"the model writes to its attribute '{attribute}'",
             "return the new value instead of keeping it in the model",
+        )
+    if "functorch" in text or "Tensor that doesn't have storage" in text:
+        return (
+            f"the model uses a torch.func transform that torch.export cannot follow: {text}",
+            "compile the function without the transform, or write out what it computes",
         )
     if "Constraints violated" in str(error):
         return (

@@ -24,6 +24,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from regraft.compiler.capture.arguments import call_arguments, definition_for, opaque, overload_name
 from regraft.compiler.capture.example import CallForm
+from regraft.compiler.capture.models import place
 from regraft.compiler.capture.promotion import promoted
 from regraft.compiler.capture.selection import check_sizes, longest_result, picked, picking_mask
 from regraft.compiler.capture.signature import make_signature
@@ -128,9 +129,8 @@ class _Importer:
         stored = self.program.state_dict.get(target, self.program.constants.get(target))
         assert isinstance(stored, torch.Tensor), f"{target} is not in the program"
         tensor = stored.detach()
-        key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device)
         # An empty tensor has no storage to be shared, and its pointer says nothing.
-        identity = key if tensor.numel() else target
+        identity = place(tensor) if tensor.numel() else target
         leaf = self.leaves.setdefault(identity, Leaf(target, self.sizes.tensor_type(tensor), tensor))
         leaf.names = (*leaf.names, target)
         return leaf

@@ -17,7 +17,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgu
 from regraft.compiler.capture.example import CallForm
 from regraft.compiler.capture.guards import guard_specs, leaf_sources
 from regraft.ir import Symbol, TensorType, Value
-from regraft.runtime import ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
+from regraft.runtime import ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec, autocast_dtype
 
 Leaf = TensorSpec | ValueSpec
 
@@ -42,6 +42,7 @@ def make_signature(
         params.append(ParamSpec(name, _named(name, own), None if spec.is_leaf() else spec))
     by_name = {p.name: p for p in params}
     sources = leaf_sources(arguments, all_leaves) if program._guards_code else {}
+    devices = [leaf.device for leaf in all_leaves if isinstance(leaf, TensorSpec)]
     return Signature(
         params=tuple(params),
         positional=tuple(form.positional),
@@ -50,6 +51,7 @@ def make_signature(
         outputs=_outputs(program),
         out_structure=program.call_spec.out_spec,
         guards=guard_specs(program._guards_code, sources, symbols),
+        autocast=autocast_dtype(devices[0] if devices else "cpu"),
     )
 
 
