@@ -9,13 +9,14 @@ SEED ?= $(shell git rev-parse --verify --quiet HEAD || echo no-commit)
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PLUGIN_VENV := $(VENV)-plugin
 BENCH_INSTALLED := $(VENV)/.installed-bench
 PYTEST := $(BIN)/python -m pytest --sample-seed=$(SEED) --hypothesis-seed=$(SEED)
 
-.PHONY: help venv demo test conformance check bench clean
+.PHONY: help venv demo test conformance check check-plugin bench clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/\1	\2/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/\1	\2/' | expand -t 14
 
 venv: $(INSTALLED) ## make the virtual environment
 
@@ -45,6 +46,16 @@ check: $(INSTALLED) ## style, types, layering, sizes
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m tools.check_layering
 	$(BIN)/python -m tools.check_size
+
+# An environment of its own over $(VENV), so that nothing else sees the plug-in installed.
+check-plugin: $(INSTALLED) ## install the example plug-in beside regraft and test it by name
+	rm -rf $(PLUGIN_VENV)
+	$(BIN)/python -m venv --without-pip $(PLUGIN_VENV)
+	$(BIN)/python tools/link_environment.py $(PLUGIN_VENV)
+	$(BIN)/python -m pip --python $(PLUGIN_VENV)/bin/python install --quiet --disable-pip-version-check \
+		--no-deps --no-build-isolation ./examples/plugin
+	cd examples/plugin && $(abspath $(PLUGIN_VENV))/bin/python -m pytest -q -n 0 -p no:cacheprovider tests
+	rm -rf $(PLUGIN_VENV)
 
 bench: $(BENCH_INSTALLED) ## the benchmarks
 	$(BIN)/python -m benchmarks

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regraft import errors
-    from regraft.backends import Backend
-    from regraft.compiler import bisect, capture, compile, explain, export_onnx
-    from regraft.ir import Exactness, Example, OpDef, Pass, Rewrite
+    from regraft.backends import Backend, OnnxEmitter
+    from regraft.compiler import bisect, capture, compile, explain, export_onnx, op_from_torch
+    from regraft.ir import Exactness, Example, OnnxOp, OpDef, Pass, Rewrite
+    from regraft.plugins import Plugin
     from regraft.runtime import load
 
 __version__ = "0.1.0"
@@ -20,8 +21,11 @@ __all__ = [
     "Backend",
     "Exactness",
     "Example",
+    "OnnxEmitter",
+    "OnnxOp",
     "OpDef",
     "Pass",
+    "Plugin",
     "Rewrite",
     "bisect",
     "capture",
@@ -30,14 +34,18 @@ __all__ = [
     "explain",
     "export_onnx",
     "load",
+    "op_from_torch",
 ]
 
 _MODULE_OF_NAME = {
     "Backend": "regraft.backends",
     "Exactness": "regraft.ir",
     "Example": "regraft.ir",
+    "OnnxEmitter": "regraft.backends",
+    "OnnxOp": "regraft.ir",
     "OpDef": "regraft.ir",
     "Pass": "regraft.ir",
+    "Plugin": "regraft.plugins",
     "Rewrite": "regraft.ir",
     "bisect": "regraft.compiler",
     "capture": "regraft.compiler",
@@ -45,6 +53,7 @@ _MODULE_OF_NAME = {
     "explain": "regraft.compiler",
     "export_onnx": "regraft.compiler",
     "load": "regraft.runtime",
+    "op_from_torch": "regraft.compiler",
 }
 
 

@@ -330,6 +330,9 @@ class _Folder:
     def file(self, name: str) -> bytes:
         return self.files[name]
 
+    def library(self, domain: str) -> str:
+        raise AssertionError(f"no case has operators of the domain {domain}")
+
 
 def _copy(function: Function, *, sizes: Sizes | None = None, widen: bool = False) -> Function:
     """A copy with symbols replaced by ``sizes``, or with f64 for every float type."""

@@ -106,6 +106,8 @@ class RewriteError(RegraftError):
     """The names of the rewrites at fault."""
     location: str | None = None
     """The line of the model's source, as `file:line`."""
+    source: str | None = None
+    """The line of the rewrite's own source."""
     in_pass: str | None = None
     """The pass that was running."""
     path: str | None = None
@@ -116,6 +118,7 @@ class RewriteError(RegraftError):
     def _details(self) -> list[str]:
         return [
             *_labelled("rewrites", ", ".join(self.rewrites)),
+            *_labelled("written at", self.source),
             *_labelled("in pass", self.in_pass),
             *_labelled("at", self.path),
             *_labelled("from", self.location),
@@ -248,6 +251,24 @@ class FactoryError(RegraftError):
 
     def _details(self) -> list[str]:
         return [self.trace] if self.trace else []
+
+
+@dataclass(eq=False)
+class PluginError(RegraftError):
+    """A plug-in cannot be used: it is not there, cannot be imported, or holds what a plug-in may not."""
+
+    plugin: str | None = None
+    package: str | None = None
+    """The installed package that has it, with its version."""
+    hint: str | None = None
+    """What the user can do about it."""
+
+    def _details(self) -> list[str]:
+        return [
+            *_labelled("plug-in", self.plugin),
+            *_labelled("package", self.package),
+            *_labelled("hint", self.hint),
+        ]
 
 
 def no_such(kind: str, name: str, known: Iterable[str]) -> str:

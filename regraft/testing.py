@@ -13,16 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from regraft.backends import LowerOptions, backend
 from regraft.errors import NumericsMismatch
+from regraft.graphs import GraphConstants, build_example, evaluate, random_tensor
 from regraft.ir import (
     OPS,
     Builder,
-    Constant,
     Declined,
-    Dim,
     DType,
     Exactness,
     Example,
@@ -41,159 +38,29 @@ from regraft.ir import (
     TensorType,
     Value,
     decide,
-    dims,
-    input_symbols,
     print_module,
     verify,
 )
-from regraft.runtime import TORCH_DTYPES
+from regraft.numerics import TOLERANCES, assert_close, relative_error, same_bits
+from regraft.op_testing import OpCase, check_op, op_cases
 
 __all__ = [
+    "TOLERANCES",
     "GraphConstants",
+    "OpCase",
     "RewriteCase",
     "assert_close",
     "build_example",
+    "check_op",
     "check_rewrite",
     "evaluate",
+    "op_cases",
     "random_tensor",
     "randomise",
     "relative_error",
     "rewrite_cases",
     "same_bits",
 ]
-
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-"""The largest error by dtype, relative to the reference's largest magnitude. There is no other tolerance."""
-
-# -- the numerics rule -------------------------------------------------------------------------
-
-
-def assert_close(
-    actual: Any,
-    expected: Any,
-    eager: Any = None,
-    *,
-    reassociates: bool = False,
-    suspect: str | None = None,
-) -> float:
-    """Check results by the numerics rule (docs/architecture.md, section 7) and return the largest error.
-
-    ``actual``, ``expected`` and ``eager`` are tensors or nested structures of tensors: the results to
-    judge, those of the same computation on fp64 copies, and those of eager torch at the model's dtype.
-    The error of an output is max|actual - expected| / max|expected|; it may be as large as the tolerance
-    of its dtype or as eager's own (twice that where a rewrite ``reassociates``). Integers and bools must
-    be equal. NaNs and infinities must stand where ``expected`` or ``eager`` has them.
-
-    Raises:
-        NumericsMismatch: an output is wrong; ``suspect`` is named in it.
-    """
-    found, wanted = _tensors(actual), _tensors(expected)
-    own = _tensors(eager) if eager is not None else [None] * len(wanted)
-    if not len(found) == len(wanted) == len(own):
-        counts = f"{len(found)} actual, {len(wanted)} expected, {len(own)} eager"
-        raise NumericsMismatch(f"the numbers of outputs differ: {counts}", "outputs", math.inf, 0.0, suspect)
-    worst = 0.0
-    for index, triple in enumerate(zip(found, wanted, own, strict=True)):
-        worst = max(worst, _check_output(f"output {index}", *triple, 2 if reassociates else 1, suspect))
-    return worst
-
-
-def _tensors(structure: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(structure) if isinstance(leaf, Tensor)]
-
-
-def _check_output(
-    name: str, actual: Tensor, expected: Tensor, eager: Tensor | None, slack: int, suspect: str | None
-) -> float:
-    problem = _unlike(actual, expected, eager)
-    if problem:
-        raise NumericsMismatch(problem, name, math.inf, 0.0, suspect)
-    if not actual.is_floating_point() and not actual.is_complex():
-        if torch.equal(actual, expected):
-            return 0.0
-        raise NumericsMismatch("integers and bools must be equal", name, math.inf, 0.0, suspect)
-    reference, got = _as_double(expected), _as_double(actual)
-    own = None if eager is None else _as_double(eager)
-    if not _same_infinities(got, reference) and (own is None or not _same_infinities(got, own)):
-        message = "NaNs or infinities stand in other places"
-        raise NumericsMismatch(message, name, math.inf, 0.0, suspect)
-    kept = got.isfinite() & reference.isfinite()
-    scale, distance = _largest(reference[kept]), _largest((got - reference)[kept])
-    limit = TOLERANCES[_real(actual.dtype)] * scale
-    if own is not None:
-        limit = max(limit, slack * _largest((own - reference)[kept]))
-    if distance > limit:
-        error, tolerance = _relative(distance, scale), _relative(limit, scale)
-        raise NumericsMismatch("a result is wrong", name, error, tolerance, suspect)
-    return _relative(distance, scale)
-
-
-def _unlike(actual: Tensor, expected: Tensor, eager: Tensor | None) -> str | None:
-    """Why the outputs cannot be compared at all."""
-    if actual.shape != expected.shape:
-        return f"the shape is {list(actual.shape)}, expected {list(expected.shape)}"
-    if eager is not None and eager.shape != actual.shape:
-        return f"the shape is {list(actual.shape)}, eager's is {list(eager.shape)}"
-    if eager is not None and eager.dtype != actual.dtype:
-        return f"the dtype is {actual.dtype}, eager's is {eager.dtype}"
-    inexact = actual.is_floating_point() or actual.is_complex()
-    if inexact != (expected.is_floating_point() or expected.is_complex()):
-        return f"the dtype is {actual.dtype}, expected {expected.dtype}"
-    if not inexact and actual.dtype != expected.dtype:
-        return f"the dtype is {actual.dtype}, expected {expected.dtype}"
-    if inexact and expected.dtype not in (torch.float64, torch.complex128):
-        return f"the reference is {expected.dtype}; compute it in fp64"
-    return None
-
-
-def _as_double(value: Tensor) -> Tensor:
-    value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
-    return value.detach().to("cpu", torch.float64)
-
-
-def _real(dtype: torch.dtype) -> torch.dtype:
-    return {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(dtype, dtype)
-
-
-def _largest(value: Tensor) -> float:
-    finite = value[value.isfinite()]
-    return float(finite.abs().max()) if finite.numel() else 0.0
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    """The largest difference; infinite where NaNs and infinities stand in different places."""
-    return _largest(a - b) if _same_infinities(a, b) else math.inf
-
-
-def _same_infinities(a: Tensor, b: Tensor) -> bool:
-    same_nans = torch.equal(a.isnan(), b.isnan())
-    return same_nans and torch.equal(a.isposinf(), b.isposinf()) and torch.equal(a.isneginf(), b.isneginf())
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal to the last bit and the sign of zero; one NaN is as good as another."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if not a.is_floating_point():
-        return torch.equal(a, b)
-    nans = a.isnan()
-    same = torch.equal(nans, b.isnan()) and torch.equal(a.masked_fill(nans, 0), b.masked_fill(nans, 0))
-    return same and torch.equal(a.signbit() | nans, b.signbit() | nans)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """max|actual - expected| / max|expected|; infinite where shapes, NaNs or infinities differ."""
-    if actual.shape != expected.shape:
-        return math.inf
-    a, b = _as_double(actual), _as_double(expected)
-    return _relative(_distance(a, b), _largest(b))
-
-
-def _relative(distance: float, scale: float) -> float:
-    if distance == 0:
-        return 0.0
-    return distance / scale if scale else math.inf
-
 
 # -- models for tests --------------------------------------------------------------------------
 
@@ -248,64 +115,6 @@ def _redrawn(module: nn.Module, name: str, old: Tensor, generator: torch.Generat
 
 
 # -- running a graph ---------------------------------------------------------------------------
-
-
-class GraphConstants:
-    """The constants of a graph that stands alone, for back ends: a leaf has its value."""
-
-    def __init__(self) -> None:
-        self._names: dict[Constant, str] = {}
-
-    def name(self, constant: Constant) -> str:
-        return self._names.setdefault(constant, f"constant_{len(self._names)}")
-
-    def tensor(self, constant: Constant) -> Tensor:
-        if isinstance(constant, Recipe):
-            return evaluate(Function("recipe", constant.body), ())[0]
-        assert isinstance(constant, Leaf), f"{constant} has no value"
-        return constant.storage
-
-
-def evaluate(
-    function: Function, inputs: Sequence[Tensor], sizes: Mapping[str, int] | None = None
-) -> list[Tensor]:
-    """The results of ``function``, each op run by eager torch; ``sizes`` are its symbols' values."""
-    executable = backend("eager").lower(function, GraphConstants(), LowerOptions())
-    return executable.run(inputs, sizes or {})
-
-
-def build_example(example: Example, table: OpTable = OPS, seed: int = 0) -> Module:
-    """The example's graph, with random values for its constants."""
-    region = Region()
-    builder = Builder(table, region)
-    generator = torch.Generator().manual_seed(seed)
-    values: list[Value] = []
-    for index, type in enumerate(example.types):
-        if index in example.constants:
-            leaf = Leaf(f"w{index}", type, random_tensor(type, {}, generator))
-            values.append(builder.constant(leaf))
-        else:
-            values.append(region.add_arg(type, f"x{index}"))
-    built = example.build(builder, *values)
-    builder.create("cf.yield", ([built] if isinstance(built, Value) else list(built),))
-    function = Function("forward", region, input_symbols(region.args))
-    return Module({"forward": function})
-
-
-def random_tensor(type: TensorType, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
-    """Normally distributed numbers, or integers from 0 to 2; ``sizes`` are the values of symbols."""
-    shape = [_size(dim, sizes) for dim in type.shape]
-    dtype = TORCH_DTYPES[type.dtype.value]
-    if type.dtype.is_float:
-        return torch.randn(shape, generator=generator).to(dtype)
-    high = 2 if type.dtype is DType.BOOL else 3
-    return torch.randint(0, high, shape, generator=generator).to(dtype)
-
-
-def _size(dim: Dim, sizes: Mapping[str, int]) -> int:
-    value = dims.substitute(dim, {s: sizes[s.name] for s in dims.symbols_of(dim) if s.name in sizes})
-    assert isinstance(value, int), f"the size {dim} is not given"
-    return value
 
 
 def _in_double(module: Module, table: OpTable) -> Module:

@@ -18,18 +18,26 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
     "timing": frozenset(),
     "ir": frozenset({"errors"}),
-    "runtime": frozenset({"errors"}),
+    "plugins": frozenset({"errors"}),
+    "runtime": frozenset({"errors", "plugins"}),
     "rewrites": frozenset({"errors", "ir"}),
     "backends": frozenset({"errors", "ir", "runtime"}),
     "backends/run": frozenset({"errors", "runtime"}),
     # The numerics rule is public, in testing, and the compiler applies the same one.
-    "compiler": frozenset({"errors", "ir", "rewrites", "backends", "runtime", "testing", "timing"}),
-    "testing": frozenset({"errors", "ir", "rewrites", "backends", "runtime"}),
+    "compiler": frozenset(
+        {"errors", "plugins", "ir", "rewrites", "backends", "runtime", "testing", "timing"}
+    ),
+    "testing": frozenset(
+        {"errors", "numerics", "graphs", "op_testing", "ir", "rewrites", "backends", "runtime"}
+    ),
+    "op_testing": frozenset({"errors", "ir", "backends", "runtime", "numerics", "graphs"}),
+    "graphs": frozenset({"errors", "ir", "backends", "runtime"}),
+    "numerics": frozenset({"errors"}),
     "conformance": frozenset({"errors", "ir", "backends", "runtime", "testing"}),
     "demo": frozenset({"", "errors", "ir", "testing", "timing"}),
     "cli": frozenset({"", "errors", "testing", "demo", *FOLDERS}),
     "__main__": frozenset({"cli"}),
-    "": frozenset({"errors", *FOLDERS}),
+    "": frozenset({"errors", "plugins", *FOLDERS}),
 }
 """What each part of the package may import of the others; "" is `regraft/__init__.py`."""
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 from regraft.errors import BackendError, no_such
 
 if TYPE_CHECKING:
-    from regraft.backends.protocol import Backend, ConstantStore, FileExporter, FileRunner, LowerOptions
+    from regraft.backends.protocol import (
+        Backend,
+        ConstantStore,
+        FileExporter,
+        FileRunner,
+        LowerOptions,
+        OnnxEmitter,
+    )
 
 #: Name -> (package, class, library it needs).
 BUILTIN: dict[str, tuple[str, str, str]] = {
@@ -18,9 +25,18 @@ BUILTIN: dict[str, tuple[str, str, str]] = {
     "example": ("regraft.backends.example", "ExampleBackend", "numpy"),
 }
 
-_LAZY = ("Backend", "ConstantStore", "FileExporter", "FileRunner", "LowerOptions")
+_LAZY = ("Backend", "ConstantStore", "FileExporter", "FileRunner", "LowerOptions", "OnnxEmitter")
 
-__all__ = ["BUILTIN", "Backend", "ConstantStore", "FileExporter", "FileRunner", "LowerOptions", "backend"]
+__all__ = [
+    "BUILTIN",
+    "Backend",
+    "ConstantStore",
+    "FileExporter",
+    "FileRunner",
+    "LowerOptions",
+    "OnnxEmitter",
+    "backend",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from regraft.ir import Constant, Function, Op
+from regraft.ir import Constant, Dim, DType, Function, Op, Value
 from regraft.runtime import Executable
 
 
@@ -58,6 +58,50 @@ class Backend(Protocol):
         ...
 
 
+class OnnxEmitter(Protocol):
+    """What a lowering ``(emitter, op)`` of a user's op to ONNX writes its nodes with.
+
+    It returns the ONNX value of each result of ``op``, or the value itself when there is one. Values
+    of f16 and bf16 are f32 here: they are rounded where they enter and leave a model.
+    """
+
+    def operand(self, op: Op, name: str) -> Any:
+        """The ONNX value of an operand of ``op``."""
+        ...
+
+    def optional(self, op: Op, name: str) -> Any | None:
+        """The same for an operand that may be absent."""
+        ...
+
+    def get(self, value: Value) -> Any:
+        """The ONNX value of a value, such as one of ``op.variadic(name)``."""
+        ...
+
+    def op(self, op_type: str, *inputs: Any, domain: str = "", **attrs: Any) -> Any:
+        """A node with one output. A domain of the user's own is the one that ``OpDef.onnx`` names."""
+        ...
+
+    def ops(self, op_type: str, count: int, *inputs: Any, domain: str = "", **attrs: Any) -> Sequence[Any]:
+        """A node with ``count`` outputs."""
+        ...
+
+    def scalar(self, value: Any, dtype: DType) -> Any:
+        """A constant of rank 0."""
+        ...
+
+    def ints(self, *values: int) -> Any:
+        """A constant vector of i64."""
+        ...
+
+    def shape(self, dims: Sequence[Dim]) -> Any:
+        """Sizes, symbolic ones too, as a vector of i64."""
+        ...
+
+    def cast(self, value: Any, source: DType, to: DType) -> Any:
+        """``value``, which has the type ``source``, as ``to``."""
+        ...
+
+
 @runtime_checkable
 class FileExporter(Protocol):
     """A back end that can also write a whole function as a file for others to run."""
@@ -67,6 +111,10 @@ class FileExporter(Protocol):
     def supports(self, op: Op) -> str | None: ...
 
     def lower(self, function: Function, store: ConstantStore, options: LowerOptions) -> Executable: ...
+
+    def can_write(self, op: Op) -> str | None:
+        """None when ``op`` can be written to a file, whoever is to run it, else the reason why not."""
+        ...
 
     def export_file(
         self,

@@ -7,6 +7,7 @@ from regraft.compiler.api import capture, compile, export_onnx
 from regraft.compiler.bisect import BisectReport, bisect
 from regraft.compiler.capture import Captured, capture_model
 from regraft.compiler.choosing import state_folder
+from regraft.compiler.custom_ops import op_from_torch
 from regraft.compiler.explain import Explanation, explain
 from regraft.compiler.export import ExportReport
 from regraft.compiler.measure import Measurement
@@ -36,6 +37,7 @@ __all__ = [
     "compile",
     "explain",
     "export_onnx",
+    "op_from_torch",
     "run_named_passes",
     "run_named_rewrites",
     "run_passes",

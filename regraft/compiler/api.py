@@ -14,6 +14,7 @@ from regraft.backends import Backend
 from regraft.compiler.capture import Captured, as_module, capture_model
 from regraft.compiler.check import error_against_eager
 from regraft.compiler.export import ExportReport, write_onnx
+from regraft.compiler.extensions import Extensions
 from regraft.compiler.materialise import Store, replacements
 from regraft.compiler.memory import Resident
 from regraft.compiler.options import Fallback, Options, Verify
@@ -21,7 +22,8 @@ from regraft.compiler.pipeline import WHOLE, Compilation, Limit
 from regraft.compiler.progress import Observer, Phases
 from regraft.compiler.report import Report
 from regraft.errors import OptionError
-from regraft.ir import OPS, Exactness, Leaf, Module, OpDef, Pass, Rewrite, print_module
+from regraft.ir import Exactness, Leaf, Module, OpDef, Pass, Rewrite, print_module
+from regraft.plugins import Plugin
 from regraft.runtime import CompiledModel, Signature
 
 _DEFAULT_BACKENDS = ("ort",)
@@ -38,6 +40,7 @@ def compile(
     rewrites: Sequence[Rewrite | type[Rewrite]] = (),
     passes: Sequence[tuple[str, Pass]] = (),
     ops: Sequence[OpDef] = (),
+    plugins: Sequence[str | Plugin] = (),
     exactness: Exactness = Exactness.REASSOCIATES,
     verify: Verify = False,
     dump: str | Path | None = None,
@@ -60,7 +63,9 @@ def compile(
         fallback: for an op that no back end takes: ``"error"``, or ``"eager"`` to run it in torch.
         rewrites: rewrites of your own, besides regraft's.
         passes: pairs ``(stage, pass)`` of your own.
-        ops: definitions of your own ops.
+        ops: definitions of your own ops, such as ``op_from_torch`` makes.
+        plugins: installed plug-ins by name, or ``Plugin`` objects: their rewrites, passes and ops are added,
+            and ``backends`` may name their back ends.
         exactness: the least exact kind of rewrite that may be applied.
         verify: ``True`` compares with eager in fp64 on the example arguments, and times some calls for
             the report; ``"each"`` also compares every application of every rewrite with what it replaces,
@@ -78,6 +83,7 @@ def compile(
 
     Raises:
         OptionError: an argument has a value it cannot have.
+        PluginError: a plug-in cannot be found or used.
         CaptureError: the model's Python cannot be turned into a graph.
         UnsupportedOpError: ops that no executor takes, all of them.
         NumericsMismatch: ``verify`` found a result that is off by more than the numerics rule.
@@ -88,6 +94,7 @@ def compile(
         rewrites=rewrites,
         passes=passes,
         ops=ops,
+        plugins=plugins,
         exactness=exactness,
         verify=verify,
         dump=dump,
@@ -160,12 +167,13 @@ def capture(
     *,
     dynamic_shapes: Any = None,
     ops: Sequence[OpDef] = (),
+    plugins: Sequence[str | Plugin] = (),
 ) -> Module:
     """The IR of a model as captured, before any rewrite; ``print_module`` gives its text.
 
     Arguments and errors are those of ``compile``.
     """
-    table = OPS.extended(tuple(ops)) if ops else OPS
+    table = Extensions.of(plugins, (), (), ops).table
     return capture_model(model, args, kwargs, dynamic_shapes, table).module
 
 
@@ -180,6 +188,8 @@ def export_onnx(
     contrib: bool = True,
     rewrites: Sequence[Rewrite | type[Rewrite]] = (),
     passes: Sequence[tuple[str, Pass]] = (),
+    ops: Sequence[OpDef] = (),
+    plugins: Sequence[str | Plugin] = (),
     exactness: Exactness = Exactness.REASSOCIATES,
     progress: Observer | None = None,
 ) -> ExportReport:
@@ -210,7 +220,8 @@ def export_onnx(
         fallback="error",
         rewrites=rewrites,
         passes=passes,
-        ops=(),
+        ops=ops,
+        plugins=plugins,
         exactness=exactness,
         verify=False,
         dump=None,

@@ -51,6 +51,15 @@ class ExportReport:
         return f"{self.path}: opset {self.opset}, {self.bytes / 1e6:.1f} MB\n{operators}"
 
 
+class _Writer:
+    """An exporter that takes what it can write, even where it could not run it."""
+
+    def __init__(self, exporter: FileExporter) -> None:
+        self.name = exporter.name
+        self.supports = exporter.can_write
+        self.lower = exporter.lower
+
+
 def write_onnx(
     compilation: Compilation, store: Store, path: Path, opset: int | None, contrib: bool
 ) -> ExportReport:
@@ -63,9 +72,13 @@ def write_onnx(
     function = compilation.module.main
     exporter = backend("ort")
     assert isinstance(exporter, FileExporter), "the ort back end writes files"
-    assign(function, (exporter,), None, compilation.options.table)
+    assign(function, (_Writer(exporter),), None, compilation.options.table)
     names = output_names(function.signature)
     written = exporter.export_file(function, store, path, opset=opset, contrib=contrib, output_names=names)
+    for domain in written.untried:
+        compilation.report.notes.append(
+            f"the file was checked and not loaded: there is no kernel for the operators of '{domain}' here"
+        )
     return ExportReport(
         path,
         written.opset,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from regraft.backends import BUILTIN, Backend, backend
 from regraft.compiler.choose import ChooseForms, parse_budget
 from regraft.compiler.choosing import choosing_pass
+from regraft.compiler.extensions import Extensions, checked_backend, refuse
 from regraft.compiler.progress import Observer, unobserved
 from regraft.errors import BackendError, OptionError, no_such
-from regraft.ir import OPS, STAGES, Exactness, OpDef, OpTable, Pass, Rewrite
+from regraft.ir import Exactness, OpTable, Pass, Rewrite
+from regraft.plugins import Plugin
 
 Fallback = Literal["error", "eager"]
 Verify = bool | Literal["each"]
@@ -50,6 +52,7 @@ class Options:
         rewrites: Sequence[Any],
         passes: Sequence[Any],
         ops: Sequence[Any],
+        plugins: Sequence[str | Plugin] = (),
         exactness: Any,
         verify: Any,
         dump: Any,
@@ -63,6 +66,7 @@ class Options:
 
         Raises:
             OptionError: one has a value it cannot have; the message names it.
+            PluginError: a plug-in cannot be found or used.
             BackendError: no back end of the list is installed.
         """
         _require(fallback in ("error", "eager"), "fallback", fallback, "'error' or 'eager'")
@@ -83,16 +87,15 @@ class Options:
             memory_limit,
             "a number of bytes, or None",
         )
-        for op in ops:
-            _require(isinstance(op, OpDef), "ops", op, "OpDefs")
-        chosen, notes = _backends(backends)
+        added = Extensions.of(plugins, rewrites, passes, ops)
+        chosen, notes = _backends(backends, added.backends)
         return Options(
             chosen,
-            notes,
+            (*notes, *_unread_lowerings(added.table, chosen)),
             fallback,
-            tuple(_rewrite(r) for r in rewrites),
-            tuple(_staged(entry) for entry in passes),
-            OPS.extended(tuple(ops)) if ops else OPS,
+            added.rewrites,
+            added.passes,
+            added.table,
             exactness,
             verify,
             None if dump is None else Path(dump),
@@ -105,68 +108,44 @@ class Options:
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:
     if not condition:
-        _refuse(name, value, expected)
+        refuse(name, value, expected)
 
 
-def _refuse(name: str, value: Any, expected: str) -> NoReturn:
-    raise OptionError(f"'{name}' cannot be this", option=name, value=repr(value), expected=expected)
-
-
-def _backends(wanted: Sequence[Any]) -> tuple[tuple[Backend, ...], tuple[str, ...]]:
-    """The back ends that are installed, in order; a note for each that is not."""
+def _backends(
+    wanted: Sequence[Any], added: Mapping[str, Backend]
+) -> tuple[tuple[Backend, ...], tuple[str, ...]]:
+    """The back ends that are installed, in order; a note for each that is not. ``added`` are of plug-ins."""
+    names = ", ".join(sorted({*BUILTIN, *added}))
     if isinstance(wanted, str) or not wanted:
-        _refuse("backends", wanted, f"a list of back ends, of: {', '.join(sorted(BUILTIN))}")
+        refuse("backends", wanted, f"a list of back ends, of: {names}")
     chosen: list[Backend] = []
     notes: list[str] = []
     for entry in wanted:
         if not isinstance(entry, str):
-            _require(
-                hasattr(entry, "supports") and hasattr(entry, "lower"), "backends", entry, "names or Backends"
-            )
-            chosen.append(entry)
+            chosen.append(checked_backend(entry))
+            continue
+        if entry in added:
+            chosen.append(added[entry])
             continue
         if entry not in BUILTIN:
-            raise OptionError(f"backends: {no_such('back end', entry, BUILTIN)}")
+            raise OptionError(f"backends: {no_such('back end', entry, (*BUILTIN, *added))}")
         try:
             chosen.append(backend(entry))
         except BackendError as error:
             notes.append(f"{error.message}; left out")
     if not chosen:
         raise BackendError("none of the back ends asked for is installed: " + "; ".join(notes))
+    repeated = [b.name for i, b in enumerate(chosen) if b.name in {each.name for each in chosen[:i]}]
+    _require(not repeated, "backends", wanted, f"each name once; '{''.join(repeated[:1])}' is there twice")
     return tuple(chosen), tuple(notes)
 
 
-def _rewrite(entry: Any) -> Rewrite:
-    if isinstance(entry, type) and issubclass(entry, Rewrite):
-        return _rewrite(entry())
-    if not isinstance(entry, Rewrite):
-        _refuse("rewrites", entry, "Rewrite classes or instances")
-    if entry.stage not in STAGES[:-1]:
-        _refuse(f"rewrites: {entry.name}.stage", entry.stage, f"one of: {', '.join(STAGES[:-1])}")
-    for method in ("pattern", "rewrite"):
-        if getattr(type(entry), method, None) in (None, getattr(Rewrite, method, None)):
-            _refuse(f"rewrites: {entry.name}", entry, f"a class with a method '{method}'")
-    return entry
-
-
-class _Staged:
-    """A user's pass, in the stage the user gave."""
-
-    def __init__(self, stage: str, inner: Pass) -> None:
-        self.name = inner.name
-        self.stage = stage
-        self.after = getattr(inner, "after", ())
-        self.before = getattr(inner, "before", ())
-        self.run = inner.run
-
-
-def _staged(entry: Any) -> Pass:
-    try:
-        stage, inner = entry
-    except (TypeError, ValueError):
-        _refuse("passes", entry, "pairs (stage, Pass)")
-    _require(stage in STAGES, "passes", stage, f"a stage: {', '.join(STAGES)}")
-    _require(
-        hasattr(inner, "name") and hasattr(inner, "run"), "passes", inner, "a Pass with a name and run()"
-    )
-    return _Staged(stage, inner)
+def _unread_lowerings(table: OpTable, chosen: Sequence[Backend]) -> list[str]:
+    """A note for each lowering of a user's op whose back end nobody here is: its name may be misspelt."""
+    known = {*BUILTIN, *(backend.name for backend in chosen)}
+    return [
+        f"{op.name} has a lowering for '{name}', which is no back end here"
+        for op in table.values()
+        for name in op.lowerings
+        if name not in known
+    ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from regraft.backends import Backend, ConstantStore, LowerOptions
-from regraft.errors import UnsupportedOp, UnsupportedOpError
+from regraft.errors import BackendError, RegraftError, UnsupportedOp, UnsupportedOpError
 from regraft.ir import Function, Op, OpTable, Region, Rewriter, Trait, Value, clone_op
-from regraft.runtime import Plan, Step
+from regraft.runtime import Executable, Plan, Step
 
 #: Ops that belong to every piece and are copied into it.
 _COPIED = Trait.CONSTANT_LIKE
@@ -71,12 +72,45 @@ def _place(op: Op, backends: Sequence[Backend], assignment: Assignment) -> dict[
     """None when a back end took ``op``, else every back end's reason."""
     reasons: dict[str, str] = {}
     for backend in backends:
-        reason = backend.supports(op)
+        reason = _reason(backend, op)
         if reason is None:
             assignment.backend[op] = backend
             return None
         reasons[backend.name] = reason
     return reasons
+
+
+def _reason(backend: Backend, op: Op) -> str | None:
+    try:
+        reason: Any = backend.supports(op)
+    except RegraftError:
+        raise
+    except Exception as error:
+        raise BackendError(
+            f"supports failed: {type(error).__name__}: {error}", backend.name, op.name
+        ) from error
+    if reason is None or (isinstance(reason, str) and reason):
+        return reason
+    raise BackendError(
+        f"supports returned {reason!r}; it returns None, or the reason why not", backend.name, op.name
+    )
+
+
+def _lower(piece: Piece, store: ConstantStore, options: LowerOptions) -> Executable:
+    backend = piece.backend
+    try:
+        executable: Any = backend.lower(piece.function, store, options)
+    except RegraftError:
+        raise
+    except Exception as error:
+        raise BackendError(f"lower failed: {type(error).__name__}: {error}", backend.name) from error
+    if not callable(getattr(executable, "run", None)) or getattr(executable, "backend", None) != backend.name:
+        raise BackendError(
+            f"lower returned {executable!r}, which is no executable: it has no run(), or its 'backend' is "
+            f"not '{backend.name}'",
+            backend.name,
+        )
+    return executable
 
 
 def _decompose(op: Op, table: OpTable) -> list[Op] | None:
@@ -181,7 +215,7 @@ def make_plan(
     kept = {*function.args, *function.results}
     steps = tuple(
         Step(
-            piece.backend.lower(piece.function, store, options),
+            _lower(piece, store, options),
             tuple(slots[v] for v in piece.inputs),
             tuple(slots[v] for v in piece.results),
             tuple(slots[v] for v, i in last_read.items() if i == index and v not in kept),

@@ -22,12 +22,13 @@ from regraft.ir.opdef import (
     AttrSpec,
     CallSite,
     Constant,
+    OnnxOp,
     OpDef,
     Operand,
     OpTable,
     Trait,
 )
-from regraft.ir.ops import ACTIVATIONS, OPS, PLACEMENT, chosen_form, settled_form
+from regraft.ir.ops import ACTIVATIONS, OPS, PLACEMENT, chosen_form, define, settled_form
 from regraft.ir.parser import parse_module
 from regraft.ir.passes import (
     STAGES,
@@ -84,6 +85,7 @@ __all__ = [
     "Location",
     "Match",
     "Module",
+    "OnnxOp",
     "Op",
     "OpDef",
     "OpTable",
@@ -115,6 +117,7 @@ __all__ = [
     "clone_op",
     "clone_region",
     "decide",
+    "define",
     "dims",
     "evaluate",
     "excerpt",

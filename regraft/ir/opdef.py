@@ -189,6 +189,27 @@ def no_flops(_: CallSite) -> Dim:
 
 
 @dataclass(frozen=True)
+class OnnxOp:
+    """The ONNX operator that a user's op is.
+
+    Fields:
+        domain: the operator's domain, such as ``com.mycompany``.
+        name: its type in that domain.
+        version: the version of the domain.
+        library: a shared library with its kernel for ONNX Runtime (``register_custom_ops_library``).
+            Without one a file can hold the operator, and a session cannot run it.
+    """
+
+    domain: str
+    name: str
+    version: int = 1
+    library: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.domain}::{self.name}"
+
+
+@dataclass(frozen=True)
 class OpDef:
     """The definition of an op.
 
@@ -201,10 +222,15 @@ class OpDef:
             for a spelling that is not canonical, and for a use of a canonical op that is not in the
             normal form, the canonical one.
         canonical: whether the op may appear after ``canonicalize``; one that may not has ``decompose``.
-        eager: for a user's op, its reference meaning over torch tensors.
-        lowerings: for a user's op, back end name -> lowering in that back end's own terms.
+        eager: for a user's op, its reference meaning over torch tensors, called with the arguments in the
+            order of ``params``. Not needed where torch has the op under this name.
+        lowerings: for a user's op, back end name -> lowering in that back end's own terms; for ``ort`` a
+            function ``(emitter, op)``, see ``regraft.OnnxEmitter``.
+        onnx: for a user's op, the ONNX operator that it is. Without a lowering of its own it becomes that
+            operator, its attributes under their own names.
         regions: number of regions, or None for any number.
         opaque: the result types come from capture, not from ``infer``.
+        origin: who gave the definition, for messages; empty for regraft's own.
     """
 
     name: str
@@ -215,9 +241,11 @@ class OpDef:
     decompose: DecomposeRule | None = None
     eager: Callable[..., Any] | None = field(default=None, compare=False)
     lowerings: Mapping[str, Callable[..., Any]] = field(default_factory=dict[str, Any], compare=False)
+    onnx: OnnxOp | None = field(default=None, compare=False)
     regions: int | None = 0
     canonical: bool = True
     opaque: bool = False
+    origin: str = field(default="", compare=False)
 
     @property
     def dialect(self) -> str:

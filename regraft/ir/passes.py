@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
-from typing import ClassVar, NoReturn, Protocol, TypeVar
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
 from regraft.errors import NumericsMismatch, RewriteError, VerifyError
 from regraft.ir.core import UNKNOWN, Op, Value
@@ -20,7 +20,7 @@ from regraft.ir.opdef import OpTable
 from regraft.ir.pattern import Declined, Match, Pattern, Progress, match_pattern
 from regraft.ir.place import excerpt, path_of
 from regraft.ir.printer import outermost
-from regraft.ir.rewrite import Exactness, Rewrite
+from regraft.ir.rewrite import Exactness, Rewrite, failure_of
 from regraft.ir.rewriter import Fuel, Listener, Rewriter, RewriteStats
 
 #: The stages of a compile that passes may join, in order.
@@ -329,15 +329,15 @@ def decide(rewrite: Rewrite, pattern: Pattern, root: Op) -> Match | Declined:
         reason = "an inner value has users outside the match"
         return Declined(reason, kept, "", Progress.OUTSIDE_USE, kept.op, match.ops)
     try:
-        verdict: object = rewrite.check(match)
+        verdict: Any = rewrite.check(match)
+        if verdict is not None and not isinstance(verdict, (Declined, bool)):
+            raise TypeError(f"it returned {verdict!r}; return None, or m.decline(reason, culprit)")
     except Exception as error:
-        raise _failure(rewrite, "check", root, error) from error
+        raise failure_of(rewrite, "check", error, root) from error
     if isinstance(verdict, Declined):
         return verdict
-    if verdict is None or verdict is True:
-        return match
     # ``return False`` reads as a refusal, and must be one.
-    return match.decline(f"check returned {verdict!r}", match.root.results[0])
+    return match.decline("check returned False", match.root.results[0]) if verdict is False else match
 
 
 def apply(rewrite: Rewrite, match: Match, rewriter: Rewriter) -> None:
@@ -348,25 +348,22 @@ def apply(rewrite: Rewrite, match: Match, rewriter: Rewriter) -> None:
     """
     root = match.root
     try:
-        values = _values(rewrite.rewrite(rewriter.before(root), match))
+        values = _values(rewrite.rewrite(rewriter.before(root), match), root)
     except Exception as error:
-        raise _failure(rewrite, "rewrite", root, error) from error
+        raise failure_of(rewrite, "rewrite", error, root) from error
     producers = [v.op for v in root.operands if v.op is not None]
-    rewriter.replace(root, values)
+    try:
+        rewriter.replace(root, values)
+    except RewriteError as error:  # what a listener raises is not the rewrite's failure to replace
+        raise failure_of(rewrite, "rewrite", error, root) from error
     for op in (*match.ops, *producers):
         if op.parent is not None:
             rewriter.erase_if_unused(op)
 
 
-def _values(built: object) -> tuple[Value, ...]:
+def _values(built: object, root: Op) -> tuple[Value, ...]:
     given = (built,) if isinstance(built, Value) else built
     values = tuple(v for v in given if isinstance(v, Value)) if isinstance(given, (tuple, list)) else ()  # pyright: ignore[reportUnknownVariableType]
     if not isinstance(given, (tuple, list)) or len(values) != len(given):  # pyright: ignore[reportUnknownArgumentType]
-        raise TypeError(f"it returned {built!r}, expected a value or a sequence of values")
+        raise TypeError(f"it returned {built!r}; return a value for each result of {root.name}")
     return values
-
-
-def _failure(rewrite: Rewrite, method: str, root: Op, error: Exception) -> RewriteError:
-    location = None if root.loc == UNKNOWN else str(root.loc)
-    message = f"'{rewrite.name}'.{method} failed: {type(error).__name__}: {error}"
-    return RewriteError(message, (rewrite.name,), location)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
-from regraft.errors import OptionError
+from regraft.errors import OptionError, RegraftError, RewriteError
 from regraft.ir.builder import Builder
-from regraft.ir.core import Value
+from regraft.ir.core import UNKNOWN, Op, Value
 from regraft.ir.dims import symbol
 from regraft.ir.dtypes import DType
 from regraft.ir.opdef import OpTable
@@ -132,7 +133,15 @@ class Rewrite:
         raise NotImplementedError(f"{self.name}.rewrite")
 
     def patterns(self, table: OpTable) -> tuple[Pattern, ...]:
-        return Pattern.trace(self.pattern, table)
+        """The patterns of ``pattern``, over the ops of ``table``.
+
+        Raises:
+            RewriteError: it cannot be traced: it raises, names an op that is not there, or returns none.
+        """
+        try:
+            return Pattern.trace(self.pattern, table)
+        except Exception as error:
+            raise failure_of(self, "pattern", error) from error
 
     def fingerprint(self) -> str:
         """Identifies the rewrite's behaviour in cache keys: a hash of its source."""
@@ -141,3 +150,21 @@ class Rewrite:
         except OSError:  # defined without a file: identity is the best there is
             source = f"{type(self).__qualname__}@{id(type(self))}"
         return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def failure_of(rewrite: Rewrite, method: str, error: Exception, root: Op | None = None) -> RewriteError:
+    """The error that says that ``method`` of ``rewrite`` failed at ``root``, and on which line of its own."""
+    reason = error.message if isinstance(error, RegraftError) else f"{type(error).__name__}: {error}"
+    return RewriteError(
+        f"'{rewrite.name}'.{method} failed: {reason}",
+        (rewrite.name,),
+        location=None if root is None or root.loc == UNKNOWN else str(root.loc),
+        source=_line_of(getattr(rewrite, method), error),
+    )
+
+
+def _line_of(method: Any, error: Exception) -> str:
+    """The last line of the method's own file in the traceback; else its first line."""
+    code = inspect.unwrap(method).__code__
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == code.co_filename]
+    return f"{code.co_filename}:{frames[-1].lineno if frames else code.co_firstlineno}"

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from regraft.errors import ArtefactError, RegraftError
+from regraft.runtime.added import Added
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.executable import Executable
 from regraft.runtime.plan import Plan, Step
@@ -94,9 +95,10 @@ def _is_part(tensor: Tensor) -> bool:
 class _FolderReader:
     """Reads an artefact's files after checking their hashes."""
 
-    def __init__(self, folder: Path, hashes: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, hashes: Mapping[str, str], added: Added) -> None:
         self.folder = folder
         self.hashes = hashes
+        self.added = added
         for name in (_WEIGHTS, *hashes):
             path = folder / _plain(name)
             if name not in hashes or not path.is_file():
@@ -120,6 +122,9 @@ class _FolderReader:
         if name not in self.hashes:
             raise ArtefactError(f"the artefact does not list '{name}'", str(self.folder))
         return (self.folder / _plain(name)).read_bytes()
+
+    def library(self, domain: str) -> str:
+        return self.added.library(domain)
 
 
 def _plain(name: str) -> str:
@@ -183,11 +188,11 @@ def _step_record(step: Step, writer: _FolderWriter) -> dict[str, Any]:
     }
 
 
-def read(folder: Path, *, allow_native: bool) -> Contents:
+def read(folder: Path, *, allow_native: bool, added: Added | None = None) -> Contents:
     """The contents of an artefact; see ``regraft.load``."""
     manifest = _read_manifest(folder)
     try:
-        reader = _FolderReader(folder, dict(manifest["files"]))
+        reader = _FolderReader(folder, dict(manifest["files"]), added or Added())
         plan = _plan_from(manifest["plan"], reader, allow_native)
         signature = _signature_from(manifest["signature"])
         _check_fit(signature, plan)
@@ -288,10 +293,31 @@ def _plan_from(record: Mapping[str, Any], reader: _FolderReader, allow_native: b
 
 def _executable(backend: str, record: Any, reader: _FolderReader, allow_native: bool) -> Executable:
     if backend not in LOADERS:
-        raise ArtefactError(f"it needs the back end '{backend}', which this version does not know")
+        return _loaded_by(reader.added.loader(backend), backend, record, reader)
     if backend in NATIVE and not allow_native:
         raise ArtefactError(f"it holds native code ('{backend}'); pass allow_native=True if you trust it")
     return import_module(LOADERS[backend]).load(record, reader)
+
+
+def _loaded_by(
+    load: Callable[[Any, Any], Any], backend: str, record: Any, reader: _FolderReader
+) -> Executable:
+    """What a plug-in's loader makes of ``record``, which may be anything."""
+    try:
+        executable = load(record, reader)
+    except ArtefactError:
+        raise
+    except Exception as error:
+        raise ArtefactError(
+            f"the loader of the back end '{backend}' failed: {type(error).__name__}: {error}",
+            str(reader.folder),
+        ) from error
+    if not callable(getattr(executable, "run", None)) or getattr(executable, "backend", None) != backend:
+        raise ArtefactError(
+            f"the loader of the back end '{backend}' gave {executable!r}, which is no executable of it",
+            str(reader.folder),
+        )
+    return executable
 
 
 def _signature_record(signature: Signature) -> dict[str, Any]:

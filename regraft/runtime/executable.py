@@ -24,6 +24,14 @@ class ArtefactReader(Protocol):
     def tensor(self, name: str) -> Tensor: ...
     def file(self, name: str) -> bytes: ...
 
+    def library(self, domain: str) -> str:
+        """The library with ONNX Runtime kernels for ``domain``, of the plug-ins that the loader named.
+
+        Raises:
+            ArtefactError: none of them has one. The artefact itself never says what to load.
+        """
+        ...
+
 
 class Executable(Protocol):
     """A lowered piece of a model.

@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from regraft.errors import RegraftError
+from regraft.plugins import Plugin
 from regraft.runtime import artefact
+from regraft.runtime.added import Added
 from regraft.runtime.entry import EntryPoint
 from regraft.runtime.plan import Plan
 from regraft.runtime.signature import Signature
@@ -114,16 +116,21 @@ class SavedReport:
         return dict(self.content)
 
 
-def load(path: str | Path, *, allow_native: bool = False) -> CompiledModel:
+def load(
+    path: str | Path, *, allow_native: bool = False, plugins: Sequence[str | Plugin] = ()
+) -> CompiledModel:
     """A compiled model from the folder that ``CompiledModel.save`` wrote.
 
     Args:
         path: the folder.
         allow_native: load machine code from the artefact. Only for artefacts you trust.
+        plugins: installed plug-ins by name, or ``Plugin`` objects, whose back ends and ops it needs.
 
     Raises:
+        PluginError: a plug-in cannot be found or used.
         ArtefactError: it is not an artefact, is damaged or of a newer format, or holds native code
             that was not allowed.
     """
-    found = artefact.read(Path(path), allow_native=allow_native)
+    added = Added.by(plugins, tuple(artefact.LOADERS))
+    found = artefact.read(Path(path), allow_native=allow_native, added=added)
     return CompiledModel(found.signature, found.plan, SavedReport(found.report), found.ir)

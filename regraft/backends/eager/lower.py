@@ -24,6 +24,8 @@ from regraft.ir import (
     dims,
 )
 
+#: Dialects whose type rules are tested with regraft.
+_OWN_DIALECTS = frozenset({"aten", "rg", "cf"})
 _STRUCTURAL = CONTROL | {"rg.const", "cf.yield"}
 
 
@@ -48,7 +50,7 @@ class EagerBackend:
         """
         lowering = _Lowering(store)
         # The signature knows what the inputs' sizes are; only regions work out sizes of their own.
-        program = lowering.block(function.body, ())
+        program = lowering.block(function.body, (), function.symbols)
         return EagerExecutable(program, lowering.tensors, lowering.functions)
 
 
@@ -77,8 +79,11 @@ class _Lowering:
             self.tensors[name] = self.store.tensor(constant)
         return name
 
-    def block(self, region: Region, symbols: Sequence[Symbol]) -> dict[str, Any]:
-        """The program of ``region``, which binds ``symbols`` from its arguments' shapes."""
+    def block(
+        self, region: Region, symbols: Sequence[Symbol], given: Sequence[Symbol] = ()
+    ) -> dict[str, Any]:
+        """The program of ``region``: it binds ``symbols`` from its arguments' shapes and knows ``given``."""
+        known = frozenset((*symbols, *given))
         slots: dict[Value, int] = {value: i for i, value in enumerate(region.args)}
         constants: list[list[Any]] = []
         ops: list[Op] = []
@@ -95,11 +100,13 @@ class _Lowering:
             "slots": len(slots),
             "constants": constants,
             "symbols": _bindings(symbols, region.args, "the region's arguments"),
-            "steps": [self._step(op, slots, dead[i]) for i, op in enumerate(ops)],
+            "steps": [self._step(op, slots, dead[i], known) for i, op in enumerate(ops)],
             "results": [slots[v] for v in region.results],
         }
 
-    def _step(self, op: Op, slots: Mapping[Value, int], dead: list[int]) -> dict[str, Any]:
+    def _step(
+        self, op: Op, slots: Mapping[Value, int], dead: list[int], known: frozenset[Symbol]
+    ) -> dict[str, Any]:
         reason = _unsupported(op)
         if reason is not None:
             raise BackendError(reason, backend=EagerBackend.name, op=op.name)
@@ -112,7 +119,22 @@ class _Lowering:
             "dead": dead,
             "symbols": _defined_symbols(op),
             "regions": [self.block(region, region.symbols) for region in op.regions],
-        }
+        } | _promised(op, known)
+
+
+def _promised(op: Op, known: frozenset[Symbol]) -> dict[str, Any]:
+    """What a user's op says of its results, to be checked at each call: a rule may be wrong.
+
+    A size that depends on other symbols than ``known`` is left open.
+    """
+    if op.definition.dialect in _OWN_DIALECTS:
+        return {}
+    return {"types": [_promise(result.tensor, known) for result in op.results]}
+
+
+def _promise(type: TensorType, known: frozenset[Symbol]) -> list[Any]:
+    shape = [str(d) if known.issuperset(dims.symbols_of(d)) else None for d in type.shape]
+    return [type.dtype.value, shape]
 
 
 def _arguments(op: Op) -> dict[str, Any]:

@@ -158,6 +158,8 @@ def _step(
     outputs, dead = tuple(record["outputs"]), tuple(record["dead"])
     symbols = [tuple(row) for row in record["symbols"]]
     call = _call(record, constants, functions)
+    if "types" in record:
+        call = _checked(record["op"], call, record["types"])
 
     def execute(slots: Slots, sizes: MutableMapping[str, int]) -> None:
         found = call(slots, sizes)
@@ -171,6 +173,50 @@ def _step(
             slots[slot] = None
 
     return execute
+
+
+def _checked(name: str, call: Getter, types: Sequence[Any]) -> Getter:
+    """``call``, whose results must be of ``types``: others would be misread by whoever takes them."""
+    expected = [(TORCH_DTYPES[dtype], [_size(d) for d in shape]) for dtype, shape in types]
+
+    def checked(slots: Slots, sizes: Sizes) -> Any:
+        found = call(slots, sizes)
+        results = found if isinstance(found, (tuple, list)) else (found,)
+        if len(results) != len(expected):
+            raise _lie(name, f"{len(results)} results", f"{len(expected)}")
+        for result, (dtype, shape) in zip(results, expected, strict=True):
+            sizes_now = [None if size is None else size(sizes) for size in shape]
+            if not isinstance(result, Tensor) or result.dtype != dtype or not _fits(result.shape, sizes_now):
+                raise _lie(name, _described(result), f"{dtype} {sizes_now}")
+        return found
+
+    return checked
+
+
+def _size(text: str | None) -> Callable[[Sizes], int] | None:
+    if text is None:
+        return None
+    return compile_dim(int(text) if text.isdigit() else text)
+
+
+def _fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
+    return len(shape) == len(expected) and all(
+        b is None or a == b for a, b in zip(shape, expected, strict=True)
+    )
+
+
+def _described(result: Any) -> str:
+    return (
+        f"{result.dtype} {list(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
+    )
+
+
+def _lie(name: str, found: str, expected: str) -> BackendError:
+    return BackendError(
+        f"'{name}' gave {found} where its type rule, or its fake function, promised {expected}; mend that",
+        backend="eager",
+        op=name,
+    )
 
 
 def _call(
@@ -193,7 +239,12 @@ def _call(
         return _apply(function, list(arguments.values()), {})
     overload = torch_op(name)
     if overload is None:
-        raise BackendError("torch has no such op", backend="eager", op=name)
+        raise BackendError(
+            f"torch has no op '{name}' here; import the package that registers it first, or name its "
+            "plug-in: load(path, plugins=[...])",
+            backend="eager",
+            op=name,
+        )
     named = {a.name for a in overload._schema.arguments if a.kwarg_only}
     positional = [getter for key, getter in arguments.items() if key not in named]
     return _apply(overload, positional, {key: g for key, g in arguments.items() if key in named})

@@ -8,9 +8,9 @@ import onnx_ir as ir
 
 from regraft.backends.ort.dtypes import KERNELS
 from regraft.backends.ort.emit import Emission, Target, emit_function
-from regraft.backends.ort.export import DEFAULT_OPSET, export_onnx_file
+from regraft.backends.ort.export import DEFAULT_OPSET, export_onnx_file, libraries_of
 from regraft.backends.ort.files import OpenFile, open_file
-from regraft.backends.ort.lower import LOWERINGS, lowering_of, supports
+from regraft.backends.ort.lower import LOWERINGS, can_write, lowering_of, supports
 from regraft.backends.ort.optimiser import constants_read
 from regraft.backends.ort.run import Interface, OrtExecutable, Port
 from regraft.backends.protocol import ConstantStore, LowerOptions
@@ -31,6 +31,10 @@ class OrtBackend:
         """None when ``op`` can be lowered, else the reason why not."""
         return supports(op)
 
+    def can_write(self, op: Op) -> str | None:
+        """None when ``op`` can be written to a file, whether or not a session of ours could run it."""
+        return can_write(op)
+
     def lower(self, function: Function, store: ConstantStore, options: LowerOptions) -> OrtExecutable:
         """A session for ``function``, its weights shared with torch.
 
@@ -40,7 +44,9 @@ class OrtBackend:
         emission = to_onnx(function, store)
         constants = {name: store.tensor(constant) for name, constant in emission.shared.items()}
         model = ir.to_proto(emission.model).SerializeToString()
-        return OrtExecutable(model, constants, _interface(function, emission), options.threads)
+        return OrtExecutable(
+            model, constants, _interface(function, emission), options.threads, libraries_of(function)
+        )
 
     def emit(
         self, function: Function, store: ConstantStore, *, contrib: bool = True, opset: int = DEFAULT_OPSET

@@ -26,6 +26,9 @@ ONNX_TYPES: Mapping[DType, ir.DataType] = {
     DType.F64: ir.DataType.DOUBLE,
 }
 
+#: The domains whose operators ONNX Runtime itself may have.
+ORT_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
+
 _WIDER: Mapping[DType, tuple[DType, ...]] = {
     DType.BOOL: (DType.BOOL, DType.U8, DType.I32),
     DType.U8: (DType.U8, DType.I32, DType.I64),

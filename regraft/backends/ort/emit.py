@@ -9,12 +9,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from regraft.backends.ort.dtypes import ONNX_TYPES, carrier, kernel_type
+from regraft.backends.ort.dtypes import ONNX_TYPES, ORT_DOMAINS, carrier, kernel_type
+from regraft.backends.ort.graph import Input
 from regraft.backends.ort.run import STAND_IN, plain
 from regraft.backends.ort.sizes import SizeBuilder
 from regraft.backends.protocol import ConstantStore
 from regraft.errors import BackendError, RegraftError
-from regraft.ir import Constant, DType, Function, Op, Recipe, Region, Value
+from regraft.ir import Constant, DType, Function, OnnxOp, Op, Recipe, Region, Value
 
 Emitted = ir.Value | Sequence[ir.Value]
 Emit = Callable[["Emitter", Op], Emitted]
@@ -86,6 +87,7 @@ class Emitter(SizeBuilder):
         self.checks: list[tuple[ir.Value, str]] = []
         #: Values [B, H, S, D] that are known in the layout [B, S, H, D] as well.
         self.heads_last: dict[Value, ir.Value] = {}
+        self._custom: OnnxOp | None = None
         self._values: dict[Value, ir.Value] = {}
         self._weights: dict[Constant, ir.Value] = {}
 
@@ -151,6 +153,28 @@ class Emitter(SizeBuilder):
     def contrib_allowed(self) -> bool:
         return self.target.contrib
 
+    def ops(self, op_type: str, count: int, *inputs: Input, domain: str = "", **attrs: Any) -> list[ir.Value]:
+        self._declare(domain)
+        return super().ops(op_type, count, *inputs, domain=domain, **attrs)
+
+    def _declare(self, domain: str) -> None:
+        """Note the version of a user's domain, which is that of the op being lowered."""
+        if domain in ORT_DOMAINS:
+            return
+        own = self._custom
+        if own is None or own.domain != domain:
+            raise BackendError(
+                f"it emits a node of the domain '{domain}', which is not ONNX Runtime's; "
+                f"say so in its definition: OpDef(onnx=OnnxOp('{domain}', ...))",
+                backend="ort",
+            )
+        known = self.domains.setdefault(domain, own.version)
+        if known != own.version:
+            raise BackendError(
+                f"two ops ask for the versions {known} and {own.version} of the domain '{domain}'",
+                backend="ort",
+            )
+
     def cast(self, value: ir.Value, source: DType, to: DType) -> ir.Value:
         return value if source == to else self.op("Cast", value, to=int(ONNX_TYPES[to]))
 
@@ -182,13 +206,17 @@ class Emitter(SizeBuilder):
         lowering = self.find(op)
         if lowering is None:
             raise BackendError("there is no lowering", backend="ort", op=op.name)
+        outer, self._custom = self._custom, op.definition.onnx
         try:
-            emitted = lowering.emit(self, op)
+            values = _values_of(lowering.emit(self, op), len(op.results))
+        except BackendError as error:
+            error.op = error.op or op.name
+            raise
         except RegraftError:
             raise
         except Exception as error:
-            raise BackendError(f"cannot lower {op} : {error}", backend="ort", op=op.name) from error
-        values = [emitted] if isinstance(emitted, ir.Value) else list(emitted)
+            raise BackendError(f"cannot lower {op}: {error}", backend="ort", op=op.name) from error
+        self._custom = outer
         for result, value in zip(op.results, values, strict=True):
             self.set(result, value)
             if op.symbols:
@@ -223,6 +251,15 @@ class Emitter(SizeBuilder):
             usable = value in made and value not in final and value not in inputs
             final.append(value if usable else self.op("Identity", value))
         return final
+
+
+def _values_of(emitted: Any, count: int) -> list[ir.Value]:
+    values: Any = [emitted] if isinstance(emitted, ir.Value) else emitted
+    if not isinstance(values, (list, tuple)) or not all(isinstance(v, ir.Value) for v in values):
+        raise TypeError(f"the lowering returned {emitted!r}, which is no ONNX value")
+    if len(values) != count:
+        raise TypeError(f"the lowering returned {len(values)} values for {count} results")
+    return list(values)
 
 
 def constant_of(value: Value) -> Constant | None:
@@ -291,7 +328,7 @@ def _emission(
     emitter.prune(outputs)
     # Initializers that nobody reads (a peeled recipe's result) stay out.
     used = [v for v in emitter.initializers.values() if v.uses()]
-    imports = {domain: target.opset if domain == "" else 1 for domain in sorted(emitter.domains)}
+    imports = dict(sorted(emitter.domains.items())) | {"": target.opset}
     graph = ir.Graph(
         emitter.inputs,
         outputs,

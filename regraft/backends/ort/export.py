@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
+from regraft.backends.ort.dtypes import ORT_DOMAINS
 from regraft.backends.ort.emit import Target, emit_function
 from regraft.backends.ort.lower import lowering_of
+from regraft.backends.ort.run import register
 from regraft.backends.protocol import ConstantStore
 from regraft.errors import BackendError, OptionError
 from regraft.ir import Function
@@ -78,6 +80,7 @@ class WrittenFile:
         operators: ``op``, or ``domain::op`` outside the standard, -> nodes, those of subgraphs included.
         inputs, outputs: names in the order of the function's arguments and results.
         bytes: size of all files.
+        untried: domains of operators for which there was no kernel to load the file with.
     """
 
     files: tuple[Path, ...]
@@ -86,6 +89,7 @@ class WrittenFile:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     bytes: int
+    untried: tuple[str, ...] = ()
 
 
 def export_onnx_file(
@@ -109,7 +113,8 @@ def export_onnx_file(
     model = export_model(
         function, store, opset=opset, contrib=contrib, input_names=inputs, output_names=output_names
     )
-    files = write_model(model, path, external=external)
+    libraries = libraries_of(function)
+    files = write_model(model, path, external=external, libraries=libraries)
     return WrittenFile(
         tuple(files),
         model.graph.opset_imports[""],
@@ -117,6 +122,7 @@ def export_onnx_file(
         tuple(value.name or "" for value in model.graph.inputs),
         tuple(value.name or "" for value in model.graph.outputs),
         sum(file.stat().st_size for file in files),
+        unknown_domains(model, libraries),
     )
 
 
@@ -141,11 +147,31 @@ def operator_counts(model: ir.Model) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def write_model(model: ir.Model, path: str | Path, *, external: bool | None = None) -> list[Path]:
+def libraries_of(function: Function) -> dict[str, str]:
+    """Domain -> the library with its kernels, for the users' ops in ``function``."""
+    custom = [op.definition.onnx for op in function.walk() if op.definition.onnx is not None]
+    return {each.domain: each.library for each in custom if each.library is not None}
+
+
+def unknown_domains(model: ir.Model, libraries: Mapping[str, str]) -> tuple[str, ...]:
+    """The domains of ``model`` for which nobody has kernels here."""
+    return tuple(d for d in model.graph.opset_imports if d not in ORT_DOMAINS and d not in libraries)
+
+
+def write_model(
+    model: ir.Model,
+    path: str | Path,
+    *,
+    external: bool | None = None,
+    libraries: Mapping[str, str] | None = None,
+) -> list[Path]:
     """Write ``model`` to ``path``, whole or not at all, once it has passed a check and a trial load.
+
+    A model with operators that have no kernel here is checked and not loaded.
 
     Args:
         external: put the weights into ``<path>.data``; None does so when they are large.
+        libraries: domain -> library with its kernels, of the users' ops.
 
     Returns:
         The files written.
@@ -164,7 +190,7 @@ def write_model(model: ir.Model, path: str | Path, *, external: bool | None = No
     try:
         data = f"{path.name}.data" if external else None
         ir.save(model, folder / path.name, external_data=data)
-        _check(folder / path.name)
+        _check(folder / path.name, libraries or {}, unknown_domains(model, libraries or {}))
         # The weights first: a model never appears under its name without them.
         names = [name for name in (data, path.name) if name is not None and (folder / name).exists()]
         for name in names:
@@ -181,13 +207,18 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def _check(file: Path) -> None:
+def _check(file: Path, libraries: Mapping[str, str], unknown: Sequence[str]) -> None:
     try:
         onnx.checker.check_model(str(file))
+        if unknown:
+            return
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.log_severity_level = 3
+        register(options, libraries)
         onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except BackendError:
+        raise
     except Exception as error:
         raise BackendError(f"the exported model does not load: {error}", backend="ort") from error

@@ -59,7 +59,8 @@ class GraphBuilder:
         self.scopes = [Scope()]
         self.inputs: list[ir.Value] = []
         self.initializers: dict[str, ir.Value] = {}
-        self.domains: set[str] = {""}
+        #: Domain -> its version. That of the standard one is the target's.
+        self.domains: dict[str, int] = {"": 1}
         self._taken: set[str] = set()
         self._constants: dict[Any, ir.Value] = {}
         self._counts: dict[str, int] = {}
@@ -107,7 +108,7 @@ class GraphBuilder:
 
     def ops(self, op_type: str, count: int, *inputs: Input, domain: str = "", **attrs: Any) -> list[ir.Value]:
         """A node with ``count`` outputs."""
-        self.domains.add(domain)
+        self.domains.setdefault(domain, 1)
         given = list(inputs)
         while given and given[-1] is None:
             given.pop()

@@ -88,9 +88,17 @@ class OrtExecutable:
     backend = "ort"
 
     def __init__(
-        self, model: bytes, constants: Mapping[str, Tensor], interface: Interface, threads: int | None = None
+        self,
+        model: bytes,
+        constants: Mapping[str, Tensor],
+        interface: Interface,
+        threads: int | None = None,
+        libraries: Mapping[str, str] | None = None,
     ) -> None:
-        """Load ``model``; ``constants`` are the tensors of its external initializers.
+        """Load ``model``.
+
+        ``constants`` are the tensors of its external initializers; ``libraries`` have the kernels of its
+        operators in other domains than ONNX Runtime's, by domain.
 
         Raises:
             BackendError: ONNX Runtime refuses the model.
@@ -99,6 +107,7 @@ class OrtExecutable:
         self._model = model
         self._constants = {name: plain(tensor.detach()) for name, tensor in constants.items()}
         self._threads = threads
+        self._libraries = dict(libraries or {})
         # ONNX Runtime only borrows the memory: values and tensors live as long as the session.
         self._shared = {
             name: onnxruntime.OrtValue.from_dlpack(tensor)
@@ -107,6 +116,8 @@ class OrtExecutable:
         }
         try:
             self._session = self._open()
+        except BackendError:
+            raise
         except Exception as error:
             raise BackendError(f"ONNX Runtime refuses the model: {error}", backend=self.backend) from error
         self._inputs = [_Place.of(port) for port in interface.inputs]
@@ -127,6 +138,7 @@ class OrtExecutable:
         # Workers spin within a call and sleep after it: spinning on would starve torch, or the next
         # back end of a plan, of cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        register(options, self._libraries)
         for name, value in self._shared.items():
             options.add_initializer(name, value)
         copied = {name: _widened(t) for name, t in self._constants.items() if name not in self._shared}
@@ -211,6 +223,7 @@ class OrtExecutable:
             "sizes": dict(self.interface.sizes),
             "checks": list(self.interface.checks),
             "blocked": list(self.interface.blocked),
+            "domains": list(self._libraries),
         }
 
 
@@ -296,6 +309,23 @@ class _Binding:
         ]
 
 
+def register(options: Any, libraries: Mapping[str, str]) -> None:
+    """Let sessions made with ``options`` use the kernels of ``libraries``.
+
+    Raises:
+        BackendError: one cannot be loaded.
+    """
+    for library in dict.fromkeys(libraries.values()):
+        try:
+            options.register_custom_ops_library(library)
+        except Exception as error:
+            domains = ", ".join(domain for domain, each in libraries.items() if each == library)
+            raise BackendError(
+                f"the library '{library}' (OnnxOp.library of {domains}) cannot be loaded: {error}",
+                backend="ort",
+            ) from error
+
+
 def _shape(dims: tuple[int | str, ...] | None) -> Callable[[Mapping[str, int]], tuple[int, ...]] | None:
     if dims is None:
         return None
@@ -335,8 +365,9 @@ def load(record: Mapping[str, Any], reader: ArtefactReader) -> OrtExecutable:
         tuple(record.get("blocked", ())),
     )
     constants = {name: reader.tensor(name) for name in record["constants"]}
+    libraries = {domain: reader.library(domain) for domain in record["domains"]}
     try:
-        return OrtExecutable(reader.file(record["model"]), constants, interface, record["threads"])
+        return OrtExecutable(reader.file(record["model"]), constants, interface, record["threads"], libraries)
     except BackendError as error:
         raise ArtefactError(str(error), path=str(record["model"])) from error
 

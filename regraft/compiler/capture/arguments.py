@@ -40,9 +40,15 @@ def overload_name(target: OpOverload) -> str:
 
 def call_arguments(node: Node, target: OpOverload, value_of: Callable[[Node], Any]) -> dict[str, Any]:
     """The node's arguments by schema name, in IR terms; those left at the schema's default are absent."""
-    schema = target._schema.arguments
-    given = {a.name: v for a, v in zip(schema, node.args, strict=False)} | dict(node.kwargs)
-    return {name: _convert(value, value_of) for name, value in given.items()}
+    schema = {a.name: a for a in target._schema.arguments}
+    given = dict(zip(schema, node.args, strict=False)) | dict(node.kwargs)
+    return {name: _as_declared(_convert(value, value_of), schema[name]) for name, value in given.items()}
+
+
+def _as_declared(value: Any, argument: Any) -> Any:
+    """An int where the schema has a float becomes one, as in torch."""
+    is_float = isinstance(argument.type, torch.FloatType)
+    return float(value) if is_float and type(value) is int else value
 
 
 def _convert(value: Any, value_of: Callable[[Node], Any]) -> Any:
@@ -118,7 +124,7 @@ def _is_default(value: Any, argument: Any) -> bool:
 
 
 def opaque(target: OpOverload) -> OpDef:
-    """A definition for an op outside the table: its result types are those seen at capture."""
+    """A definition by torch's schema, for an op outside the table: its result types are those captured."""
     params = tuple(
         _param(argument) for argument in target._schema.arguments if argument.name not in PLACEMENT
     )
@@ -129,7 +135,7 @@ def opaque(target: OpOverload) -> OpDef:
 
 
 def _no_rule(site: Any) -> Any:
-    raise TypeError(f"{site.definition.name} has no type rule")
+    raise TypeError(f"{site.definition.name} has no type rule: give OpDef.infer to write it in a rewrite")
 
 
 def _param(argument: Any) -> Operand | AttrSpec:

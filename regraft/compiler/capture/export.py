@@ -98,7 +98,7 @@ def capture_model(
         return import_program(program, table, traced, form, relaxed)
 
     with phases.phase("import"):
-        captured = with_size_one(imported, module, traced, shapes, len(args))
+        captured = with_size_one(imported, module, traced, shapes, len(args), table)
         _name_literals(captured, module)
     check_dynamic(captured.main.signature, traced, shapes)
     own_args, own_kwargs = split(arguments, len(args))

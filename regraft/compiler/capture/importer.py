@@ -213,6 +213,7 @@ class _Importer:
         bound = promoted(definition, bound, result_types, builder)
         op = _typed(definition, bound, result_types, builder.loc, symbols)
         if op is None:
+            # A use that the table does not cover: eager can still run it.
             plain = opaque(target)
             known = {p.name for p in plain.params}
             given = {name: value for name, value in arguments.items() if name in known}
@@ -271,13 +272,24 @@ def _typed(
     loc: Location,
     symbols: Sequence[Symbol] = (),
 ) -> Op | None:
-    """The op with its types inferred and compared with those captured; None when it has no type rule here."""
+    """The op with its types inferred and compared with those captured.
+
+    None when a built-in op has no type rule for this use.
+    """
     if definition.opaque:
-        return None
+        return Op.create(definition, (), bound, result_types=result_types, symbols=symbols, loc=loc)
     try:
         op = Op.create(definition, (), bound, symbols=symbols, loc=loc)
-    except TypeError:
-        return None  # a use that the table does not cover: eager can still run it
+    except Exception as error:
+        if not definition.origin:
+            if isinstance(error, TypeError):
+                return None
+            raise
+        raise CaptureError(
+            f"the type rule of {definition.name} refuses a use of it that torch takes: {error}",
+            location=str(loc),
+            hint=f"mend OpDef.infer ({definition.origin}), or leave it out: capture knows the types",
+        ) from error
     _check_types(op, result_types)
     return op
 
@@ -317,17 +329,25 @@ def _results(node: Node) -> list[torch.Tensor]:
 
 
 def _check_types(op: Op, expected: Sequence[TensorType]) -> None:
+    if op.definition.origin and len(op.results) != len(expected):
+        raise _types_differ(op, f"{len(expected)} results", f"{len(op.results)} results")
     for result, type in zip(op.results, expected, strict=True):
-        assert isinstance(result.type, TensorType)
+        if not isinstance(result.type, TensorType):
+            raise _types_differ(op, str(type), str(result.type))
         same = result.type.dtype == type.dtype and result.type.rank == type.rank
         if not same or not (
             refines(type, result.type) or refines(result.type, type) or _may_equal(result.type, type)
         ):
-            raise CaptureError(
-                f"{op.name} was captured with the type {type}, but its rule gives {result.type}; "
-                "this is a bug in regraft's op table",
-                location=str(op.loc),
-            )
+            raise _types_differ(op, str(type), str(result.type))
+
+
+def _types_differ(op: Op, captured: str, inferred: str) -> CaptureError:
+    origin = op.definition.origin
+    return CaptureError(
+        f"{op.name} was captured with the type {captured}, but its rule gives {inferred}; "
+        + (f"mend OpDef.infer ({origin})" if origin else "this is a bug in regraft's op table"),
+        location=str(op.loc),
+    )
 
 
 def _may_equal(a: TensorType, b: TensorType) -> bool:

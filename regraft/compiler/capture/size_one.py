@@ -18,7 +18,7 @@ from regraft.backends import LowerOptions, backend
 from regraft.compiler.capture.example import dynamic_axes, split
 from regraft.compiler.materialise import Store
 from regraft.errors import NumericsMismatch, RegraftError
-from regraft.ir import OPS, Module, PassContext, run_stage
+from regraft.ir import Module, OpTable, PassContext, run_stage
 from regraft.rewrites import default_passes
 from regraft.runtime import Signature, compile_dim
 from regraft.testing import assert_close
@@ -35,6 +35,7 @@ def with_size_one(
     arguments: Mapping[str, Any],
     shapes: Mapping[str, Any],
     n_args: int,
+    table: OpTable,
 ) -> Module:
     """The module, with 1 in the range of each symbol for which the graph gives eager's values.
 
@@ -48,7 +49,7 @@ def with_size_one(
         return strict
     trial = imported(frozenset(names))
     # In the normal form an op computes what its type says: a squeeze, say, no longer looks at its size.
-    run_stage(default_passes(), "canonicalize", trial, PassContext(OPS))
+    run_stage(default_passes(), "canonicalize", trial, PassContext(table))
 
     def outcome(ones: Sequence[str]) -> Outcome:
         return _compare(trial, model, arguments, dict.fromkeys(ones, 1), n_args)

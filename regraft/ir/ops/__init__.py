@@ -24,7 +24,7 @@ from regraft.ir.ops import (
     views,
 )
 from regraft.ir.ops.alternatives import chosen_form, settled_form
-from regraft.ir.ops.rules import PLACEMENT
+from regraft.ir.ops.rules import PLACEMENT, define
 from regraft.ir.ops.structured import ACTIVATIONS
 
 OPS = OpTable(
@@ -50,4 +50,4 @@ OPS = OpTable(
     ]
 )
 
-__all__ = ["ACTIVATIONS", "OPS", "PLACEMENT", "chosen_form", "settled_form"]
+__all__ = ["ACTIVATIONS", "OPS", "PLACEMENT", "chosen_form", "define", "settled_form"]

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from regraft.errors import OptionError
 from regraft.ir.dims import Dim, ceildiv, eq, floordiv, le, maximum, minimum, product
 from regraft.ir.dtypes import DType
 from regraft.ir.opdef import (
@@ -49,6 +50,7 @@ _ARITIES = {
 PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking", "copy"})
 
 _COMMA = re.compile(r",(?![^\[]*\])")
+_SCHEMA = re.compile(r"(\w+(?:\.\w+)+)\((.*)\)")
 
 
 # -- definitions -------------------------------------------------------------------------------
@@ -61,21 +63,14 @@ def define(
     flops: CountRule = no_flops,
     *,
     decompose: DecomposeRule | None = None,
-    canonical: bool = True,
-    regions: int | None = 0,
+    **more: Any,
 ) -> OpDef:
-    """An op from its schema, written as torch prints it: ``aten.cumsum(Tensor self, int dim)``."""
+    """An op from its schema, written as torch prints it: ``aten.cumsum(Tensor self, int dim)``.
+
+    ``more`` are further fields of ``OpDef``.
+    """
     name, params = parse_schema(schema)
-    return OpDef(
-        name,
-        params,
-        infer,
-        traits,
-        flops,
-        decompose=decompose,
-        regions=regions,
-        canonical=canonical,
-    )
+    return OpDef(name, params, infer, traits, flops, decompose=decompose, **more)
 
 
 def spelling(schema: str, infer: InferRule, decompose: DecomposeRule, traits: Trait = SAFE) -> OpDef:
@@ -84,18 +79,39 @@ def spelling(schema: str, infer: InferRule, decompose: DecomposeRule, traits: Tr
 
 
 def parse_schema(text: str) -> tuple[str, tuple[Param, ...]]:
-    """Name and parameters; the marker of keyword-only parameters is left out."""
-    name, _, rest = text.partition("(")
-    parts = [part.strip() for part in _COMMA.split(rest.removesuffix(")"))]
-    return name, tuple(_parse_param(part) for part in parts if part not in ("", "*"))
+    """Name and parameters; the marker of keyword-only parameters is left out.
+
+    Raises:
+        OptionError: the text is not a schema.
+    """
+    found = _SCHEMA.fullmatch(text)
+    if found is None:
+        raise _not_a_schema(text, "it is not a name with a dot, and parameters in parentheses")
+    parts = [part.strip() for part in _COMMA.split(found[2])]
+    return found[1], tuple(_parse_param(part, text) for part in parts if part not in ("", "*"))
 
 
-def _parse_param(text: str) -> Param:
+def _parse_param(text: str, schema: str) -> Param:
     declared, given, default = text.partition("=")
-    kind, name = declared.split()
+    words = declared.split()
+    if len(words) != 2 or not words[1].isidentifier():
+        raise _not_a_schema(schema, f"'{text}' is not a type and a name")
+    kind, name = words
     if kind in _ARITIES:
         return Operand(name, _ARITIES[kind])
-    return AttrSpec(name, _as_tuple(ast.literal_eval(default)) if given else REQUIRED)
+    try:
+        return AttrSpec(name, _as_tuple(ast.literal_eval(default)) if given else REQUIRED)
+    except (SyntaxError, ValueError) as error:
+        raise _not_a_schema(schema, f"the default in '{text}' is not a value") from error
+
+
+def _not_a_schema(text: str, reason: str) -> OptionError:
+    return OptionError(
+        f"this is not the schema of an op: {reason}",
+        "schema",
+        repr(text),
+        "one like 'mylib.fancy(Tensor x, float alpha=1.0)'",
+    )
 
 
 def _as_tuple(value: Any) -> Any:

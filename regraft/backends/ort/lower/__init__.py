@@ -10,6 +10,7 @@ from regraft.backends.ort.lower import (
     attention,
     control,
     create,
+    custom,
     elementwise,
     functions,
     indexing,
@@ -52,12 +53,20 @@ STRUCTURAL = ("rg.const", "cf.yield")
 
 def lowering_of(op: Op) -> Lowering | None:
     """How ``op`` is emitted: by the table, or as a user's op says itself."""
-    own = op.definition.lowerings.get("ort")
-    return Lowering(own) if own is not None else LOWERINGS.get(op.name)
+    return custom.lowering_of_own(op.definition) or LOWERINGS.get(op.name)
 
 
 def supports(op: Op) -> str | None:
     """Why ``op`` cannot run on ONNX Runtime; None when it can, with everything in its regions."""
+    for inner in (op, *(each for region in op.regions for each in region.walk())):
+        reason = custom.kernel_missing(inner.definition.onnx)
+        if reason is not None:
+            return reason if inner is op else f"{inner.name} in its region: {reason}"
+    return can_write(op)
+
+
+def can_write(op: Op) -> str | None:
+    """Why ``op`` cannot be written as ONNX, whoever is to run it; None when it can."""
     for value in (*op.operands, *op.results):
         if not isinstance(value.type, TensorType):
             return "it is ordered by a token"
@@ -67,13 +76,13 @@ def supports(op: Op) -> str | None:
             return f"it runs on {value.tensor.device}, this back end on cpu"
     for region in op.regions:
         for inner in region.ops:
-            reason = supports(inner)
+            reason = can_write(inner)
             if reason is not None:
                 return f"{inner.name} in its region: {reason}"
     if op.name in STRUCTURAL:
         return None
     lowering = lowering_of(op)
-    if lowering is not None and op.definition.opaque:
+    if op.name in LOWERINGS and op.definition.opaque:
         return "the op table does not cover this use of it"
     if lowering is None:
         return "there is no lowering to ONNX"
