@@ -93,6 +93,16 @@ def test_any_number_is_selected(function: Callable[[Tensor, Tensor], Results]) -
         assert_close(found, list(function(args[0].double(), args[1])))
 
 
+def test_many_lengths() -> None:
+    """No name of a symbol reads as a dtype, as torch's u8 would."""
+
+    def model(x: Tensor) -> Results:
+        return [torch.masked_select(x, x > level) for level in range(10)]
+
+    x = torch.arange(12.0).view(3, 4)
+    assert [len(t) for t in regraft.compile(model, (x,))(x)] == [11 - level for level in range(10)]
+
+
 def test_an_asserted_length_is_checked() -> None:
     def few(x: Tensor, mask: Tensor) -> Tensor:
         picked = x[mask]

@@ -18,7 +18,10 @@ from regraft.runtime import DTYPE_NAMES, SymbolSpec
 
 
 class Sizes:
-    """Turns torch's SymInts into dims, with symbols named ``s0, s1, ...`` in order of appearance."""
+    """Turns torch's SymInts into dims, with symbols named in order of appearance.
+
+    Sizes of inputs are ``s0, s1, ...``, sizes that values decide ``len0, len1, ...``.
+    """
 
     def __init__(self, program: ExportedProgram, relaxed: frozenset[str] = frozenset()) -> None:
         """``relaxed`` names the symbols that may be 1 although torch.export assumed more."""
@@ -58,7 +61,9 @@ class Sizes:
         if name in self._symbols:
             return
         if not name.startswith("s"):
-            self._symbols[name] = Symbol(name, 0, self.longest)
+            # Not torch's own name: u8 would read as a dtype.
+            count = sum(not known.startswith("s") for known in self._symbols)
+            self._symbols[name] = Symbol(f"len{count}", 0, self.longest)
             self._fresh.append(self._symbols[name])
             return
         bounds = self._ranges.get(symbol)
