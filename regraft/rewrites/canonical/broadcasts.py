@@ -31,11 +31,9 @@ class ImplicitExpand(Rewrite):
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value:
-        arguments = {
-            name: m.x if value is not m.y and isinstance(value, Value) else value
-            for name, value in m.root.arguments().items()
-        }
-        return op.create(m.root.name, (), arguments).result
+        # One operand only: both may be the same expansion, which is then the other's shape.
+        name = next(name for name in ("self", "other") if m.root.operand(name).op in m.ops)
+        return op.create(m.root.name, (), {**m.root.arguments(), name: m.x}).result
 
     examples = (
         Example(
@@ -47,6 +45,7 @@ class ImplicitExpand(Rewrite):
         Example(lambda op, x, y: op.aten.sub.Tensor(y, op.aten.expand(x, (2, 3))), ("f32[1]", "f32[2, 3]")),
         Example(lambda op, x, y: op.aten.div.Tensor(op.aten.expand(x, (2, 3)), y), ("f32[1]", "f32[2, 3]")),
         Example(lambda op, x, y: op.aten.div.Tensor(y, op.aten.expand(x, (2, 3))), ("f32[1]", "f32[2, 3]")),
+        Example(lambda op, x: _doubled(op, op.aten.expand(x, (2, 3))), ("f32[1]",)),
     )
     counterexamples = (
         Example(
@@ -55,3 +54,7 @@ class ImplicitExpand(Rewrite):
             reason="does not have the shape of the result",
         ),
     )
+
+
+def _doubled(op: Builder, x: Value) -> Value:
+    return op.aten.add.Tensor(x, x)
