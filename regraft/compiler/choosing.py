@@ -33,7 +33,8 @@ def choosing_pass(
     ``notes`` receives what the user should know, also while the pass runs.
     """
     folder = state_folder()
-    database = _database(folder, threads, notes, needed=budget is not None)
+    machine = machine_name(threads, backends[0].name)
+    database = _database(folder, machine, notes, needed=budget is not None)
     timetable = Timetable(RooflineModel(load_profile(folder, threads)), database)
 
     def tune(module: Module, ops: Sequence[Op]) -> None:
@@ -58,9 +59,7 @@ def state_folder() -> Path | None:
         return None
 
 
-def _database(
-    folder: Path | None, threads: int | None, notes: list[str], *, needed: bool
-) -> TuningDatabase | None:
+def _database(folder: Path | None, machine: str, notes: list[str], *, needed: bool) -> TuningDatabase | None:
     """The tuning database; a compile that measures nothing goes on without one that cannot be read."""
     if folder is None:
         if needed:
@@ -70,7 +69,7 @@ def _database(
     if not needed and not path.exists():
         return None
     try:
-        database = TuningDatabase(path, machine_name(threads))
+        database = TuningDatabase(path, machine)
     except OptionError as error:
         if needed:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import sqlite3
@@ -16,6 +17,7 @@ from torch.export import Dim
 
 import regraft
 from regraft.compiler import choose
+from regraft.compiler.choose.decide import signature
 from regraft.errors import OptionError
 from regraft.ir import OPS, Builder, DType, Leaf, Op, Region, TensorType, symbol
 from regraft.testing import assert_close, randomise
@@ -217,6 +219,16 @@ def test_merging_keeps_the_newer_rows(tmp_path: Path) -> None:
         a.merge(tmp_path / "text.db")
 
 
+def test_a_database_that_is_damaged_later_is_an_error(tmp_path: Path) -> None:
+    database = choose.TuningDatabase(tmp_path / "t.db", "m")
+    with contextlib.closing(sqlite3.connect(tmp_path / "t.db")) as connection:
+        connection.execute("DROP TABLE times")
+    with pytest.raises(OptionError, match="cannot be used: no such table"):
+        database.lookup("key", FORMS)
+    with pytest.raises(OptionError, match="cannot be used: no such table"):
+        database.record("key", FORMS, choose.Measured(1, (1.0, 2.0), 0.0))
+
+
 def _write(path: Path, start: int) -> None:
     database = choose.TuningDatabase(path, "m")
     for rows in range(start, start + 20):
@@ -247,6 +259,42 @@ def test_tuning_measures_once_and_is_used_later(tmp_path: Path) -> None:
     assert (tmp_path / "tuning.db").stat().st_mtime_ns == before
 
 
+class Gram(nn.Module):
+    """A product that is cheaper from the left or from the right, as the length has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ x.transpose(-1, -2)) @ x
+
+
+def chosen_for_gram(width: int, **options: Any) -> choose.Choice:
+    shapes = ({0: Dim.AUTO, 1: Dim.AUTO},)
+    compiled = regraft.compile(Gram().eval(), (torch.randn(2, 16, width),), dynamic_shapes=shapes, **options)
+    (choice,) = compiled.report.choices
+    return choice
+
+
+def test_sizes_beside_the_rows_are_tuned_at_their_least(tmp_path: Path) -> None:
+    tuned = chosen_for_gram(4, tune=True, budget="20s")
+    database = choose.TuningDatabase(tmp_path / "tuning.db", choose.machine_name())
+    assert database.lookup(tuned.signature, tuned.forms)
+
+
+def test_products_of_other_widths_are_told_apart() -> None:
+    narrow, wide = chosen_for_gram(4), chosen_for_gram(64)
+    assert narrow.signature != wide.signature
+    assert chosen_for_gram(4).signature == narrow.signature
+
+
+def test_rows_are_no_part_of_a_signature() -> None:
+    assert signature(alternative(16)) == signature(alternative(S))
+
+
+def test_times_of_one_back_end_say_nothing_of_another() -> None:
+    compiled_low_rank(250, tune=True, budget="20s")
+    assert compiled_low_rank(250)[1].report.choices[0].measured
+    assert not compiled_low_rank(250, backends=("eager",))[1].report.choices[0].measured
+
+
 def test_a_budget_that_is_used_up_is_said() -> None:
     layer = randomise(LowRank(64, 60, 64).eval())
     compiled = regraft.compile(
@@ -255,7 +303,7 @@ def test_a_budget_that_is_used_up_is_said() -> None:
     assert any("sufficed for 0 of" in note for note in compiled.report.notes)
 
 
-@pytest.mark.parametrize("budget", ["0s", "-1s", "soon", 0, -2, True])
+@pytest.mark.parametrize("budget", ["0s", "-1s", "soon", 0, -2, True, float("nan")])
 def test_budgets_that_are_none(budget: Any) -> None:
     with pytest.raises(OptionError, match="budget"):
         compiled_low_rank(16, tune=True, budget=budget)

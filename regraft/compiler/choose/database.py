@@ -89,20 +89,36 @@ class TuningDatabase:
         finally:
             connection.close()
 
+    @contextmanager
+    def _used(self) -> Generator[sqlite3.Connection]:
+        """A transaction on a database that was found good when it was opened.
+
+        Raises:
+            OptionError: it is locked, was damaged since, or cannot be written.
+        """
+        try:
+            with self._open() as connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise OptionError(
+                f"the tuning database {self.path} cannot be used: {error}; remove it, or name another folder "
+                "by REGRAFT_CACHE_DIR"
+            ) from error
+
     def record(self, signature: str, forms: Sequence[str], measured: Measured) -> None:
         """Store the times of all ``forms`` of one computation, in the place of earlier ones."""
         rows = [
             (self.machine, signature, measured.rows, form, us, measured.noise, time.time())
             for form, us in zip(forms, measured.us, strict=True)
         ]
-        with self._open() as connection:
+        with self._used() as connection:
             connection.executemany("INSERT OR REPLACE INTO times VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     def lookup(self, signature: str, forms: Sequence[str]) -> list[Measured]:
         """What was measured of the computation on this machine, by increasing rows; whole entries only."""
         query = "SELECT rows, form, us, noise FROM times WHERE machine = ? AND signature = ?"
         found: dict[int, dict[str, tuple[float, float]]] = {}
-        with self._open() as connection:
+        with self._used() as connection:
             for rows, form, us, noise in connection.execute(query, (self.machine, signature)):
                 found.setdefault(rows, {})[form] = (us, noise)
         return [
@@ -128,7 +144,7 @@ class TuningDatabase:
             raise OptionError(f"{other} is not a tuning database: {error}") from error
         finally:
             source.close()
-        with self._open() as connection:
+        with self._used() as connection:
             connection.executemany(
                 "INSERT INTO times VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET us = excluded.us, "
                 "noise = excluded.noise, written = excluded.written WHERE excluded.written > times.written",

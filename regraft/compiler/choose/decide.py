@@ -22,6 +22,7 @@ from regraft.ir import (
     Region,
     Rewriter,
     Symbol,
+    TensorType,
     Trait,
     dims,
     evaluate,
@@ -178,10 +179,12 @@ def grid(rows: Dim) -> list[int]:
     return list(dict.fromkeys((first, *powers, last)))
 
 
-def sizes_at(rows: Dim, count: int) -> dict[Symbol, int]:
-    """The least values of the symbols in ``rows`` for which it is ``count`` or more; only one is varied."""
+def sizes_at(op: Op, count: int) -> dict[Symbol, int]:
+    """The least sizes at which the ``rg.alt`` ``op`` has ``count`` rows or more; only one is varied."""
+    rows = op.site.dim_attr("rows")
     symbols = sorted(set(dims.symbols_of(rows)))
-    sizes = {s: max(s.lo, 1) for s in symbols}
+    seen = {s for value in op.operands for size in value.tensor.shape for s in dims.symbols_of(size)}
+    sizes = {s: max(s.lo, 1) for s in {*symbols, *seen}}
     if not symbols:
         return sizes
     free = symbols[-1]
@@ -196,13 +199,23 @@ def sizes_at(rows: Dim, count: int) -> dict[Symbol, int]:
 
 
 def signature(op: Op) -> str:
-    """A hash of what the forms of ``op`` cost: ops and the types of constants, but no rows and no values."""
-    text = "\n".join(line for region in op.regions for line in _lines(region))
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    """A hash of what the forms of ``op`` cost: ops and types, but no rows and no values of constants."""
+    rows = op.site.dim_attr("rows")
+    lines = [f"of {', '.join(_apart_from_rows(v.tensor, rows) for v in op.operands)}"]
+    lines += [line for region in op.regions for line in _lines(region)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:24]
+
+
+def _apart_from_rows(type: TensorType, rows: Dim) -> str:
+    """``type`` without what may differ between computations of equal cost: its rows, and symbols' names."""
+    shape = type.shape
+    if shape and dims.eq(dims.product(shape[:-1]), rows) is True:
+        return f"{type.dtype.value}[rows, {shape[-1]}]"
+    return f"{type.dtype.value}[{', '.join(str(d) if isinstance(d, int) else '?' for d in shape)}]"
 
 
 def _lines(region: Region) -> Iterator[str]:
-    yield f"form {[a.tensor.dtype.value for a in region.args]}"
+    yield "form"
     for op in region.ops:
         if not op.has(Trait.CONSTANT_LIKE):
             yield f"{op.name} {[str(v.type) for v in op.operands if v.is_const]} {op.attrs.get('dims', '')}"

@@ -69,11 +69,15 @@ class MachineProfile:
         return dataclasses.asdict(self)
 
 
-def machine_name(threads: int | None = None) -> str:
-    """What a profile, or a measured time, depends on besides the computation."""
+def machine_name(threads: int | None = None, executor: str = "ort") -> str:
+    """What a profile, or a measured time, depends on besides the computation.
+
+    ``executor`` is the back end that was timed; a profile is measured through ONNX Runtime.
+    """
     flags = ",".join(sorted(_cpu_flags()))
     versions = ",".join(f"{p} {metadata.version(p)}" for p in ("torch", "onnxruntime"))
-    return f"{platform.machine()} {_cpu_model()} [{flags}]; threads {threads or cores()}; {versions}"
+    cpu = f"{platform.machine()} {_cpu_model()} [{flags}]"
+    return f"{executor} on {cpu}; threads {threads or cores()}; {versions}"
 
 
 def cores() -> int:

@@ -62,7 +62,7 @@ class Timetable:
         return self._known[key]
 
     def _estimate(self, op: Op, rows: int) -> tuple[float, ...]:
-        sizes = sizes_at(op.site.dim_attr("rows"), rows)
+        sizes = sizes_at(op, rows)
         return tuple(self.model.region(region, sizes).us for region in op.regions)
 
 
@@ -102,7 +102,7 @@ class Tuner:
         return [r for r in wanted if r not in known]
 
     def _measure(self, op: Op, rows: int) -> Measured:
-        sizes = sizes_at(op.site.dim_attr("rows"), rows)
+        sizes = sizes_at(op, rows)
         inputs = [_example(v, sizes) for v in op.operands]
         named = {s.name: size for s, size in sizes.items()}
         calls: list[Callable[[], object]] = []
@@ -164,7 +164,7 @@ def parse_budget(budget: str | float) -> float:
         seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
     elif isinstance(budget, (int, float)) and not isinstance(budget, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
         seconds = float(budget)
-    if seconds <= 0:
+    if not seconds > 0:  # nan is not
         raise OptionError(
             "'budget' cannot be this",
             option="budget",
