@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 import sysconfig
 import textwrap
@@ -16,8 +17,9 @@ from pathlib import Path
 import torch
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-_TORCH = str(Path(torch.__file__).parent)
-_REGRAFT = str(Path(__file__).parents[2])
+# With a separator at the end: torchvision's files are not torch's.
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_REGRAFT = f"{Path(__file__).parents[2]}{os.sep}"
 _STANDARD = sysconfig.get_path("stdlib")
 _INSTALLED = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
 
@@ -30,7 +32,7 @@ def is_users(file: str) -> bool:
     if file.startswith(("<", _REGRAFT)):
         return False
     if file.startswith(_TORCH):
-        return file.startswith(f"{_TORCH}/_export/db/examples")
+        return file.startswith(f"{_TORCH}_export/db/examples")
     return not file.startswith(_STANDARD) or file.startswith(_INSTALLED)
 
 
