@@ -17,7 +17,6 @@ from torch.export import Dim
 
 import regraft
 from regraft.compiler import choose
-from regraft.compiler.choose.decide import signature
 from regraft.errors import OptionError
 from regraft.ir import OPS, Builder, DType, Leaf, Op, Region, TensorType, symbol
 from regraft.testing import assert_close, randomise
@@ -286,7 +285,8 @@ def test_products_of_other_widths_are_told_apart() -> None:
 
 
 def test_rows_are_no_part_of_a_signature() -> None:
-    assert signature(alternative(16)) == signature(alternative(S))
+    static, dynamic = (decided(alternative(rows), (10, 9), (0, 0)) for rows in (16, S))
+    assert static.signature == dynamic.signature
 
 
 def test_times_of_one_back_end_say_nothing_of_another() -> None:
