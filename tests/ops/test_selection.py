@@ -68,6 +68,8 @@ def by_mask(x: Tensor, mask: Tensor) -> Results:
         torch.where(mask)[1],
         x.new_zeros(picked.shape[0]) + 1,
         x[mask[:, 0]].sum(1),
+        x[:, mask[0]],
+        torch.ops.aten.index.Tensor(x, [mask[:, 0], None]),
     )
 
 

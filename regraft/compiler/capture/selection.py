@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 from regraft.compiler.capture.sizes import Sizes
@@ -56,7 +57,7 @@ def picked(builder: Builder, arguments: Mapping[str, Any], mask: Value, places: 
     for axis in range(rank):
         column = builder.aten.slice.Tensor(places, 1, axis, axis + 1, 1)
         columns.append(builder.aten.view(column, (length,)))
-    before = [None for index in arguments["indices"] if index is None]
+    before = takewhile(lambda index: index is None, arguments["indices"])
     return builder.aten.index.Tensor(arguments["self"], (*before, *columns))
 
 
