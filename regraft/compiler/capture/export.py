@@ -257,7 +257,7 @@ def _explain(error: Exception, attribute: str | None) -> tuple[str, str | None]:
     if name in ("GuardOnDataDependentSymNode", "UserError") and "data-dependent" in str(error).lower():
         return (
             "the model branches on the value of a tensor, which one graph cannot follow",
-            "compute both sides and select with torch.where, or use torch.cond",
+            "compute both sides and select with torch.where",
         )
     if attribute is not None:
         return (
