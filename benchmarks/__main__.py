@@ -9,6 +9,7 @@ import typer
 from benchmarks import compile_time as compile_time_benchmark
 from benchmarks import low_rank as low_rank_benchmark
 from benchmarks import memory as memory_benchmark
+from benchmarks import networks as networks_benchmark
 from benchmarks import overhead as overhead_benchmark
 from benchmarks import transformers as transformers_benchmark
 
@@ -23,6 +24,7 @@ def everything(context: typer.Context) -> None:
     """Without a command: all of them."""
     if context.invoked_subcommand is None:
         transformers_benchmark.run()
+        networks_benchmark.run()
         overhead_benchmark.run()
         memory_benchmark.run()
         compile_time_benchmark.run()
@@ -39,6 +41,18 @@ def transformers(
 ) -> None:
     """regraft against each peer on whole transformers."""
     transformers_benchmark.run(models or transformers_benchmark.MODELS, rounds, patience)
+
+
+@app.command()
+def networks(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="resnet50, unet_bilinear, tagger...; all by default.")
+    ] = None,
+    rounds: Rounds = 30,
+    patience: Patience = 120.0,
+) -> None:
+    """regraft against eager torch and torch.onnx on convolutional, recurrent and encoder-decoder networks."""
+    networks_benchmark.run(names or tuple(networks_benchmark.NETWORKS), rounds, patience)
 
 
 @app.command()

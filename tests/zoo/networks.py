@@ -12,10 +12,12 @@ from torch.export import Dim
 
 from regraft.testing import randomise
 from tests.zoo.convnext import ConvNeXt
-from tests.zoo.encoder_decoders import whisper
+from tests.zoo.encoder_decoders import t5, whisper
 from tests.zoo.mixer import Mixer
 from tests.zoo.mobilenet import MobileNet, Row, v2_rows, v3_rows
 from tests.zoo.resnet import ResNet
+from tests.zoo.tagger import Tagger
+from tests.zoo.unet import UNet
 
 Sizes = Mapping[str, int]
 
@@ -95,6 +97,19 @@ _SMALL_V2 = (Row(3, 16, 8, False, False, 1), Row(3, 48, 16, False, False, 2), Ro
 _SMALL_V3 = (Row(3, 16, 16, False, False, 1), Row(5, 48, 24, True, True, 2), Row(5, 96, 24, True, True, 1))
 
 
+def _unet(upsampling: str, tried: tuple[Sizes, ...]) -> Network:
+    return Network(
+        f"unet_{upsampling}",
+        f"U-Net, 32 to 256 channels, {upsampling} upsampling, images [1, 3, 128, 128]",
+        lambda: UNet(8, 2, 3, upsampling),
+        lambda: UNet(32, 3, 21, upsampling),
+        IMAGES,
+        example=_images(2, 24, 16),
+        tried=tried,
+        at_full=_images(1, 128, 128),
+    )
+
+
 NETWORKS: Mapping[str, Network] = {
     network.name: network
     for network in (
@@ -128,6 +143,9 @@ NETWORKS: Mapping[str, Network] = {
             tried=(_images(1, 17, 31), _images(5, 32, 32)),
             at_full=AT_224,
         ),
+        _unet("transposed", (_images(1, 8, 8), _images(3, 20, 36))),
+        _unet("nearest", (_images(1, 13, 9), _images(3, 20, 37))),
+        _unet("bilinear", (_images(1, 13, 9), _images(3, 20, 37))),
         Network(
             "convnext",
             "ConvNeXt-T, images [1, 3, 224, 224]",
@@ -148,6 +166,29 @@ NETWORKS: Mapping[str, Network] = {
             tried=(_images(1, 32, 32), _images(5, 32, 32)),
             at_full=AT_224,
             fixed=frozenset(("height", "width")),
+        ),
+        Network(
+            "tagger",
+            "tagger, 2-layer bidirectional LSTM of 256, tokens [1, 64]",
+            lambda: Tagger(VOCABULARY, 24, 16, 2, 7),
+            lambda: Tagger(VOCABULARY, 256, 256, 2, 20),
+            {"tokens": Argument(("batch", "length"), tokens=True)},
+            example={"batch": 2, "length": 9},
+            tried=({"batch": 1, "length": 1}, {"batch": 5, "length": 13}),
+            at_full={"batch": 1, "length": 64},
+        ),
+        Network(
+            "t5",
+            "T5, 512 wide, 6 + 6 layers, 8 heads, source [1, 128], target [1, 32]",
+            lambda: t5(64, 4, 128, 2),
+            lambda: t5(512, 8, 2048, 6),
+            {
+                "input_ids": Argument(("batch", "source"), tokens=True),
+                "decoder_input_ids": Argument(("batch", "target"), tokens=True),
+            },
+            example={"batch": 2, "source": 9, "target": 6},
+            tried=({"batch": 1, "source": 13, "target": 1}, {"batch": 3, "source": 40, "target": 17}),
+            at_full={"batch": 1, "source": 128, "target": 32},
         ),
         Network(
             "whisper",

@@ -20,7 +20,7 @@ DYNAMIC = [
     pytest.param(network, id=name, marks=[] if name in PLAIN else [pytest.mark.conformance])
     for name, network in NETWORKS.items()
 ]
-HALVES = [(name, BF16) for name in NETWORKS] + [("resnet50", F16), ("whisper", F16)]
+HALVES = [(name, BF16) for name in NETWORKS] + [("resnet50", F16), ("t5", F16)]
 
 
 def only_ort(compiled: Any) -> None:

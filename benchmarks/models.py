@@ -1,0 +1,81 @@
+"""A whole model, compiled by regraft without being told anything, against peers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import regraft
+from benchmarks import machine
+from benchmarks.peers import Inputs, Peer, error_of, tensors
+from regraft.timing import race
+from tests.models import in_double
+
+BuildPeer = Callable[[nn.Module, Inputs], Peer]
+
+
+def race_model(
+    benchmark: str,
+    workload: str,
+    model: nn.Module,
+    inputs: tuple[Inputs, Inputs],
+    peers: Sequence[BuildPeer],
+    rounds: int,
+    patience: float,
+) -> dict[str, Any]:
+    """Race regraft with ``peers`` on one model.
+
+    ``inputs`` are those that all are built for and called with, and fresh ones that their errors are taken
+    on; ``peers`` hold eager torch. A peer whose error is beyond the numerics rule does not take part.
+    """
+    where = machine.describe()
+    torch.set_num_threads(machine.THREADS)
+    given, fresh = inputs
+    start = time.perf_counter()
+    compiled = regraft.compile(model, kwargs=dict(given), threads=machine.THREADS)
+    ours = Peer(
+        "regraft",
+        lambda: compiled(**given),
+        lambda other: tensors(compiled(**other)),
+        time.perf_counter() - start,
+    )
+    field = [ours, *(build(model, given) for build in peers)]
+
+    def reference(other: Inputs) -> list[Tensor]:
+        return tensors(in_double(model, **other))
+
+    eager = next(peer for peer in field if peer.name == "eager")
+    errors = {peer.name: error_of(peer.run, reference, eager.run, fresh) for peer in field}
+    counted = {peer.name: peer.call for peer in field if errors[peer.name]["counts"]}
+    assert "regraft" in counted, errors["regraft"]
+    return {
+        "benchmark": benchmark,
+        "workload": workload,
+        "settings": {"threads": machine.THREADS, "dtype": "f32", "batch": 1, "shapes": "static"},
+        "ratio": "time of the entrant over time of regraft: above 1, regraft is faster",
+        "machine": where,
+        "errors": errors,
+        "build_seconds": {peer.name: round(peer.build_seconds, 2) for peer in field},
+        "race": race(counted, rounds=rounds, patience=patience).to_dict(),
+        "executors": compiled.report.to_dict()["executors"],
+    }
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    """Write ``<name>.json`` and print the times."""
+    path = machine.save(name, result)
+    print(f"{result['workload']} -> {path.name}", flush=True)
+    for entrant, row in result["race"]["entrants"].items():
+        print(f"  {entrant:24} {_line(row)}")
+
+
+def _line(row: dict[str, Any]) -> str:
+    line = f"{row['median_ms']:8.2f} ms"
+    if "ratio" in row:
+        ratio = row["ratio"]
+        line += f"  ratio {ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+    return f"{line}  {row.get('verdict', '')}"
