@@ -5,6 +5,8 @@ Artifacts", Distill 2016). Convolutions are padded, as most implementations have
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,7 +51,7 @@ class UNet(nn.Module):
         super().__init__()
         widths = [width << level for level in range(depth + 1)]
         self.stem = _double(3, width)
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.down = nn.ModuleList(_double(thin, wide) for thin, wide in pairs)
         self.up = nn.ModuleList(Up(wide, upsampling) for _, wide in reversed(pairs))
         self.merge = nn.ModuleList(_double(wide, thin) for thin, wide in reversed(pairs))
