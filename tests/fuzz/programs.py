@@ -218,7 +218,7 @@ def _condition(block: Block) -> Value:
 
 
 def _fresh(block: Block) -> Symbol:
-    return Symbol(f"u{next(block.fresh)}", 0)
+    return Symbol(f"n{next(block.fresh)}", 0)
 
 
 def _loop(block: Block) -> Value:
