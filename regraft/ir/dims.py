@@ -192,11 +192,30 @@ def floordiv(a: Dim, b: Dim) -> Dim:
         low, high = bounds(rest)
         if low is not None and high is not None and low // b == high // b:
             return quotient + low // b
+        inner = _as_quotient(rest)
+        if inner is not None and b > 0:
+            # A quotient of a quotient rounds as one division by both: stacked convolutions give these.
+            return quotient + floordiv(inner[0], inner[1] * b)
         return quotient + as_expr(Call("floordiv", (rest, b)))
     if a == b:
         return 1
     quotient = _exact_quotient(a, b)
     return as_expr(Call("floordiv", (a, b))) if quotient is None else quotient
+
+
+def _as_quotient(dim: Dim) -> tuple[Dim, int] | None:
+    """Numerator and divisor of ``dim`` when it is a quotient by a number, plus a number."""
+    terms = _terms(dim)
+    constant = terms.pop((), 0)
+    if len(terms) != 1:
+        return None
+    ((monomial, coefficient),) = terms.items()
+    if coefficient != 1 or len(monomial) != 1:
+        return None
+    (atom,) = monomial
+    if not isinstance(atom, Call) or atom.fn != "floordiv" or not isinstance(atom.args[1], int):
+        return None
+    return atom.args[0] + constant * atom.args[1], atom.args[1]
 
 
 def _exact_quotient(a: Dim, b: Expr) -> Dim | None:

@@ -242,3 +242,13 @@ def test_a_quotient_is_no_larger_than_what_is_divided() -> None:
     assert dims.le(s, 2 * half + 1) is True
     assert dims.le(s, 2 * half) is None
     assert dims.le(s, half) is None
+
+
+@pytest.mark.parametrize("constant", [0, 1, -3])
+def test_a_quotient_of_a_quotient_is_one_division(constant: int) -> None:
+    """What convolutions with strides give, one after the other or as sympy has it."""
+    s = dims.symbol("s", 1)
+    stacked = dims.floordiv(dims.floordiv(s - 1, 4) + constant, 2)
+    assert stacked == dims.floordiv(s - 1 + 4 * constant, 8)
+    for value in range(-3, 40):
+        assert dims.substitute(stacked, {dims.as_symbol(s): value}) == ((value - 1) // 4 + constant) // 2
