@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import regraft
+from regraft.errors import UnsupportedOpError
 from regraft.testing import assert_close
 from tests.models import in_double
 from tests.zoo.networks import NETWORKS, Network
@@ -20,7 +21,9 @@ DYNAMIC = [
     pytest.param(network, id=name, marks=[] if name in PLAIN else [pytest.mark.conformance])
     for name, network in NETWORKS.items()
 ]
-HALVES = [(name, BF16) for name in NETWORKS] + [("resnet50", F16), ("t5", F16)]
+#: T5 asks in f16 whether it has overflowed, which a computation in f32 between rounded edges does not say.
+REFUSED = {("t5", F16): "aten.isinf"}
+HALVES = [(name, BF16) for name in NETWORKS] + [("resnet50", F16), ("whisper", F16)]
 
 
 def only_ort(compiled: Any) -> None:
@@ -64,6 +67,10 @@ def test_dynamic_in_half_precision(name: str, dtype: torch.dtype) -> None:
 def test_static(network: Network, dtype: torch.dtype) -> None:
     model = network.make(dtype=dtype)
     sizes = network.tried[0]
+    if (network.name, dtype) in REFUSED:
+        with pytest.raises(UnsupportedOpError, match=REFUSED[network.name, dtype]):
+            regraft.compile(model, kwargs=network.inputs(sizes, dtype=dtype))
+        return
     compiled = regraft.compile(model, kwargs=network.inputs(sizes, dtype=dtype))
     only_ort(compiled)
     compare(model, compiled, network.inputs(sizes, 1, dtype))
