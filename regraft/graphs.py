@@ -1,8 +1,9 @@
-"""Small graphs that stand alone: how tests and checks build them, feed them and run them by eager torch."""
+"""Small graphs that stand alone: how tests and checks build, feed, widen and run them by eager torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +19,12 @@ from regraft.ir import (
     Function,
     Leaf,
     Module,
+    Op,
     OpTable,
     Recipe,
     Region,
     TensorType,
+    Type,
     Value,
     dims,
     input_symbols,
@@ -85,3 +88,46 @@ def _size(dim: Dim, sizes: Mapping[str, int]) -> int:
     value = dims.substitute(dim, {s: sizes[s.name] for s in dims.symbols_of(dim) if s.name in sizes})
     assert isinstance(value, int), f"the size {dim} is not given"
     return value
+
+
+# -- in fp64 -----------------------------------------------------------------------------------
+
+
+def region_in_double(region: Region) -> Region:
+    """A copy in which every float type is f64, casts between float types and constants included."""
+    copy = Region([type_in_double(t) for t in region.arg_types], region.symbols)
+    mapping = dict(zip(region.args, copy.args, strict=True))
+    for op in region.ops:
+        copy.append(op_in_double(op, mapping))
+    return copy
+
+
+def op_in_double(op: Op, mapping: dict[Value, Value]) -> Op:
+    """The copy of one op, in no region yet; ``mapping`` knows its operands and learns its results."""
+    copy = Op(
+        op.definition,
+        [mapping[v] for v in op.operands],
+        op.segments,
+        {name: _attr_in_double(value) for name, value in op.attrs.items()},
+        [type_in_double(r.type) for r in op.results],
+        regions=[region_in_double(r) for r in op.regions],
+        symbols=op.symbols,
+        loc=op.loc,
+    )
+    mapping |= dict(zip(op.results, copy.results, strict=True))
+    return copy
+
+
+def _attr_in_double(value: Any) -> Any:
+    if isinstance(value, DType):
+        return DType.F64 if value.is_float else value
+    if isinstance(value, Leaf) and value.type.dtype.is_float:
+        return Leaf(value.name, value.type.with_dtype(DType.F64), value.storage.double())
+    if isinstance(value, Recipe):
+        return Recipe(region_in_double(value.body), value.name)
+    return value
+
+
+def type_in_double(type: Type) -> Type:
+    """``type``, a float one as f64."""
+    return type.with_dtype(DType.F64) if isinstance(type, TensorType) and type.dtype.is_float else type

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regraft.errors import NumericsMismatch
-from regraft.graphs import GraphConstants, build_example, evaluate, random_tensor
+from regraft.graphs import GraphConstants, build_example, evaluate, random_tensor, region_in_double
 from regraft.ir import (
     OPS,
     Builder,
@@ -24,18 +23,14 @@ from regraft.ir import (
     Exactness,
     Example,
     Function,
-    Leaf,
     Match,
     Module,
     Op,
     OpDef,
     OpTable,
     PassContext,
-    Recipe,
-    Region,
     Rewrite,
     RewritePass,
-    TensorType,
     Value,
     decide,
     print_module,
@@ -112,45 +107,6 @@ def _redrawn(module: nn.Module, name: str, old: Tensor, generator: torch.Generat
     if not isinstance(old, nn.Parameter) and len(torch.unique(old)) < 3:
         return old  # a mask
     return torch.where(old.isfinite(), old.cpu() * around_one(0.1).to(old.dtype), old.cpu())
-
-
-# -- running a graph ---------------------------------------------------------------------------
-
-
-def _in_double(module: Module, table: OpTable) -> Module:
-    """A copy in which every float type is f64, casts between float types included."""
-    function = module.main
-    return Module({"forward": Function("forward", _region_in_double(function.body, table), function.symbols)})
-
-
-def _region_in_double(old: Region, table: OpTable) -> Region:
-    region = Region([_widened(a.type) for a in old.args], old.symbols)
-    mapping: dict[Value, Value] = dict(zip(old.args, region.args, strict=True))
-    builder = Builder(table, region)
-    for op in old.ops:
-        arguments = {name: _mapped(value, mapping, table) for name, value in op.arguments().items()}
-        regions = [_region_in_double(inner, table) for inner in op.regions]
-        copy = builder.create(op.name, (), arguments, regions=regions, symbols=op.symbols)
-        mapping |= dict(zip(op.results, copy.results, strict=True))
-    return region
-
-
-def _mapped(argument: Any, mapping: Mapping[Value, Value], table: OpTable) -> Any:
-    if isinstance(argument, tuple):
-        return tuple(_mapped(each, mapping, table) for each in argument)
-    if isinstance(argument, Recipe):
-        return Recipe(_region_in_double(argument.body, table), argument.name)
-    if isinstance(argument, Value):
-        return mapping[argument]
-    if isinstance(argument, DType) and argument.is_float:
-        return DType.F64
-    if isinstance(argument, Leaf) and argument.type.dtype.is_float:
-        return Leaf(argument.name, argument.type.with_dtype(DType.F64), argument.storage.double())
-    return argument
-
-
-def _widened(type: Any) -> Any:
-    return type.with_dtype(DType.F64) if isinstance(type, TensorType) and type.dtype.is_float else type
 
 
 # -- tests derived from a rewrite --------------------------------------------------------------
@@ -303,7 +259,7 @@ def _compare(trial: _Trial, before: Module, after: Module) -> None:
     for inputs, sizes in _runs(before):
         native, result = (evaluate(m.main, inputs, sizes) for m in (before, after))
         wide = [x.double() if x.is_floating_point() else x for x in inputs]
-        expected, exact = (evaluate(_in_double(m, trial.table).main, wide, sizes) for m in (before, after))
+        expected, exact = (evaluate(_in_double(m.main), wide, sizes) for m in (before, after))
         if trial.rewrite.exactness.rank == 2:
             _check_tolerance(trial.rewrite, exact, expected)
             continue
@@ -312,6 +268,10 @@ def _compare(trial: _Trial, before: Module, after: Module) -> None:
         if is_exact:
             _check_bits(trial.rewrite, exact, expected)
             _check_bits(trial.rewrite, result, native)
+
+
+def _in_double(function: Function) -> Function:
+    return Function(function.name, region_in_double(function.body), function.symbols)
 
 
 def _check_tolerance(rewrite: Rewrite, actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:

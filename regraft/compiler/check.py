@@ -10,8 +10,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from regraft.compiler.capture import Captured
+from regraft.numerics import assert_close
 from regraft.runtime import CompiledModel
-from regraft.testing import assert_close
 
 
 def error_against_eager(

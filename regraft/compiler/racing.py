@@ -21,8 +21,8 @@ from torch.utils import _pytree as pytree
 from regraft.backends import FileRunner, LowerOptions, backend
 from regraft.compiler.check import references, runner_of, tensors_of
 from regraft.errors import BackendError, NumericsMismatch
+from regraft.numerics import assert_close
 from regraft.runtime import CompiledModel
-from regraft.testing import assert_close
 from regraft.timing import AGAIN, Race, race
 
 OURS, EAGER, TORCH_ONNX = "regraft", "eager", "torch.onnx on ORT"

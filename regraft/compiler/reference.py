@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regraft.graphs import evaluate, op_in_double, region_in_double, type_in_double
 from regraft.ir import (
     Constant,
-    DType,
     Function,
     Leaf,
     Op,
@@ -24,7 +24,6 @@ from regraft.ir import (
     dims,
 )
 from regraft.runtime import TORCH_DTYPES
-from regraft.testing import evaluate
 
 #: Values are dropped, and computed again when asked for, beyond so many bytes.
 BUDGET = 2 << 30
@@ -155,7 +154,7 @@ class Reference:
         if isinstance(constant, Leaf):
             return wide(constant.storage.detach())
         assert isinstance(constant, Recipe), constant
-        body = _widened_region(constant.body, {})
+        body = region_in_double(constant.body)
         (found,) = evaluate(Function("recipe", body), ())
         return wide(found)
 
@@ -212,10 +211,10 @@ def narrow(tensor: Tensor, type: Type) -> Tensor:
 
 def _piece(ops: Sequence[Op], outer: Sequence[Value], results: Sequence[Value], widen: bool) -> Function:
     """``ops`` as a function of the values ``outer``."""
-    region = Region([_widened(v.type) if widen else v.type for v in outer])
+    region = Region([type_in_double(v.type) if widen else v.type for v in outer])
     mapping: dict[Value, Value] = dict(zip(outer, region.args, strict=True))
     for op in ops:
-        region.append(_widened_op(op, mapping) if widen else clone_op(op, mapping))
+        region.append(op_in_double(op, mapping) if widen else clone_op(op, mapping))
     yielded = [mapping[v] for v in results]
     region.append(Op.create(_yield(ops[0]), (yielded,)))
     return Function("piece", region)
@@ -225,41 +224,3 @@ def _yield(op: Op) -> Any:
     """The definition of the terminator of the region that ``op`` is in."""
     assert op.parent is not None
     return op.parent.terminator.definition
-
-
-def _widened_region(region: Region, mapping: dict[Value, Value]) -> Region:
-    copy = Region([_widened(t) for t in region.arg_types], region.symbols)
-    mapping |= dict(zip(region.args, copy.args, strict=True))
-    for op in region.ops:
-        copy.append(_widened_op(op, mapping))
-    return copy
-
-
-def _widened_op(op: Op, mapping: dict[Value, Value]) -> Op:
-    """A copy of ``op`` in which every float type is f64, casts between float types included."""
-    copy = Op(
-        op.definition,
-        [mapping[v] for v in op.operands],
-        op.segments,
-        {name: _widened_attr(value) for name, value in op.attrs.items()},
-        [_widened(r.type) for r in op.results],
-        regions=[_widened_region(r, {}) for r in op.regions],
-        symbols=op.symbols,
-        loc=op.loc,
-    )
-    mapping |= dict(zip(op.results, copy.results, strict=True))
-    return copy
-
-
-def _widened_attr(value: Any) -> Any:
-    if isinstance(value, DType):
-        return DType.F64 if value.is_float else value
-    if isinstance(value, Leaf) and value.type.dtype.is_float:
-        return Leaf(value.name, value.type.with_dtype(DType.F64), value.storage.double())
-    if isinstance(value, Recipe):
-        return Recipe(_widened_region(value.body, {}), value.name)
-    return value
-
-
-def _widened(type: Type) -> Type:
-    return type.with_dtype(DType.F64) if isinstance(type, TensorType) and type.dtype.is_float else type

@@ -21,7 +21,7 @@ from regraft.ir import (
     backward_slice,
     verify_ops,
 )
-from regraft.testing import assert_close, relative_error, same_bits
+from regraft.numerics import assert_close, relative_error, same_bits
 
 
 class EachApplication(Watcher):

@@ -19,9 +19,9 @@ from regraft.compiler.capture.example import dynamic_axes, split
 from regraft.compiler.materialise import Store
 from regraft.errors import NumericsMismatch, RegraftError
 from regraft.ir import Module, OpTable, PassContext, run_stage
+from regraft.numerics import assert_close
 from regraft.rewrites import default_passes
 from regraft.runtime import Signature, compile_dim
-from regraft.testing import assert_close
 
 #: torch.export's lower bound for a size that nobody bounded.
 UNBOUNDED = 2
