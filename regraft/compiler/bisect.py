@@ -8,7 +8,6 @@ not needed that every longer one fails as well.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -17,6 +16,7 @@ from regraft.backends import Backend, ConstantStore, LowerOptions
 from regraft.compiler.api import lowered, rewritten
 from regraft.compiler.capture import Captured, capture_model
 from regraft.compiler.check import error_against_eager
+from regraft.compiler.dump import unified
 from regraft.compiler.materialise import Store
 from regraft.compiler.options import Options
 from regraft.compiler.pipeline import WHOLE, Limit, passes_of
@@ -87,10 +87,7 @@ class BisectReport:
     @property
     def diff(self) -> str:
         """What the guilty application or pass changed, as a unified diff."""
-        lines = difflib.unified_diff(
-            self.before.splitlines(), self.after.splitlines(), "before", "after", lineterm=""
-        )
-        return "\n".join(lines)
+        return unified(self.before, self.after, "before", "after")
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
