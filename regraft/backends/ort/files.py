@@ -26,9 +26,23 @@ class OpenFile:
     inputs: tuple[str, ...]
 
     def bind(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
-        """A call on these inputs, given in order."""
-        feed = {name: t.detach().numpy() for name, t in zip(self.inputs, tensors, strict=True)}
-        return lambda: [torch.as_tensor(result) for result in self.session.run(None, feed)]
+        """A call on these inputs, given in order; what ONNX Runtime raises in it is a ``BackendError``.
+
+        Raises:
+            BackendError: an input is of a type that numpy lacks, such as bf16.
+        """
+        try:
+            feed = {name: t.detach().numpy() for name, t in zip(self.inputs, tensors, strict=True)}
+        except TypeError as error:
+            raise BackendError(f"the file cannot be given its inputs: {error}", backend="ort") from error
+
+        def call() -> list[Tensor]:
+            try:
+                return [torch.as_tensor(result) for result in self.session.run(None, feed)]
+            except Exception as error:
+                raise BackendError(f"ONNX Runtime failed: {error}", backend="ort") from error
+
+        return call
 
 
 def open_file(path: Path, threads: int | None) -> OpenFile:
