@@ -118,7 +118,7 @@ class RewriteError(RegraftError):
     def _details(self) -> list[str]:
         return [
             *_labelled("rewrites", ", ".join(self.rewrites)),
-            *_labelled("written at", self.source),
+            *_labelled("source", self.source),
             *_labelled("in pass", self.in_pass),
             *_labelled("at", self.path),
             *_labelled("from", self.location),

@@ -20,7 +20,7 @@ from regraft.ir.opdef import OpTable
 from regraft.ir.pattern import Declined, Match, Pattern, Progress, match_pattern
 from regraft.ir.place import excerpt, path_of
 from regraft.ir.printer import outermost
-from regraft.ir.rewrite import Exactness, Rewrite, failure_of
+from regraft.ir.rewrite import Exactness, Rewrite, failure_of, line_of
 from regraft.ir.rewriter import Fuel, Listener, Rewriter, RewriteStats
 
 #: The stages of a compile that passes may join, in order.
@@ -354,8 +354,10 @@ def apply(rewrite: Rewrite, match: Match, rewriter: Rewriter) -> None:
     producers = [v.op for v in root.operands if v.op is not None]
     try:
         rewriter.replace(root, values)
-    except RewriteError as error:  # what a listener raises is not the rewrite's failure to replace
-        raise failure_of(rewrite, "rewrite", error, root) from error
+    except RewriteError as error:
+        error.rewrites = error.rewrites or (rewrite.name,)
+        error.source = line_of(rewrite.rewrite, error)
+        raise
     for op in (*match.ops, *producers):
         if op.parent is not None:
             rewriter.erase_if_unused(op)

@@ -154,16 +154,16 @@ class Rewrite:
 
 def failure_of(rewrite: Rewrite, method: str, error: Exception, root: Op | None = None) -> RewriteError:
     """The error that says that ``method`` of ``rewrite`` failed at ``root``, and on which line of its own."""
-    reason = error.message if isinstance(error, RegraftError) else f"{type(error).__name__}: {error}"
+    reason = error.message if isinstance(error, RegraftError) else str(error)
     return RewriteError(
-        f"'{rewrite.name}'.{method} failed: {reason}",
+        f"'{rewrite.name}'.{method} failed: {type(error).__name__}: {reason}",
         (rewrite.name,),
         location=None if root is None or root.loc == UNKNOWN else str(root.loc),
-        source=_line_of(getattr(rewrite, method), error),
+        source=line_of(getattr(rewrite, method), error),
     )
 
 
-def _line_of(method: Any, error: Exception) -> str:
+def line_of(method: Any, error: Exception) -> str:
     """The last line of the method's own file in the traceback; else its first line."""
     code = inspect.unwrap(method).__code__
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == code.co_filename]

@@ -46,7 +46,9 @@ class Added:
             ArtefactError: no plug-in that was named has it.
         """
         if backend not in self.loaders:
-            raise ArtefactError(f"it needs the back end '{backend}', which regraft does not have; {_ask()}")
+            raise ArtefactError(
+                f"it needs the back end '{backend}', which this version does not know; {_ask()}"
+            )
         return self.loaders[backend]
 
     def library(self, domain: str) -> str:

@@ -195,7 +195,7 @@ class TooMany(Wrong):
         return (m.x, m.x)
 
 
-AT_PATTERN = [".pattern failed", "written at"]
+AT_PATTERN = [".pattern failed", "source: "]
 AT_MODEL = ["aten.relu", line_of("the model")]
 
 

@@ -71,10 +71,12 @@ def failure(rewrite: Rewrite, made: Module | None = None) -> RewriteError:
 
 def test_the_whole_text() -> None:
     error = failure(Tanh(KeyError("oh"), "check"))
+    raising = Tanh.check.__code__
     head, excerpt = str(error).split("    %", 1)
     assert head == (
         "'Tanh'.check failed: KeyError: 'oh'\n"
         "  rewrites: Tanh\n"
+        f"  source: {__file__}:{raising.co_firstlineno + 2}\n"
         "  in pass: my-pass\n"
         "  at: forward.body.op[2].region[1].op[3]\n"
         "  from: model.py:7 in layers.0\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -304,15 +305,14 @@ def test_values_are_dropped_after_their_last_use() -> None:
     live: list[int] = []
     alive: set[int] = set()
 
-    class Tracked:
-        def __init__(self) -> None:
-            alive.add(id(self))
-            live.append(len(alive))
+    def tracked(x: torch.Tensor) -> torch.Tensor:
+        made = x.clone()
+        alive.add(id(made))
+        weakref.finalize(made, alive.discard, id(made))
+        live.append(len(alive))
+        return made
 
-        def __del__(self) -> None:
-            alive.discard(id(self))
-
-    track = OpDef("my.track", (Operand("x"),), lambda site: site.type("x"), eager=lambda x: Tracked())
+    track = OpDef("my.track", (Operand("x"),), lambda site: site.type("x"), eager=tracked)
     region = Region([FLAG])
     b = Builder(OPS.extended([track]), region)
     value = region.args[0]
@@ -360,12 +360,12 @@ def test_a_users_op_runs_and_is_not_saved() -> None:
 
 def test_an_opaque_op_runs() -> None:
     opaque = OpDef(
-        "aten.nonzero", (Operand("self"),), lambda site: TensorType(DType.I64, (U, 2)), opaque=True
+        "aten.argwhere", (Operand("self"),), lambda site: TensorType(DType.I64, (U, 2)), opaque=True
     )
     (symbol,) = dims.symbols_of(U)
     region = Region([ROWS])
     b = Builder(OPS.extended([opaque]), region)
-    op = b.create("aten.nonzero", (region.args[0],), symbols=[symbol])
+    op = b.create("aten.argwhere", (region.args[0],), symbols=[symbol])
     b.create("cf.yield", ((op.result, b.rg.dim_value(U)),))
     eager = backend("eager")
     assert eager.supports(op) is None

@@ -240,7 +240,7 @@ def _call(
     overload = torch_op(name)
     if overload is None:
         raise BackendError(
-            f"torch has no op '{name}' here; import the package that registers it first, or name its "
+            f"torch has no such op here; import the package that registers '{name}' first, or name its "
             "plug-in: load(path, plugins=[...])",
             backend="eager",
             op=name,
