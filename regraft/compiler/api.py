@@ -24,7 +24,7 @@ from regraft.compiler.report import Report
 from regraft.errors import OptionError
 from regraft.ir import Exactness, Leaf, Module, OpDef, Pass, Rewrite, print_module
 from regraft.plugins import Plugin
-from regraft.runtime import CompiledModel, Signature
+from regraft.runtime import CompiledModel, Effects, Signature
 
 _DEFAULT_BACKENDS = ("ort",)
 
@@ -147,8 +147,11 @@ def lowered(compilation: Compilation, store: Store, model: Any = None) -> Compil
     report = compilation.report
     leaves = [c for c in compilation.module.constants() if isinstance(c, Leaf)]
     report.memory["constants"] = sum(leaf.storage.nbytes for leaf in leaves)
-    module = compilation.module
+    module, function = compilation.module, compilation.module.main
+    report.memory["state"] = sum(leaf.storage.nbytes for leaf in function.state)
     weights = [store.tensor(leaf) for leaf in leaves]
+    state = {leaf.name: store.tensor(leaf) for leaf in function.state}
+    effects = Effects.of(function.signature, function.aliases, state)
 
     def refreshed(model: Any) -> CompiledModel:
         source = model if isinstance(model, ExportedProgram) else as_module(model)
@@ -156,7 +159,7 @@ def lowered(compilation: Compilation, store: Store, model: Any = None) -> Compil
 
     original = as_module(model) if isinstance(model, torch.nn.Module) else model
     return CompiledModel(
-        module.main.signature, plan, report, print_module(module), refreshed, weights, original
+        function.signature, plan, report, print_module(module), refreshed, weights, original, effects
     )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from regraft.compiler.capture import Captured
+from regraft.compiler.trial import Run, run_compiled, run_double, run_eager, to_double
+from regraft.ir import Trait
 from regraft.numerics import assert_close
 from regraft.runtime import CompiledModel
 
@@ -19,39 +19,39 @@ def error_against_eager(
 ) -> float:
     """The error of ``compiled`` against ``model`` in fp64, on the arguments of the capture.
 
-    A module is copied to fp64, which takes memory for two more sets of weights. A plain function may
-    hold weights out of reach: its reference is eager as it is.
+    What is written counts as what is returned. State and generator are afterwards as before. A module is
+    copied to fp64, which takes memory for two more sets of weights. A plain function may hold weights out of
+    reach, and random numbers are others in fp64: there the reference is eager as it is.
 
     Raises:
         NumericsMismatch: the error is beyond what the numerics rule allows.
     """
-    actual = tensors_of(compiled(*captured.args, **captured.kwargs))
-    eager, expected = references(model, captured.args, captured.kwargs)
+    draws = any(op.has(Trait.RANDOM) for op in captured.module.main.walk())
+    actual = run_compiled(compiled, captured.args, captured.kwargs)
+    eager, expected = references(model, captured.args, captured.kwargs, state_of(compiled), draws=draws)
     return assert_close(actual, expected, eager=eager, reassociates=reassociates)
 
 
 def references(
-    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The tensors that eager gives, and those that it gives in fp64; see ``error_against_eager``."""
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], state: Sequence[str], *, draws: bool = False
+) -> tuple[Run, Run]:
+    """What eager gives, and what it gives in fp64; see ``error_against_eager``.
+
+    ``state`` names the model's tensors that it writes to, ``draws`` says that it draws random numbers.
+    """
     runner = runner_of(model)
-    with torch.no_grad():
-        eager = tensors_of(runner(*args, **kwargs))
-        if not isinstance(runner, torch.nn.Module):
-            return eager, [_to_double(leaf) for leaf in eager]
-        wide_args, wide_kwargs = pytree.tree_map(_to_double, (tuple(args), dict(kwargs)))
-        return eager, tensors_of(copy.deepcopy(runner).double()(*wide_args, **wide_kwargs))
+    eager = run_eager(runner, args, kwargs, state)
+    if isinstance(runner, torch.nn.Module) and not draws:
+        return eager, run_double(runner, args, kwargs, state)
+    results, written = ([to_double(tensor) for tensor in part] for part in eager)
+    return eager, (results, written)
+
+
+def state_of(compiled: CompiledModel) -> tuple[str, ...]:
+    """The names of the original's tensors that ``compiled`` writes to."""
+    return () if compiled.effects is None else compiled.effects.state_names
 
 
 def runner_of(model: Any) -> Any:
     """What runs ``model`` in eager torch."""
     return model.module() if isinstance(model, torch.export.ExportedProgram) else model
-
-
-def tensors_of(result: Any) -> list[torch.Tensor]:
-    """The tensors of a result, in order."""
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-
-
-def _to_double(leaf: Any) -> Any:
-    return leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf

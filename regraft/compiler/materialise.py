@@ -17,8 +17,8 @@ from regraft.ir import Constant, Function, Leaf, Module, Recipe
 class Store:
     """The constants of one module, under their unique names.
 
-    A leaf's tensor is the model's own storage. A recipe is evaluated by the eager back end when a
-    back end first asks for it, and kept only as long as somebody holds the store.
+    A leaf's tensor, constant or state, is the model's own storage. A recipe is evaluated by the eager
+    back end when a back end first asks for it, and kept only as long as somebody holds the store.
     """
 
     def __init__(self, module: Module, replaced: Mapping[Leaf, Tensor] | None = None) -> None:
@@ -70,7 +70,8 @@ def replacements(module: Module, model: Any) -> dict[Leaf, Tensor]:
         RegraftError: ``model`` lacks one, or it differs in shape or dtype.
     """
     found: dict[Leaf, Tensor] = {}
-    for constant in module.constants():
+    state = [leaf for function in module.functions.values() for leaf in function.state]
+    for constant in (*module.constants(), *state):
         if not isinstance(constant, Leaf) or constant.is_literal:
             continue
         tensor = _tensor_of(model, constant.name)
@@ -85,5 +86,5 @@ def replacements(module: Module, model: Any) -> dict[Leaf, Tensor]:
                 raise RegraftError(
                     f"'{constant.name}' and '{name}' were one tied weight and are two now. Compile again"
                 )
-        found[constant] = tensor.detach()
+        found[constant] = tensor if constant in state else tensor.detach()
     return found

@@ -55,22 +55,25 @@ def measure(
 ) -> Measurement:
     """Time ``calls`` calls of ``compiled`` as they are and as many step by step, in turns, after one of each.
 
-    They run on copies of the arguments, and leave torch's generator as it was.
+    They run on copies of the arguments and of the state, and leave torch's generator as it was.
 
     Raises:
         The errors of a call.
     """
     whole: list[float] = []
     stepwise: list[Profile] = []
+    effects = None if compiled.effects is None else compiled.effects.apart()
+    trial = CompiledModel(compiled.signature, compiled.plan, compiled.report, compiled.ir, effects=effects)
     own_args, own_kwargs = pytree.tree_map(_copied, (tuple(args), dict(kwargs)))
     with torch.no_grad(), torch.random.fork_rng(devices=()):  # pyright: ignore[reportUnknownMemberType]
         tensors = compiled.signature.flatten(own_args, own_kwargs)
         sizes = compiled.signature.sizes(tensors)
+        inputs = [*tensors, *(() if effects is None else effects.state)]
         for round_ in range(calls + 1):
             start = time.perf_counter()
-            compiled(*own_args, **own_kwargs)
+            trial(*own_args, **own_kwargs)
             seconds = time.perf_counter() - start
-            profiled = profile(compiled.plan, tensors, sizes)
+            profiled = profile(compiled.plan, inputs, sizes)
             if round_:  # the first of each warms caches up
                 whole.append(seconds)
                 stepwise.append(profiled)

@@ -15,6 +15,8 @@ from regraft.runtime import Executable, Plan, Step
 #: Ops that belong to every piece and are copied into it.
 _COPIED = Trait.CONSTANT_LIKE
 
+_DRAWS = "it draws from torch's generator: torch runs it, in eager's order"
+
 
 @dataclass
 class Piece:
@@ -36,9 +38,16 @@ class Assignment:
 
 
 def assign(
-    function: Function, backends: Sequence[Backend], fallback: Backend | None, table: OpTable
+    function: Function,
+    backends: Sequence[Backend],
+    fallback: Backend | None,
+    table: OpTable,
+    random: Backend | None = None,
 ) -> Assignment:
     """Give each op to the first back end that takes it; decompose those that nobody takes.
+
+    An op that draws random numbers goes to ``random``, which must draw them from torch's generator, when no
+    back end of the list does; without one it has no executor.
 
     Raises:
         UnsupportedOpError: ops remain without a back end; all of them, with every reason.
@@ -54,12 +63,13 @@ def assign(
         if reasons is None:
             continue
         parts = _decompose(op, table)
+        last = random if op.has(Trait.RANDOM) else fallback
         if parts is not None:
             pending = parts + pending
-        elif fallback is not None and fallback.supports(op) is None:
-            assignment.backend[op] = fallback
+        elif last is not None and last.supports(op) is None:
+            assignment.backend[op] = last
             for name, reason in reasons.items():
-                key = (op.name, name, reason)
+                key = (op.name, name, _DRAWS if op.has(Trait.RANDOM) else reason)
                 assignment.fallbacks[key] = assignment.fallbacks.get(key, 0) + 1
         else:
             missing[op] = reasons
@@ -150,8 +160,14 @@ def cut(function: Function, assignment: Assignment) -> list[Piece]:
 
 def _groups(function: Function, assignment: Assignment) -> list[tuple[Backend, list[Op]]]:
     """Runs of ops for one back end: take all that is ready for it before turning to the next."""
-    waiting = {op: _producers(op, assignment) for op in assignment.backend}
-    waiting = {op: waiting[op] for op in function.body.ops if op in waiting}
+    waiting: dict[Op, set[Op]] = {}
+    last_draw: set[Op] = set()
+    for op in function.body.ops:
+        if op in assignment.backend:
+            waiting[op] = _producers(op, assignment)
+            if _draws(op):
+                waiting[op] |= last_draw
+                last_draw = {op}
     groups: list[tuple[Backend, list[Op]]] = []
     done: set[Op] = set()
     while waiting:
@@ -169,6 +185,11 @@ def _groups(function: Function, assignment: Assignment) -> list[tuple[Backend, l
 
 def _producers(op: Op, assignment: Assignment) -> set[Op]:
     return {v.op for v in op.operands if v.op is not None and v.op in assignment.backend}
+
+
+def _draws(op: Op) -> bool:
+    """Whether ``op`` or an op of its regions draws random numbers; such ops keep their order."""
+    return op.has(Trait.RANDOM) or any(i.has(Trait.RANDOM) for region in op.regions for i in region.walk())
 
 
 def _piece(function: Function, backend: Backend, ops: Sequence[Op], results: set[Value]) -> Piece:
@@ -204,8 +225,9 @@ def make_plan(
     fallback: Backend,
     store: ConstantStore,
     options: LowerOptions,
+    results: Sequence[Value],
 ) -> Plan:
-    """Lower every piece and number the values between them."""
+    """Lower every piece and number the values between them; the plan's results are ``results``."""
     pieces = [*pieces, *_constant_results(function, fallback)]
     slots: dict[Value, int] = {value: i for i, value in enumerate(function.args)}
     for piece in pieces:
@@ -222,7 +244,7 @@ def make_plan(
         )
         for index, piece in enumerate(pieces)
     )
-    return Plan(len(function.args), len(slots), steps, tuple(slots[v] for v in function.results))
+    return Plan(len(function.args), len(slots), steps, tuple(slots[v] for v in results))
 
 
 def _constant_results(function: Function, backend: Backend) -> Iterable[Piece]:

@@ -155,10 +155,12 @@ class Compilation:
         eager = backend("eager")
         with self.phases.phase("partition"):
             fallback = eager if self.options.fallback == "eager" else None
-            assignment = assign(function, self.options.backends, fallback, self.options.table)
+            assignment = assign(function, self.options.backends, fallback, self.options.table, random=eager)
             pieces = cut(function, assignment)
+        # Arguments that are returned as they are come last, and no plan computes them.
+        results = function.results[: len(function.results) - len(function.signature.returned)]
         with self.phases.phase("lower"):
-            plan = make_plan(function, pieces, eager, store, LowerOptions(self.options.threads))
+            plan = make_plan(function, pieces, eager, store, LowerOptions(self.options.threads), results)
             store.drop_results()
         self.report.executors = executor_counts(assignment)
         self.report.fallbacks = dict(assignment.fallbacks)

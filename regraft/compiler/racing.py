@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from regraft.backends import FileRunner, LowerOptions, backend
-from regraft.compiler.check import references, runner_of, tensors_of
+from regraft.compiler.check import references, runner_of, state_of
+from regraft.compiler.trial import run_compiled
 from regraft.errors import BackendError, NumericsMismatch
 from regraft.numerics import assert_close
 from regraft.runtime import CompiledModel
@@ -97,13 +98,13 @@ def bench(
         The errors of a call.
     """
     keywords, runner = dict(kwargs or {}), runner_of(model)
-    eager, expected = references(model, args, keywords)
+    eager, expected = (run[0] for run in references(model, args, keywords, state_of(compiled)))
     calls: dict[str, Callable[[], object]] = {
         OURS: lambda: compiled(*args, **keywords),
         EAGER: lambda: runner(*args, **keywords),
     }
     with torch.inference_mode():
-        ours = tensors_of(compiled(*args, **keywords))
+        ours = run_compiled(compiled, args, keywords)[0]
     errors = {OURS: assert_close(ours, expected, eager=eager, reassociates=True)}
     left_out: dict[str, str] = {}
     if peers:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from regraft.ir.constants import Recipe
+from regraft.ir.constants import Leaf, Recipe
 from regraft.ir.core import Op, Region, Value, clone_region
 from regraft.ir.dims import Symbol, symbols_of
 from regraft.ir.opdef import Constant
@@ -19,9 +19,11 @@ class Function:
 
     Fields:
         name: the entry point's name, ``forward`` for a module.
-        body: its arguments are the flat tensor inputs, its results the flat tensor outputs.
+        body: its arguments are the flat tensor inputs, then the state; its results the flat tensor outputs.
         symbols: the sizes that the inputs define; each occurs in an input's shape.
-        aliases: result index -> argument index or buffer name that the result is written back to.
+        aliases: result index -> index of the argument that the result is written back to when the call ends.
+        state: the tensors of the model that are read as they are at each call, one for each of the last
+            arguments. A leaf that calls write to is state: its value is no fact that a rewrite may use.
         signature: how user arguments become flat inputs and flat outputs the user's result. The IR
             only carries it; capture makes it and the runtime reads it.
     """
@@ -29,8 +31,9 @@ class Function:
     name: str
     body: Region
     symbols: tuple[Symbol, ...] = ()
-    aliases: Mapping[int, int | str] = field(default_factory=dict[int, "int | str"])
+    aliases: Mapping[int, int] = field(default_factory=dict[int, int])
     signature: Any = None
+    state: tuple[Leaf, ...] = ()
 
     @property
     def args(self) -> Sequence[Value]:
@@ -44,7 +47,8 @@ class Function:
         return self.body.walk()
 
     def clone(self) -> Function:
-        return Function(self.name, clone_region(self.body), self.symbols, dict(self.aliases), self.signature)
+        body = clone_region(self.body)
+        return Function(self.name, body, self.symbols, dict(self.aliases), self.signature, self.state)
 
 
 @dataclass

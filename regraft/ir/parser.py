@@ -9,7 +9,8 @@
     leaf    = "leaf" @name ":" type
     recipe  = "recipe" @name ":" type "{" { op } "}"
     func    = "func" @name "(" args ")" [ "where" symbols ] "->" "(" [ types ] ")"
-              [ "aliases" "{" INT ":" ( INT | STRING ) { "," ... } "}" ] "{" { op } "}"
+              [ "state" "(" STRING { "," STRING } ")" ] [ "aliases" "{" INT ":" INT { "," ... } "}" ]
+              "{" { op } "}"
     op      = [ %name { "," %name } "=" ] NAME ( @name | "(" [ operand { "," operand } ] ")" )
               [ "{" NAME "=" attr { "," NAME "=" attr } "}" ] [ "defines" symbols ]
               [ "(" region { "," region } ")" ] [ ":" types ] [ loc ]
@@ -211,11 +212,12 @@ class _Parser:
         head = cursor.position
         cursor.expect("(")
         self._skip_to_close()
+        state = self._state(body) if cursor.accept("state") else ()
         aliases = self._aliases() if cursor.accept("aliases") else {}
         cursor.expect("{", "before the ops of the function")
         self._ops(body, scope)
         self._check_head(head, body, scope)
-        return Function(name_of(cursor, token), body, tuple(symbols), aliases)
+        return Function(name_of(cursor, token), body, tuple(symbols), aliases, state=state)
 
     def _check_head(self, head: int, body: Region, scope: _Scope) -> None:
         """The result types in the head are those of the body, whose ops define symbols that they may have."""
@@ -228,14 +230,28 @@ class _Parser:
             cursor.fail(f"the function yields ({found}), which is not what its head says", token)
         cursor.position = end
 
-    def _aliases(self) -> dict[int, int | str]:
+    def _state(self, body: Region) -> tuple[Leaf, ...]:
+        """The leaves that the last arguments stand for; their values stay with torch."""
+        cursor = self.cursor
+        opening = cursor.expect("(")
+        names = read_list(
+            cursor, ")", lambda: unquote(cursor, cursor.expect_kind("string", "the name of a buffer"))
+        )
+        if len(names) > len(body.args):
+            cursor.fail(f"{len(names)} names of state for {len(body.args)} arguments", opening)
+        leaves: list[Leaf] = []
+        for name, arg in zip(names, body.args[len(body.args) - len(names) :], strict=True):
+            if not isinstance(arg.type, TensorType):
+                cursor.fail(f"the state '{name}' is a {arg.type}; it must be a tensor", opening)
+            leaves.append(Leaf(name, arg.type))
+        return tuple(leaves)
+
+    def _aliases(self) -> dict[int, int]:
         cursor = self.cursor
 
-        def pair() -> tuple[int, int | str]:
+        def pair() -> tuple[int, int]:
             index = read_int(cursor)
             cursor.expect(":")
-            if cursor.token.kind == "string":
-                return index, unquote(cursor, cursor.take())
             return index, read_int(cursor)
 
         opening = cursor.expect("{")

@@ -365,8 +365,10 @@ def _function_lines(
     results = last.operands if last is not None and last.has(Trait.TERMINATOR) else ()
     head = f"func @{format_name(name)}({printer.typed(body.args)}){_symbols('where', function.symbols)}"
     head += f" -> ({', '.join(format_type(v.type) for v in results)})"
+    if function.state:
+        head += f" state({', '.join(quote(leaf.name) for leaf in function.state)})"
     if function.aliases:
-        pairs = (f"{i}: {quote(t) if isinstance(t, str) else t}" for i, t in function.aliases.items())
+        pairs = (f"{result}: {target}" for result, target in function.aliases.items())
         head += f" aliases {{{', '.join(pairs)}}}"
     yield f"{indent}{head} {{"
     yield from printer.region(body, f"{indent}  ")

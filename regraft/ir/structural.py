@@ -89,6 +89,7 @@ class _Comparison:
         path = f"@{a.name}"
         yield from _unequal(path, "name", a.name, b.name)
         yield from _unequal(path, "symbols", _described(a.symbols), _described(b.symbols))
+        yield from _unequal(path, "state", [s.name for s in a.state], [s.name for s in b.state])
         yield from _unequal(path, "aliases", dict(a.aliases), dict(b.aliases))
         yield from self._regions(a.body, b.body, path)
 

@@ -172,7 +172,7 @@ class _Check:
         self.scopes.roots[function.body] = function.symbols
         self.path = (name, "body")
         self.region(function.body)
-        reason = _alias_problem(function)
+        reason = _state_problem(function) or _alias_problem(function)
         if reason:
             self.fail(reason, function.body.terminator)
 
@@ -501,17 +501,30 @@ def _header_problem(key: str, function: Function) -> str | None:
     return None
 
 
+def _state_problem(function: Function) -> str | None:
+    """Each leaf of the state has an argument of its own type, at the end, and a name of its own."""
+    first = len(function.args) - len(function.state)
+    if first < 0:
+        return f"there are {len(function.state)} leaves of state and {len(function.args)} arguments"
+    if len({leaf.name for leaf in function.state}) != len(function.state):
+        return "two leaves of the state have one name"
+    for leaf, arg in zip(function.state, function.args[first:], strict=True):
+        if arg.type != leaf.type:
+            return (
+                f"the argument {arg.index} is {arg.type}, the state '{leaf.name}' it stands for {leaf.type}"
+            )
+    return None
+
+
 def _alias_problem(function: Function) -> str | None:
     """Results that are written back have a target each, of their own type."""
-    targets: set[int | str] = set()
+    targets: set[int] = set()
     for index, target in function.aliases.items():
         if not 0 <= index < len(function.results):
             return f"aliases name result {index} of {len(function.results)}"
         if target in targets:
-            return f"two results are written back to {target!r}"
+            return f"two results are written back to argument {target}"
         targets.add(target)
-        if isinstance(target, str):
-            continue
         if not 0 <= target < len(function.args):
             return f"result {index} is written back to argument {target} of {len(function.args)}"
         found, expected = function.results[index].type, function.args[target].type

@@ -27,6 +27,7 @@ from torch import Tensor
 from regraft.errors import ArtefactError, RegraftError
 from regraft.runtime.added import Added
 from regraft.runtime.dims import compile_dim
+from regraft.runtime.effects import Effects
 from regraft.runtime.executable import Executable
 from regraft.runtime.plan import Plan, Step
 from regraft.runtime.signature import GuardSpec, ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
@@ -59,6 +60,7 @@ class Contents:
     plan: Plan
     report: Mapping[str, Any]
     ir: str
+    effects: Effects | None = None
 
 
 class _FolderWriter:
@@ -160,6 +162,7 @@ def save(contents: Contents, path: Path) -> None:
 def _write(contents: Contents, folder: Path) -> None:
     writer = _FolderWriter(folder)
     steps = [_step_record(step, writer) for step in contents.plan.steps]
+    effects = None if contents.effects is None else _effects_record(contents.effects, writer)
     writer.add_file("graph.ir", contents.ir.encode())
     writer.write_weights()
     manifest = {
@@ -173,9 +176,30 @@ def _write(contents: Contents, folder: Path) -> None:
             "results": list(contents.plan.results),
             "steps": steps,
         },
+        "effects": effects,
         "report": dict(contents.report),
     }
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _effects_record(effects: Effects, writer: _FolderWriter) -> dict[str, Any]:
+    """The effects; the state goes to ``writer`` under names that no constant has."""
+    state: list[dict[str, str]] = []
+    for name, tensor in effects.snapshot().items():
+        stored = name
+        while stored in writer.tensors:
+            stored += "'"
+        writer.add_tensor(stored, tensor)
+        state.append({"name": name, "tensor": stored})
+    return {"writes": [list(pair) for pair in effects.writes.items()], "state": state}
+
+
+def _effects_from(record: Mapping[str, Any], signature: Signature, reader: _FolderReader) -> Effects | None:
+    # A loaded state is written to: it must not be the file's own memory.
+    state = {str(entry["name"]): reader.tensor(entry["tensor"]).clone() for entry in record["state"]}
+    pairs = [_ints(pair) for pair in record["writes"]]
+    writes = {pair[0]: pair[1] for pair in pairs}
+    return Effects.of(signature, writes, state)
 
 
 def _step_record(step: Step, writer: _FolderWriter) -> dict[str, Any]:
@@ -195,15 +219,18 @@ def read(folder: Path, *, allow_native: bool, added: Added | None = None) -> Con
         reader = _FolderReader(folder, dict(manifest["files"]), added or Added())
         plan = _plan_from(manifest["plan"], reader, allow_native)
         signature = _signature_from(manifest["signature"])
-        _check_fit(signature, plan)
-        return Contents(signature, plan, dict(manifest["report"]), reader.file("graph.ir").decode())
+        record = manifest.get("effects")
+        effects = None if record is None else _effects_from(record, signature, reader)
+        _check_fit(signature, plan, effects)
+        ir = reader.file("graph.ir").decode()
+        return Contents(signature, plan, dict(manifest["report"]), ir, effects)
     except ArtefactError:
         raise
     except _MALFORMED as error:
         raise ArtefactError(f"the manifest is malformed: {error!r}", str(folder)) from error
 
 
-def _check_fit(signature: Signature, plan: Plan) -> None:
+def _check_fit(signature: Signature, plan: Plan, effects: Effects | None) -> None:
     """What a call takes for granted: it holds of what we write, but a file may say anything.
 
     Raises:
@@ -211,8 +238,12 @@ def _check_fit(signature: Signature, plan: Plan) -> None:
         NameError: a size names a symbol that no input defines.
     """
     tensors = signature.tensors
-    _require(plan.inputs == len(tensors), "the plan and the signature differ in the number of inputs")
+    state = () if effects is None else effects.state
+    inputs = len(tensors) + len(state)
+    _require(plan.inputs == inputs, "the plan and the signature differ in the number of inputs")
     _check_slots(plan)
+    flat = len(plan.results) if effects is None else _check_effects(effects, len(tensors), plan)
+    _require(effects is not None or not signature.returned, "nothing returns the arguments")
     for symbol in signature.symbols:
         _require(0 <= symbol.input < len(tensors), f"{symbol.name} is of no input")
         _require(0 <= symbol.axis < len(tensors[symbol.input].shape), f"{symbol.name} is of no axis")
@@ -222,11 +253,21 @@ def _check_fit(signature: Signature, plan: Plan) -> None:
         with contextlib.suppress(ZeroDivisionError):  # at other values it may well be a size
             compile_dim(size)(known)
     results = _ints(output for output in signature.outputs if not isinstance(output, ValueSpec))
-    _require(all(0 <= result < len(plan.results) for result in results), "an output is of no result")
+    _require(all(0 <= result < flat for result in results), "an output is of no result")
     _require(len(signature.outputs) == signature.out_structure.num_leaves, "the outputs do not fit")
     for param in signature.params:
         leaves = 1 if param.structure is None else param.structure.num_leaves
         _require(len(param.leaves) == leaves, f"the leaves of '{param.name}' do not fit")
+
+
+def _check_effects(effects: Effects, arguments: int, plan: Plan) -> int:
+    """Every index is in its range; the number of results that a call gives."""
+    computed = len(plan.results) - len(effects.writes)
+    _require(set(effects.writes) == set(range(computed, len(plan.results))), "a write is of no result")
+    _require(set(effects.writes.values()) <= set(range(plan.inputs)), "a write is to no input")
+    _require(len(set(effects.writes.values())) == len(effects.writes), "two writes are to one input")
+    _require(set(effects.returned) <= set(range(arguments)), "what is returned is no argument")
+    return computed + len(effects.returned)
 
 
 def _check_slots(plan: Plan) -> None:
@@ -337,6 +378,7 @@ def _signature_record(signature: Signature) -> dict[str, Any]:
         "out_structure": dump_structure(signature.out_structure),
         "guards": [dataclasses.asdict(guard) for guard in signature.guards],
         "autocast": signature.autocast,
+        "returned": list(signature.returned),
     }
 
 
@@ -369,6 +411,7 @@ def _signature_from(record: Mapping[str, Any]) -> Signature:
         load_structure(record["out_structure"]),
         tuple(GuardSpec(**guard) for guard in record["guards"]),
         record.get("autocast"),
+        _ints(record.get("returned", ())),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from regraft.errors import GradientError, RegraftError
+from regraft.runtime.effects import Effects
 from regraft.runtime.plan import Plan
 from regraft.runtime.signature import Signature, autocast_dtype
 
@@ -18,15 +20,15 @@ _REMEMBERED = 1024
 
 
 class EntryPoint:
-    """A signature, the plan behind it, and the calls that were found to fit.
+    """A signature, the plan behind it with its effects, and the calls that were found to fit.
 
     Checking the shapes of a call takes longer than a small model's work. What the checks say depends on
     the tensors' kinds alone, so each combination of kinds is checked once.
     """
 
-    def __init__(self, signature: Signature, plan: Plan) -> None:
+    def __init__(self, signature: Signature, plan: Plan, effects: Effects | None = None) -> None:
         self.signature = signature
-        self.plan = plan
+        self._run = plan.run if effects is None else partial(effects.run, plan)
         self._device = signature.tensors[0].device if signature.tensors else "cpu"
         self._sizes: dict[tuple[Any, ...], Mapping[str, int]] = {}
 
@@ -49,7 +51,7 @@ class EntryPoint:
             for index, tensor in enumerate(tensors):
                 if tensor.requires_grad:
                     raise GradientError.of(self.signature.tensors[index].name)
-        return self.signature.unflatten(self.plan.run(tensors, sizes))
+        return self.signature.unflatten(self._run(tensors, sizes))
 
     def _check_autocast(self) -> None:
         ours, theirs = self.signature.autocast, autocast_dtype(self._device)

@@ -13,6 +13,7 @@ from regraft.errors import RegraftError
 from regraft.plugins import Plugin
 from regraft.runtime import artefact
 from regraft.runtime.added import Added
+from regraft.runtime.effects import Effects
 from regraft.runtime.entry import EntryPoint
 from regraft.runtime.plan import Plan
 from regraft.runtime.signature import Signature
@@ -32,12 +33,14 @@ class CompiledModel(StandIn):
         plan: what a call does.
         report: what the compile did; ``report.to_dict()`` is JSON.
         ir: the final graph in text form.
+        effects: what a call changes; None when it changes nothing.
     """
 
     signature: Signature
     plan: Plan
     report: Any
     ir: str
+    effects: Effects | None
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class CompiledModel(StandIn):
         refresher: Refresher | None = None,
         weights: Sequence[Tensor] = (),
         original: Any = None,
+        effects: Effects | None = None,
     ) -> None:
         """``weights`` are the tensors of ``original`` that a call reads or was compiled from."""
         super().__init__(original, signature.kinds)
@@ -56,14 +60,15 @@ class CompiledModel(StandIn):
             plan=plan,
             report=report,
             ir=ir,
+            effects=effects,
             _refresher=refresher,
             _weights=[w for w in weights if not w.is_inference()],
-            _entry=EntryPoint(signature, plan),
+            _entry=EntryPoint(signature, plan, effects),
         )
         vars(self)["_versions"] = [w._version for w in self._weights]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model. Safe to call from several threads at once.
+        """Run the model. Safe to call from several threads at once; those of a model with state take turns.
 
         Raises:
             ShapeError: an argument differs from what the model was compiled for.
@@ -83,7 +88,7 @@ class CompiledModel(StandIn):
         return f"<CompiledModel({inputs}) on {steps or 'nothing'}>"
 
     def refresh(self, model: Any) -> None:
-        """Take over the weights that ``model`` has now, without capturing it again.
+        """Take over the weights that ``model`` has now, without capturing it again; its state too.
 
         Raises:
             RegraftError: this artefact was loaded from disk, or ``model`` has other parameters.
@@ -91,18 +96,21 @@ class CompiledModel(StandIn):
         if self._refresher is None:
             raise RegraftError("a loaded artefact cannot be refreshed; compile the model again")
         fresh = vars(self._refresher(model))
-        names = ("plan", "_weights", "_versions", "_entry", "_original")
+        names = ("plan", "effects", "_weights", "_versions", "_entry", "_original")
         vars(self).update({name: fresh[name] for name in names})
 
     def save(self, path: str | Path) -> None:
         """Write an artefact folder that ``regraft.load`` reads, whole or not at all.
+
+        State is written as it is now; what is loaded goes on from there with a copy of its own.
 
         Raises:
             ArtefactError: ``path`` exists or cannot be written.
             BackendError: a part of the model cannot be saved.
         """
         artefact.save(
-            artefact.Contents(self.signature, self.plan, self.report.to_dict(), self.ir), Path(path)
+            artefact.Contents(self.signature, self.plan, self.report.to_dict(), self.ir, self.effects),
+            Path(path),
         )
 
 
@@ -133,4 +141,6 @@ def load(
     """
     added = Added.by(plugins, tuple(artefact.LOADERS))
     found = artefact.read(Path(path), allow_native=allow_native, added=added)
-    return CompiledModel(found.signature, found.plan, SavedReport(found.report), found.ir)
+    return CompiledModel(
+        found.signature, found.plan, SavedReport(found.report), found.ir, effects=found.effects
+    )

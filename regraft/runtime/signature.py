@@ -115,6 +115,8 @@ class Signature:
         out_structure: the result's pytree.
         guards: what must hold between sizes besides the symbols' ranges.
         autocast: the dtype name of the ``torch.autocast`` that the capture ran under, if any.
+        returned: flat arguments that are written to and are results themselves; among the flat results they
+            come last.
     """
 
     params: tuple[ParamSpec, ...]
@@ -125,6 +127,7 @@ class Signature:
     out_structure: pytree.TreeSpec
     guards: tuple[GuardSpec, ...] = ()
     autocast: str | None = None
+    returned: tuple[int, ...] = ()
     _checks: tuple[_ShapeCheck, ...] = field(init=False, repr=False, compare=False)
     _guards: tuple[Callable[[Mapping[str, int]], bool], ...] = field(init=False, repr=False, compare=False)
     _names: tuple[str, ...] | None = field(init=False, repr=False, compare=False)

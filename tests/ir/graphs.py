@@ -147,7 +147,8 @@ def rich() -> Module:
         forward, [f32(1, size(S0), 64), TensorType(DType.BOOL, (size(S0), dims.symbol("n")), "cuda:1")]
     )
     made.main.args[0].hint = "ids"
-    made.main.aliases = {0: "the buffer", 3: 1}
+    made.main.aliases = {0: 0, 3: 1}
+    made.main.state = (Leaf("the buffer", made.main.args[1].tensor),)
     return made
 
 

@@ -63,19 +63,22 @@ def test_text_without_locations() -> None:
 
 
 def test_small_text() -> None:
-    def forward(op: Builder, x: Any) -> list[Any]:
+    def forward(op: Builder, x: Any, calls: Any) -> list[Any]:
         w = op.constant(Leaf("embed.weight", f32(8, 4)))
-        return [op.aten.softmax.int(op.aten.linear(x, w), dim=1)]
+        return [op.aten.softmax.int(op.aten.linear(x, w), dim=1), op.aten.exp(calls)]
 
-    made = module(forward, [f32(dims.symbol("B", 2, None, 8), 4)], aliases={0: "cache"})
+    types = [f32(dims.symbol("B", 2, None, 8), 4), f32(1)]
+    made = module(forward, types, aliases={1: 1}, state=(Leaf("norm.calls", f32(1)),))
     assert print_module(made) == (
         "module {\n"
         "  leaf @embed.weight : f32[8, 4]\n"
-        '  func @forward(%0: f32[B, 4]) where B in [2, inf] % 8 -> (f32[B, 8]) aliases {0: "cache"} {\n'
-        "    %1 = rg.const @embed.weight : f32[8, 4]\n"
-        "    %2 = aten.linear(%0, %1, _) : f32[B, 8]\n"
-        "    %3 = aten.softmax.int(%2) {dim = 1} : f32[B, 8]\n"
-        "    cf.yield([%3])\n"
+        "  func @forward(%0: f32[B, 4], %1: f32[1]) where B in [2, inf] % 8 -> (f32[B, 8], f32[1]) "
+        'state("norm.calls") aliases {1: 1} {\n'
+        "    %2 = rg.const @embed.weight : f32[8, 4]\n"
+        "    %3 = aten.linear(%0, %2, _) : f32[B, 8]\n"
+        "    %4 = aten.softmax.int(%3) {dim = 1} : f32[B, 8]\n"
+        "    %5 = aten.exp(%1) : f32[1]\n"
+        "    cf.yield([%4, %5])\n"
         "  }\n"
         "}\n"
     )
@@ -204,6 +207,9 @@ MALFORMED = {
     "module { func @f(%x: f32[n]) where n in [0, 2], n in [0, 3] -> () {": (1, 49, "defined already"),
     "module { func @f(%x: f32[n]) where n in 2 -> () {": (1, 41, "expected '['"),
     "module { func @f() -> () aliases {0: 1, 0: 2} {": (1, 34, "two aliases"),
+    'module { func @f() -> () aliases {0: "b"} {': (1, 38, "expected a whole number"),
+    'module { func @f() -> () state("b") {': (1, 31, "1 names of state for 0 arguments"),
+    'module { func @f(%t: token) -> () state("b") {': (1, 40, "the state 'b' is a token"),
     HEAD: (4, 1, "expected an op, a value or '}', found the end of the text"),
     HEAD + "}": (4, 1, "expected a terminator such as cf.yield(...)"),
     HEAD + "    %y = aten.rleu(%x) : f32[n]\n": (4, 10, "unknown op 'aten.rleu'; did you mean aten.relu"),
@@ -382,6 +388,15 @@ def test_symbols_and_aliases_count() -> None:
 
     assert "symbols" in _difference(made(1, 0), made(2, 0))
     assert "aliases" in _difference(made(1, 0), made(1, 1))
+
+
+def test_state_counts() -> None:
+    def made(*names: str) -> Module:
+        state = tuple(Leaf(name, f32(2)) for name in names)
+        return module(lambda op, x: [op.aten.relu(x)], [f32(2)], state=state)
+
+    assert "state" in _difference(made("a"), made("b"))
+    assert "state" in _difference(made("a"), made())
 
 
 def test_region_arguments_count() -> None:

@@ -260,7 +260,21 @@ def _alias_twice(m: Module, first: Op, second: Op) -> None:
     m.main.body.remove(m.main.body.terminator)
     next(iter(second.result.uses)).op.drop_operands()
     finish(Builder(OPS, m.main.body), [second.result, second.result])
-    m.main.aliases = {0: "b", 1: "b"}
+    m.main.aliases = {0: 0, 1: 0}
+
+
+def _state_without_argument(m: Module, first: Op, second: Op) -> None:
+    m.main.state = (Leaf("a", f32(1)), Leaf("b", f32(1)))
+
+
+def _state_type(m: Module, first: Op, second: Op) -> None:
+    m.main.state = (Leaf("a", f32(1)),)
+
+
+def _state_twice(m: Module, first: Op, second: Op) -> None:
+    m.main.body.add_arg(f32(1))
+    m.main.body.add_arg(f32(1))
+    m.main.state = (Leaf("a", f32(1)), Leaf("a", f32(1)))
 
 
 BREAKS: dict[Callable[[Module, Op, Op], None], tuple[str, str]] = {
@@ -303,7 +317,10 @@ BREAKS: dict[Callable[[Module, Op, Op], None], tuple[str, str]] = {
     _alias_result: ("aliases name result 1 of 1", "op[2]"),
     _alias_argument: ("written back to argument 1 of 1", "op[2]"),
     _alias_type: ("the argument 1 it is written back to", "op[2]"),
-    _alias_twice: ("two results are written back to 'b'", "op[2]"),
+    _alias_twice: ("two results are written back to argument 0", "op[2]"),
+    _state_without_argument: ("2 leaves of state and 1 arguments", "op[2]"),
+    _state_type: (r"argument 0 is f32\[1, s0, 64\], the state 'a'", "op[2]"),
+    _state_twice: ("two leaves of the state have one name", "op[2]"),
 }
 
 

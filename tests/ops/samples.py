@@ -58,6 +58,7 @@ def _table() -> Iterator[Sample]:
     yield from index_samples.table()
     yield from _creation()
     yield from _structured()
+    yield from _writes()
 
 
 # fmt: off
@@ -383,6 +384,20 @@ def _creation() -> Iterator[Sample]:
     yield call("aten.new_full", T(S, dtype=I64), (N,), 7)
     yield call("aten.scalar_tensor", 2)
     yield call("aten.scalar_tensor", True, dtype=BOOL)
+
+
+def _writes() -> Iterator[Sample]:
+    yield call("aten.copy", T(S, 3), T(S, 3))
+    yield call("aten.copy", T(S, 3), T(3))
+    yield call("aten.copy", T(S, 3), T(dtype=F64))
+    yield call("aten.copy", T(S, dtype=I64), T(S))
+    yield call("aten.copy", T(S, dtype=BOOL), T(S, dtype=I64))
+    yield call("aten.fill.Scalar", T(S, 3), 2)
+    yield call("aten.fill.Scalar", T(S, dtype=BOOL), True)
+    yield call("aten.fill.Tensor", T(S, 3), T())
+    yield call("aten.fill.Tensor", T(S, dtype=I64), T(dtype=BOOL))
+    yield call("aten.zero", T(S, 3))
+    yield call("aten.zero", T(S, N, dtype=I64))
 
 
 def _structured() -> Iterator[Sample]:

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from regraft.backends.eager.reference import REFERENCE
 from regraft.errors import ArtefactError, BackendError
-from regraft.runtime import TORCH_DTYPES, ArtefactReader, ArtefactWriter, compile_dim
+from regraft.runtime import (
+    MEMORY_ORDER,
+    TORCH_DTYPES,
+    ArtefactReader,
+    ArtefactWriter,
+    compile_dim,
+)
 
 Slots = list[Any]
 Sizes = Mapping[str, int]
@@ -246,6 +252,8 @@ def _call(
             op=name,
         )
     named = {a.name for a in overload._schema.arguments if a.kwarg_only}
+    if MEMORY_ORDER in arguments:
+        arguments = _laid_out(arguments, record["args"])
     positional = [getter for key, getter in arguments.items() if key not in named]
     return _apply(overload, positional, {key: g for key, g in arguments.items() if key in named})
 
@@ -257,6 +265,28 @@ def _apply(function: Callable[..., Any], positional: list[Getter], keyword: dict
         *[get(slots, sizes) for get in positional],
         **{key: get(slots, sizes) for key, get in keyword.items()},
     )
+
+
+def _laid_out(arguments: Mapping[str, Getter], templates: Mapping[str, Any]) -> dict[str, Getter]:
+    """The arguments of a random op, its operands laid out in memory as they were when it was captured."""
+    orders = iter(templates[MEMORY_ORDER] or ())
+    return {
+        key: _in_order(getter, next(orders, None)) if _is_slot(templates[key]) else getter
+        for key, getter in arguments.items()
+        if key != MEMORY_ORDER
+    }
+
+
+def _is_slot(template: Any) -> bool:
+    return isinstance(template, dict) and "slot" in template
+
+
+def _in_order(getter: Getter, order: Sequence[int] | None) -> Getter:
+    """What ``getter`` gives, with the axes in ``order`` in memory; row-major without one."""
+    if order is None:
+        return lambda slots, sizes: getter(slots, sizes).contiguous()
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return lambda slots, sizes: getter(slots, sizes).permute(order).contiguous().permute(back)
 
 
 def _condition(pred: Getter, operands: Getter, regions: Sequence[Program]) -> Getter:

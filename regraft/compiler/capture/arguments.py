@@ -28,9 +28,12 @@ from regraft.ir import (
     Trait,
     Value,
 )
-from regraft.runtime import DTYPE_NAMES
+from regraft.runtime import DTYPE_NAMES, MEMORY_ORDER, is_random
 
 _LEFT_OUT = PLACEMENT | {"generator"}
+#: Attributes without which, or at 0, a random op draws nothing.
+_TRAINING = ("train", "training")
+_PROBABILITIES = ("dropout_p",)
 
 
 def overload_name(target: OpOverload) -> str:
@@ -65,6 +68,8 @@ def definition_for(
     target: OpOverload, arguments: Mapping[str, Any], table: OpTable, builder: Builder
 ) -> tuple[OpDef, dict[str, Any]]:
     """The definition to use for a call, and the call's arguments in that definition's terms."""
+    if draws(target, arguments):
+        return opaque(target), {n: v for n, v in arguments.items() if n not in _LEFT_OUT}
     name = overload_name(target)
     bound = dict(arguments)
     schema = {a.name: a for a in target._schema.arguments}
@@ -88,6 +93,16 @@ def _tensor_overload(name: str, bound: Mapping[str, Any], table: OpTable) -> str
     tensor = f"{name.removesuffix('.Scalar')}.Tensor"
     is_size = name.endswith(".Scalar") and isinstance(bound.get("other"), Expr)
     return tensor if is_size and tensor in table else name
+
+
+def draws(target: OpOverload, arguments: Mapping[str, Any]) -> bool:
+    """Whether a call of ``target`` with ``arguments``, by schema name, advances torch's generator."""
+    if not is_random(target):
+        return False
+    given = {a.name: arguments.get(a.name, a.default_value) for a in target._schema.arguments}
+    if any(given.get(name, True) is False for name in _TRAINING):
+        return False
+    return all(given.get(name, 1) != 0 for name in _PROBABILITIES)
 
 
 def _is_number(value: Any) -> bool:
@@ -128,9 +143,11 @@ def opaque(target: OpOverload) -> OpDef:
     params = tuple(
         _param(argument) for argument in target._schema.arguments if argument.name not in PLACEMENT
     )
-    traits = Trait.NONE if target._schema.is_mutable else Trait.PURE
-    if torch.Tag.nondeterministic_seeded in target.tags:
-        traits = Trait.RANDOM
+    traits = Trait.RANDOM if is_random(target) else Trait.PURE
+    if target._schema.is_mutable:
+        traits = Trait.NONE
+    if Trait.RANDOM in traits:
+        params = (*params, AttrSpec(MEMORY_ORDER, None))
     return OpDef(overload_name(target), params, _no_rule, traits, opaque=True)
 
 
@@ -149,6 +166,7 @@ def _param(argument: Any) -> Operand | AttrSpec:
     if text in arities:
         return Operand(argument.name, arities[text])
     if argument.has_default_value():
-        default = argument.default_value
+        # A schema has dtypes as torch's numbers; capture writes out the one that is meant.
+        default = None if argument.name == "dtype" else argument.default_value
         return AttrSpec(argument.name, tuple(default) if isinstance(default, list) else default)
     return AttrSpec(argument.name)

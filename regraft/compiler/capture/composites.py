@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 
 from regraft.compiler.capture.arguments import overload_name
 from regraft.ir import OpTable
+from regraft.runtime import is_random
 
 #: What torch would take apart into less that can be said about: questions about sizes, packed
 #: sequences and complex numbers, which are refused by the name that the user wrote.
@@ -37,6 +38,8 @@ _WHOLE = (
 def functional(program: ExportedProgram, table: OpTable) -> ExportedProgram:
     """``program`` in functional form: its mutations resolved, ops outside ``table`` taken apart.
 
+    Random ops stay whole, since what torch makes of them draws other numbers.
+
     An op of the table stays as it is; so does one that torch has no decomposition for.
     """
     return program.run_decompositions(_decompositions(table) if _has_others(program, table) else {})
@@ -53,7 +56,7 @@ def _decompositions(table: OpTable) -> dict[Any, Callable[..., Any]]:
     return {
         op: rule
         for op, rule in default_decompositions().items()
-        if isinstance(op, OpOverload) and _may_go(overload_name(op), table)
+        if isinstance(op, OpOverload) and _may_go(overload_name(op), table) and not is_random(op)
     }
 
 

@@ -26,6 +26,14 @@ import torch
 from torch.export import ExportedProgram
 
 from regraft.compiler.capture.composites import functional
+from regraft.compiler.capture.effects import (
+    WriteWatch,
+    assignments,
+    check_assignments,
+    check_draws,
+    check_effects,
+    drop_unused_aliases,
+)
 from regraft.compiler.capture.example import (
     CallForm,
     by_parameter,
@@ -130,18 +138,35 @@ def _export(
 ) -> ExportedProgram:
     """The functional program."""
     args, kwargs = split(arguments, n_args)
+
+    def export() -> ExportedProgram:
+        dynamic = torch_shapes(shapes, arguments) if shapes else None
+        return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+
     # torch's tracers are process-wide: a second one in another thread fails.
     with _EXPORTING, _quiet_export(module), torch.no_grad(), _unchanged(module):
         with phases.phase("export"), _pointing_at_user_code(module):
-            program = torch.export.export(
-                module,
-                args,
-                kwargs,
-                dynamic_shapes=torch_shapes(shapes, arguments) if shapes else None,
-                strict=False,
-            )
+            try:
+                with assignments(module) as assigned:
+                    program = export()
+            except Exception as error:
+                if line_of_error(error) is None:  # found out after the trace
+                    with WriteWatch():
+                        export()
+                raise
         with phases.phase("decompositions"), _pointing_at_user_code(module):
-            return functional(program, table)
+            drop_unused_aliases(program)
+            found = _functional(program, table)
+            check_assignments(assigned, module, found)
+            return found
+
+
+def _functional(program: ExportedProgram, table: OpTable) -> ExportedProgram:
+    """The program with its writes turned into results."""
+    check_effects(program)
+    found = functional(program, table)
+    check_draws(program, found)
+    return found
 
 
 def _check_example(signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -177,7 +202,7 @@ def _unchanged(module: torch.nn.Module) -> Generator[None]:
 
 def _import_exported(program: ExportedProgram, table: OpTable, phases: Phases) -> Captured:
     with _EXPORTING, _quiet_export(None), phases.phase("decompositions"):
-        program = functional(program, table)
+        program = _functional(program, table)
     entry = program.module_call_graph[0].signature
     names = tuple(entry.forward_arg_names or ()) if entry is not None else ()
     example = program.example_inputs

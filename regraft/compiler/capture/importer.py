@@ -18,14 +18,21 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from regraft.compiler.capture.arguments import call_arguments, definition_for, opaque, overload_name
+from regraft.compiler.capture.arguments import (
+    call_arguments,
+    definition_for,
+    opaque,
+    overload_name,
+)
 from regraft.compiler.capture.example import CallForm
+from regraft.compiler.capture.layout import memory_order
 from regraft.compiler.capture.models import place
 from regraft.compiler.capture.promotion import promoted
+from regraft.compiler.capture.results import results_of
 from regraft.compiler.capture.selection import check_sizes, longest_result, picked, picking_mask
 from regraft.compiler.capture.signature import make_signature
 from regraft.compiler.capture.sizes import Sizes
@@ -48,6 +55,7 @@ from regraft.ir import (
     dims,
     refines,
 )
+from regraft.runtime import MEMORY_ORDER
 
 #: Nodes that say something about sizes only; dims carry it already.
 _SIZE_OPS = ("aten.sym_size.int", "aten.sym_numel", "aten.sym_stride.int", "aten.sym_storage_offset")
@@ -67,20 +75,9 @@ def import_program(
     ``relaxed`` names the symbols that may be 1 although torch.export assumed more.
 
     Raises:
-        CaptureError: the program mutates an argument or a buffer, or returns what is not a tensor.
+        CaptureError: the program holds an op that no graph of ours can, or returns what is not a tensor.
     """
-    _refuse_mutation(program)
     return _Importer(program, table, relaxed).run(arguments, form)
-
-
-def _refuse_mutation(program: ExportedProgram) -> None:
-    for spec in program.graph_signature.output_specs:
-        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
-            what = "buffer" if spec.kind is OutputKind.BUFFER_MUTATION else "argument"
-            raise CaptureError(
-                f"the model writes to its {what} '{spec.target}'",
-                hint="return the new value instead of writing it in place",
-            )
 
 
 class _Importer:
@@ -90,7 +87,9 @@ class _Importer:
         self.program = program
         self.table = table
         self.sizes = Sizes(program, relaxed)
+        self.results = results_of(program)
         self.region = Region()
+        self.state: list[Leaf] = []
         self.values: dict[str, Value | tuple[Value, ...]] = {}
         self.pending: dict[str, Leaf] = {}
         self.leaves: dict[Any, Leaf] = {}
@@ -101,13 +100,18 @@ class _Importer:
         for node in self.program.graph.nodes:
             if node.op == "call_function":
                 self._add_call(node)
-        self._add_results()
+        aliases = self._add_results()
         symbols, specs = self.sizes.input_symbols([a.type for a in self.region.args])
-        signature = make_signature(self.program, self.region.args, specs, symbols, arguments, form)
-        return Module({"forward": Function("forward", self.region, symbols, signature=signature)})
+        signature = make_signature(
+            self.program, self.region.args, specs, symbols, arguments, form, self.results
+        )
+        state = tuple(self.state)
+        return Module({"forward": Function("forward", self.region, symbols, aliases, signature, state)})
 
     def _add_inputs(self) -> None:
+        """The arguments, then the state; constants wait for their first use."""
         nodes = {n.name: n for n in self.program.graph.nodes if n.op == "placeholder"}
+        state: dict[str, Leaf] = {}
         for spec in self.program.graph_signature.input_specs:
             if spec.kind is InputKind.USER_INPUT:
                 if isinstance(spec.arg, TensorArgument):
@@ -121,14 +125,26 @@ class _Importer:
                         hint="pass it as a tensor, or leave it out of dynamic_shapes to fix its value",
                     )
             elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-                self.pending[spec.arg.name] = self._leaf(str(spec.target))
+                leaf = self._leaf(str(spec.target))
+                if spec.target in self.results.state:
+                    # The model's own object: a call notices what becomes of its shape.
+                    leaf.storage = self._stored(str(spec.target))
+                    state[spec.arg.name] = leaf
+                else:
+                    self.pending[spec.arg.name] = leaf
             else:
                 raise CaptureError(f"the model's input '{spec.arg.name}' is a {spec.kind.name.lower()}")
+        for name, leaf in state.items():
+            self.state.append(leaf)
+            self.values[name] = self.region.add_arg(leaf.type, leaf.name)
 
-    def _leaf(self, target: str) -> Leaf:
+    def _stored(self, target: str) -> torch.Tensor:
         stored = self.program.state_dict.get(target, self.program.constants.get(target))
         assert isinstance(stored, torch.Tensor), f"{target} is not in the program"
-        tensor = stored.detach()
+        return stored
+
+    def _leaf(self, target: str) -> Leaf:
+        tensor = self._stored(target).detach()
         # An empty tensor has no storage to be shared, and its pointer says nothing.
         identity = place(tensor) if tensor.numel() else target
         leaf = self.leaves.setdefault(identity, Leaf(target, self.sizes.tensor_type(tensor), tensor))
@@ -210,6 +226,9 @@ class _Importer:
             return
         definition, bound = definition_for(target, arguments, self.table, builder)
         _refuse_effects(definition, node)
+        if definition.opaque and Trait.RANDOM in definition.traits:
+            self._add_draw(node, definition, bound, builder)
+            return
         bound = promoted(definition, bound, result_types, builder)
         op = _typed(definition, bound, result_types, builder.loc, symbols)
         if op is None:
@@ -249,20 +268,26 @@ class _Importer:
         found.type = types[0]
         return found
 
-    def _add_results(self) -> None:
+    def _add_draw(self, node: Node, definition: OpDef, arguments: dict[str, Any], builder: Builder) -> None:
+        """An op that draws random numbers, with what its numbers depend on besides the operands' values."""
+        captured = [each.meta.get("val") for each in node.all_input_nodes]
+        operands = [tensor for tensor in captured if isinstance(tensor, torch.Tensor)]
+        arguments[MEMORY_ORDER] = memory_order(definition.name, operands)
+        types = [self.sizes.tensor_type(v) for v in _results(node)]
+        if not operands and "dtype" in {spec.name for spec in definition.attrs}:
+            arguments["dtype"] = types[0].dtype  # left out it is torch's default, which may change
+        op = builder.insert(Op.create(definition, (), arguments, result_types=types, loc=builder.loc))
+        many = isinstance(node.meta["val"], (tuple, list))
+        self.values[node.name] = op.results if many else op.results[0]
+
+    def _add_results(self) -> dict[int, int]:
+        """End the region; the arguments that results are written back to, by the results' indices."""
         nodes = {n.name: n for n in self.program.graph.nodes}
-        results: list[Value] = []
-        for spec in self.program.graph_signature.output_specs:
-            if isinstance(spec.arg, ConstantArgument):
-                continue
-            if not isinstance(spec.arg, TensorArgument):
-                raise CaptureError(
-                    f"the model returns '{spec.arg.name}', a size",
-                    location=str(location_of(nodes[spec.arg.name])),
-                    hint="return tensors; a caller can read a size from a tensor's shape",
-                )
-            results.append(self._value(nodes[spec.arg.name]))
+        results = [self._value(nodes[name]) for name in self.results.names]
         Builder(self.table, self.region).create("cf.yield", (results,))
+        targets = [self.values[name] for name in self.results.written]
+        first = len(self.results.computed)
+        return {first + i: target.index for i, target in enumerate(targets) if isinstance(target, Value)}
 
 
 def _typed(
@@ -295,14 +320,7 @@ def _typed(
 
 
 def _refuse_effects(definition: OpDef, node: Node) -> None:
-    if Trait.RANDOM in definition.traits:
-        raise CaptureError(
-            f"{definition.name} may draw random numbers, which a compiled model cannot yet do in "
-            "eager's order",
-            location=str(location_of(node)),
-            hint="pass the random values as an argument",
-        )
-    if definition.opaque and Trait.PURE not in definition.traits:
+    if definition.opaque and not definition.traits & (Trait.PURE | Trait.RANDOM):
         raise CaptureError(
             f"{definition.name} writes to its arguments",
             location=str(location_of(node)),

@@ -16,6 +16,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgu
 
 from regraft.compiler.capture.example import CallForm
 from regraft.compiler.capture.guards import guard_specs, leaf_sources
+from regraft.compiler.capture.results import Results
 from regraft.ir import Symbol, TensorType, Value
 from regraft.runtime import ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec, autocast_dtype
 
@@ -29,6 +30,7 @@ def make_signature(
     symbols: Sequence[Symbol],
     arguments: Mapping[str, Any],
     form: CallForm,
+    results: Results,
 ) -> Signature:
     """How ``program``, whose flat tensor inputs are ``inputs``, is called."""
     leaves = all_leaves = _input_leaves(program, inputs)
@@ -48,10 +50,11 @@ def make_signature(
         positional=tuple(form.positional),
         defaults={n: v for n, v in form.defaults.items() if _stands_for(v, by_name.get(n))},
         symbols=tuple(specs),
-        outputs=_outputs(program),
+        outputs=results.outputs,
         out_structure=program.call_spec.out_spec,
         guards=guard_specs(program._guards_code, sources, symbols),
         autocast=autocast_dtype(devices[0] if devices else "cpu"),
+        returned=_positions(program, results.returned),
     )
 
 
@@ -95,13 +98,8 @@ def _named(name: str, leaves: Sequence[Leaf]) -> tuple[Leaf, ...]:
     )
 
 
-def _outputs(program: ExportedProgram) -> tuple[int | ValueSpec, ...]:
-    outputs: list[int | ValueSpec] = []
-    count = 0
-    for spec in program.graph_signature.output_specs:
-        if isinstance(spec.arg, ConstantArgument):
-            outputs.append(ValueSpec("result", spec.arg.value))
-        else:
-            outputs.append(count)
-            count += 1
-    return tuple(outputs)
+def _positions(program: ExportedProgram, names: Sequence[str]) -> tuple[int, ...]:
+    """The places of input nodes among the flat tensor arguments."""
+    specs = [s for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
+    tensors = [s.arg.name for s in specs if isinstance(s.arg, TensorArgument)]
+    return tuple(tensors.index(name) for name in names)

@@ -17,11 +17,12 @@ from torch.utils import _pytree as pytree
 from regraft.backends import LowerOptions, backend
 from regraft.compiler.capture.example import dynamic_axes, split
 from regraft.compiler.materialise import Store
+from regraft.compiler.trial import run_compiled, run_eager, to_double
 from regraft.errors import NumericsMismatch, RegraftError
 from regraft.ir import Module, OpTable, PassContext, run_stage
 from regraft.numerics import assert_close
 from regraft.rewrites import default_passes
-from regraft.runtime import Signature, compile_dim
+from regraft.runtime import CompiledModel, Effects, Plan, Signature, Step, compile_dim
 
 #: torch.export's lower bound for a size that nobody bounded.
 UNBOUNDED = 2
@@ -92,14 +93,23 @@ def _compare(
     small = {name: pytree.tree_map(cut, value) for name, value in arguments.items()}
     args, kwargs = split(small, n_args)
     try:
-        tensors = signature.flatten(args, kwargs)
-        executable = backend("eager").lower(module.main, Store(module), LowerOptions())
-        actual = executable.run(tensors, signature.sizes(tensors))
-        with torch.no_grad():
-            expected = [v for v in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(v, torch.Tensor)]
-        assert_close(actual, [v.double() if v.is_floating_point() else v for v in expected])
+        actual = run_compiled(_in_torch(module), args, kwargs)
+        expected = run_eager(model, args, kwargs, [leaf.name for leaf in module.main.state])
+        assert_close(actual, tuple([to_double(tensor) for tensor in part] for part in expected))
     except NumericsMismatch:
         return "differs"
     except (RegraftError, RuntimeError, ValueError, IndexError, TypeError, AssertionError):
         return "raises"
     return "agrees"
+
+
+def _in_torch(module: Module) -> CompiledModel:
+    """The module as a model that torch runs."""
+    function, store = module.main, Store(module)
+    signature: Signature = function.signature
+    inputs, results = len(function.args), len(function.results)
+    outputs = tuple(range(inputs, inputs + results))
+    step = Step(backend("eager").lower(function, store, LowerOptions()), tuple(range(inputs)), outputs)
+    plan = Plan(inputs, inputs + results, (step,), outputs[: results - len(signature.returned)])
+    state = {leaf.name: store.tensor(leaf) for leaf in function.state}
+    return CompiledModel(signature, plan, None, "", effects=Effects.of(signature, function.aliases, state))

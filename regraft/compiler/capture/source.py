@@ -49,7 +49,15 @@ def line_in(stack_trace: str) -> tuple[str, int]:
 
 def line_of_error(error: BaseException) -> tuple[str, int] | None:
     """File and line of the innermost frame of ``error`` that is the user's."""
-    frames = traceback.extract_tb(error.__traceback__)
+    return _innermost(traceback.extract_tb(error.__traceback__))
+
+
+def running_line() -> tuple[str, int] | None:
+    """File and line of the innermost frame that is running and is the user's."""
+    return _innermost(traceback.extract_stack())
+
+
+def _innermost(frames: traceback.StackSummary) -> tuple[str, int] | None:
     own = [(f.filename, f.lineno or 0) for f in frames if is_users(f.filename)]
     return own[-1] if own else None
 

@@ -22,6 +22,7 @@ from regraft.ir.ops import (
     selection,
     structured,
     views,
+    write,
 )
 from regraft.ir.ops.alternatives import chosen_form, settled_form
 from regraft.ir.ops.rules import PLACEMENT, define
@@ -47,6 +48,7 @@ OPS = OpTable(
         *control.OPS,
         *alternatives.OPS,
         *structured.OPS,
+        *write.OPS,
     ]
 )
 

@@ -23,7 +23,7 @@ from regraft.backends.ort.lower import (
     views,
     windows,
 )
-from regraft.ir import DType, Op, TensorType
+from regraft.ir import DType, Op, TensorType, Trait
 
 _FAMILIES = (
     elementwise,
@@ -81,6 +81,8 @@ def can_write(op: Op) -> str | None:
                 return f"{inner.name} in its region: {reason}"
     if op.name in STRUCTURAL:
         return None
+    if op.has(Trait.RANDOM):
+        return "it draws from torch's generator, and ONNX Runtime has its own"
     lowering = lowering_of(op)
     if op.name in LOWERINGS and op.definition.opaque:
         return "the op table does not cover this use of it"

@@ -1,0 +1,106 @@
+"""Runs that leave no trace: the model, its arguments and torch's generator are as before afterwards."""
+
+# A module's tables of tensors have no public name.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from regraft.runtime import CompiledModel
+
+#: The results of a run, and the new values of the state and of the arguments.
+Run = tuple[list[Tensor], list[Tensor]]
+
+
+@contextmanager
+def same_draws() -> Generator[None]:
+    """Random numbers from one seed; the generator goes on afterwards from where it was."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(0)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def run_eager(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], state: Sequence[str]) -> Run:
+    """The tensors that ``model`` returns, and the new values of its tensors ``state`` and of its arguments.
+
+    ``model`` is a module or a function. Of its tensors only those named by ``state`` are copied.
+    """
+    own_args, own_kwargs = copied((tuple(args), dict(kwargs)))
+    with torch.no_grad(), same_draws(), _apart(model, state) as values:
+        result = model(*own_args, **own_kwargs)
+    return tensors_of(result), [*(values[name] for name in state), *tensors_of((own_args, own_kwargs))]
+
+
+@contextmanager
+def _apart(model: Any, state: Sequence[str]) -> Generator[dict[str, Tensor]]:
+    """Give ``model`` copies of its tensors ``state`` for the block; then the dict holds their values."""
+    own = {name: _place(model, name) for name in state}
+    originals = {name: table[key] for name, (table, key) in own.items()}
+    values: dict[str, Tensor] = {}
+    for name, (table, key) in own.items():
+        table[key] = copy.deepcopy(originals[name])
+    try:
+        yield values
+        values |= {name: table[key].detach() for name, (table, key) in own.items()}
+    finally:
+        for name, (table, key) in own.items():
+            table[key] = originals[name]
+
+
+def _place(model: torch.nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """The table of a module in which the parameter or buffer ``name`` stands, and its key there."""
+    path, _, key = name.rpartition(".")
+    owner = model.get_submodule(path)
+    return next(table for table in (owner._buffers, owner._parameters) if key in table), key
+
+
+def run_double(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], state: Sequence[str]
+) -> Run:
+    """``run_eager`` in fp64, on a copy of the model."""
+    double = copy.deepcopy(model).double()
+    args, kwargs = pytree.tree_map(to_double, (tuple(args), dict(kwargs)))
+    return run_eager(double, args, kwargs, state)
+
+
+def run_compiled(compiled: CompiledModel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Run:
+    """The same of a compiled model: its results, and the new values of its state and of its arguments."""
+    args, kwargs = copied((tuple(args), dict(kwargs)))
+    signature, effects = compiled.signature, compiled.effects
+    tensors = signature.flatten(args, kwargs)
+    with torch.no_grad(), same_draws():
+        if effects is None:
+            result = signature.unflatten(compiled.plan.run(tensors, signature.sizes(tensors)))
+            return tensors_of(result), tensors_of((args, kwargs))
+        effects = effects.apart()
+        result = signature.unflatten(effects.run(compiled.plan, tensors, signature.sizes(tensors)))
+    return tensors_of(result), [*effects.state, *tensors_of((args, kwargs))]
+
+
+def copied(value: Any) -> Any:
+    """``value`` with its tensors copied, each once."""
+    made: dict[int, Tensor] = {}
+
+    def copy_of(leaf: Any) -> Any:
+        return made.setdefault(id(leaf), leaf.detach().clone()) if isinstance(leaf, Tensor) else leaf
+
+    return pytree.tree_map(copy_of, value)
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def to_double(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
