@@ -11,6 +11,7 @@ from regraft.compiler.materialise import Store
 from regraft.compiler.partition import assign
 from regraft.compiler.pipeline import Compilation
 from regraft.compiler.report import Report
+from regraft.ir import Function, unique_name
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,10 @@ class ExportReport:
         path: the file.
         opset: version of the default domain.
         operators: ``domain::op`` -> nodes (the default domain has no prefix).
-        inputs, outputs: names in the order of the flat arguments and results.
+        inputs, outputs: names in the order of the flat arguments and results. The model's state follows the
+            arguments, under the names of its buffers.
+        writes: output -> the input that it is the new value of: feed it back there at the next run. Called
+            ``<input>_out``, these outputs follow the results.
         bytes: size of the file and of the weights beside it.
         compile: the report of the rewrites.
     """
@@ -31,6 +35,7 @@ class ExportReport:
     operators: dict[str, int]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    writes: dict[str, str]
     bytes: int
     compile: Report
 
@@ -42,6 +47,7 @@ class ExportReport:
             "operators": dict(self.operators),
             "inputs": list(self.inputs),
             "outputs": list(self.outputs),
+            "writes": dict(self.writes),
             "bytes": self.bytes,
             "compile": self.compile.to_dict(),
         }
@@ -73,7 +79,7 @@ def write_onnx(
     exporter = backend("ort")
     assert isinstance(exporter, FileExporter), "the ort back end writes files"
     assign(function, (_Writer(exporter),), None, compilation.options.table)
-    names = output_names(function.signature)
+    names = output_names(function)
     written = exporter.export_file(function, store, path, opset=opset, contrib=contrib, output_names=names)
     for domain in written.untried:
         compilation.report.notes.append(
@@ -85,16 +91,30 @@ def write_onnx(
         written.operators,
         written.inputs,
         written.outputs,
+        {written.outputs[result]: written.inputs[target] for result, target in function.aliases.items()},
         written.bytes,
         compilation.report,
     )
 
 
-def output_names(signature: Any) -> tuple[str, ...]:
-    """A name for each flat result: the key of the result's dict or output class, else ``output_N``."""
+def output_names(function: Function) -> tuple[str, ...]:
+    """A name for each flat result: the key of the result's dict or output class, else ``output_N``.
+
+    What is written back to an input is called ``<input>_out``.
+    """
+    signature = function.signature
+    computed = len(function.results) - len(function.aliases) - len(signature.returned)
     keys = _keys(signature.out_structure)
-    leaves = [key for key, out in zip(keys, signature.outputs, strict=True) if isinstance(out, int)]
-    return tuple(key or f"output_{i}" for i, key in enumerate(leaves))
+    leaves = [(key, out) for key, out in zip(keys, signature.outputs, strict=True) if isinstance(out, int)]
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+    for position, (key, out) in enumerate(leaves):
+        # Arguments that are returned come after what is written back.
+        result = out if out < computed else out + len(function.aliases)
+        names[result] = unique_name(key or f"output_{position}", taken)
+    for result, target in function.aliases.items():
+        names[result] = unique_name(f"{function.args[target].hint}_out", taken)
+    return tuple(names[result] for result in range(len(function.results)))
 
 
 def _keys(structure: Any) -> list[str]:
