@@ -95,6 +95,30 @@ def test_a_weight_of_a_model_with_state(counting: Counting) -> None:
     assert counting.calls == 1
 
 
+class Adapted(nn.Module):
+    """A weight with a low-rank addition, merged into one recipe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.a = nn.Parameter(torch.ones(8, 8)), nn.Parameter(torch.ones(2, 8))
+        self.b = nn.Parameter(torch.zeros(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight + self.b @ self.a)
+
+
+def test_refresh_of_merged_weights() -> None:
+    model = randomise(Adapted().eval())
+    compiled = regraft.compile(model, (rows(),), verify=True)
+    assert "recipe" in compiled.ir
+    with torch.no_grad():
+        model.b.add_(1)
+    with pytest.raises(RegraftError, match="changed in place after the compile"):
+        compiled(rows())
+    compiled.refresh(model)
+    same(compiled(rows()), model(rows()))
+
+
 def test_refresh_takes_the_state_of_another_model(counting: Counting) -> None:
     compiled = regraft.compile(counting, (rows(),), fallback="eager")
     other = randomise(Counting().eval(), seed=1)
