@@ -132,7 +132,9 @@ class Compilation:
         def told(name: str) -> None:
             self.phases.step("rewrites", f"compared {name}", 0.0)
 
-        return EachApplication(self.module.main, self.inputs, sizes, self.options.table, told)
+        function = self.module.main
+        inputs = [*self.inputs, *(leaf.storage for leaf in function.state)]
+        return EachApplication(function, inputs, sizes, self.options.table, told)
 
     def _count(self, when: str) -> None:
         ops = list(_executed(self.module.main.body, self.sizes))

@@ -213,3 +213,30 @@ def test_transformers_pass(name: str) -> None:
         family.make(), kwargs=family.inputs(), dynamic_shapes=family.dynamic(), verify="each"
     )
     assert compiled.report.to_dict()["error"] < 1e-5
+
+
+class Counter(torch.nn.Module):
+    """Writes to its state and draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total: Tensor
+        self.register_buffer("total", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total.add_(x * 1.0)
+        return torch.tanh(3 * self.total) + torch.rand(4)
+
+
+def test_state_is_an_input_of_what_is_compared() -> None:
+    counter = Counter().eval()
+    compiled = regraft.compile(counter, (torch.randn(4),), verify="each")
+    assert compiled.report.rewrites["MulOne"].hits == 1
+    assert any("1 changes compared" in note for note in compiled.report.notes)
+    assert torch.equal(counter.total, torch.ones(4))
+
+
+def test_a_wrong_rewrite_of_what_reads_the_state_is_caught() -> None:
+    with pytest.raises(NumericsMismatch) as caught:
+        regraft.compile(Counter().eval(), (torch.randn(4),), rewrites=[WrongTanh], verify="each")
+    assert caught.value.suspect == "WrongTanh"
