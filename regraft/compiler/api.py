@@ -151,7 +151,7 @@ def lowered(compilation: Compilation, store: Store, model: Any = None) -> Compil
     report.memory["state"] = sum(leaf.storage.nbytes for leaf in function.state)
     weights = [store.tensor(leaf) for leaf in leaves]
     state = {leaf.name: store.tensor(leaf) for leaf in function.state}
-    effects = Effects.of(function.signature, function.aliases, state)
+    effects = Effects.of(function.signature, function.aliases, state, weights)
 
     def refreshed(model: Any) -> CompiledModel:
         source = model if isinstance(model, ExportedProgram) else as_module(model)

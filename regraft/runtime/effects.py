@@ -6,8 +6,9 @@ copied to the tensors they stand for, so a call that raises changes nothing.
 
 from __future__ import annotations
 
+import bisect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -41,26 +42,36 @@ class Effects:
         writes: plan result -> the plan input that it is written back to; these are the last results.
         returned: arguments that are written to and are results themselves, in the order of the results.
         state: the model's own tensors, inputs of the plan after the arguments.
+        weights: tensors that the plan reads as they were before a call: no argument may be written into them.
     """
 
     names: tuple[str, ...]
     writes: Mapping[int, int] = field(default_factory=dict[int, int])
     returned: tuple[int, ...] = ()
     state: tuple[Tensor, ...] = ()
+    weights: tuple[Tensor, ...] = ()
+    _fixed: list[tuple[int, int]] = field(init=False, repr=False, compare=False)
+    """Where the weights are, in order and joined where they touch."""
     _shapes: tuple[torch.Size, ...] = field(init=False, repr=False)
     _turn: AbstractContextManager[Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_fixed", _joined(_span(w) for w in self.weights if w.numel()))
         object.__setattr__(self, "_shapes", tuple(t.shape for t in self.state))
         object.__setattr__(self, "_turn", threading.Lock() if self.state else nullcontext())
 
     @staticmethod
-    def of(signature: Signature, writes: Mapping[int, int], state: Mapping[str, Tensor]) -> Effects | None:
+    def of(
+        signature: Signature,
+        writes: Mapping[int, int],
+        state: Mapping[str, Tensor],
+        weights: Sequence[Tensor] = (),
+    ) -> Effects | None:
         """The effects of a function that is called as ``signature`` says; None when it has none."""
         if not writes and not state and not signature.returned:
             return None
         names = (*(spec.name for spec in signature.tensors), *state)
-        return Effects(names, writes, signature.returned, tuple(state.values()))
+        return Effects(names, writes, signature.returned, tuple(state.values()), tuple(weights))
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -100,7 +111,18 @@ class Effects:
                 )
         for target in self.writes.values():
             _check_writable(inputs[target], self.names[target])
+            if target < len(inputs) - len(self.state):
+                self._check_weights(inputs[target], self.names[target])
         self._check_apart(inputs)
+
+    def _check_weights(self, tensor: Tensor, name: str) -> None:
+        """The argument, which is written to, does not lie where a weight is."""
+        start, end = _span(tensor)
+        index = bisect.bisect_left(self._fixed, (end, end))
+        if index and self._fixed[index - 1][1] > start < end:
+            raise ShapeError(
+                f"'{name}', which the model writes to, lies in the memory of a weight; pass a clone"
+            )
 
     def _check_apart(self, inputs: Sequence[Tensor]) -> None:
         """No input that is written to has memory in common with another; one sweep over the addresses."""
@@ -168,6 +190,17 @@ def _span(tensor: Tensor) -> tuple[int, int]:
         return start, start
     last = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
     return start, start + (last + 1) * tensor.element_size()
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The union of ``spans`` as spans apart from each other, in order."""
+    union: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if union and start <= union[-1][1]:
+            union[-1] = (union[-1][0], max(end, union[-1][1]))
+        else:
+            union.append((start, end))
+    return union
 
 
 def _numpy(tensor: Tensor) -> Any:

@@ -452,6 +452,31 @@ def test_an_argument_that_is_the_state(counting: Counting) -> None:
 # -- threads -----------------------------------------------------------------------------------
 
 
+def test_an_argument_that_lies_in_a_weight() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x.add_(self.weight[1])
+            return x * self.weight
+
+    model = Model().eval()
+    compiled = regraft.compile(model, (torch.ones(8),))
+    with pytest.raises(ShapeError, match="'x', which the model writes to, lies in the memory of a weight"):
+        compiled(model.weight.detach()[1])
+    assert torch.equal(model.weight, torch.ones(3, 8))
+    flat = torch.ones(5, 8)
+    model.weight = nn.Parameter(torch.from_numpy(flat.numpy()[1:4]))  # not a view of torch's
+    compiled.refresh(model)
+    for row in (0, 4):
+        same(compiled(flat[row]), 2 * torch.ones(3, 8))
+    for row in (1, 2, 3):
+        with pytest.raises(ShapeError, match="lies in the memory of a weight"):
+            compiled(flat[row])
+
+
 def test_threads_take_turns(counting: Counting) -> None:
     """Each call sees the state that another has left, whole."""
     compiled = regraft.compile(counting, (rows(),), fallback="eager")
