@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.sampling import commit_hash, is_sampled
 
@@ -22,6 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # How long an example takes to draw or to run says more of the machine's load than of a test.
+    settings.register_profile("regraft", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("regraft")
     if config.option.sample_seed is None:
         config.option.sample_seed = commit_hash(REPOSITORY)
 

@@ -181,6 +181,29 @@ def test_regions_that_are_not_entered_are_counted(text: str) -> None:
     assert (each.compared, each.skipped) == (0, 1)
 
 
+class Counting(torch.nn.Module):
+    """A model that writes to its own buffer, and reads it afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add_(x.sum(0))
+        return torch.tanh(x * 3) + self.seen
+
+
+@pytest.mark.parametrize("rewrites", [(), (WrongTanh,)])
+def test_state_has_its_value_of_the_example_and_keeps_it(rewrites: Any) -> None:
+    counting = Counting().eval()
+    if rewrites:
+        with pytest.raises(NumericsMismatch, match="WrongTanh"):
+            regraft.compile(counting, (rows(),), verify="each", rewrites=rewrites)
+    else:
+        regraft.compile(counting, (rows(),), verify="each")
+    assert torch.equal(counting.seen, torch.ones(8))
+
+
 def test_generator_and_inputs_are_left_alone() -> None:
     net, x = model(), rows()
     torch.manual_seed(7)

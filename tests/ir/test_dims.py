@@ -25,14 +25,14 @@ def both(tree: Tree, sizes: Sizes) -> tuple[dims.Dim, int]:
         raise
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(strategies.trees(), strategies.sizes())
 def test_evaluates_as_python(tree: Tree, sizes: Sizes) -> None:
     dim, value = both(tree, sizes)
     assert dims.substitute(dim, dict(sizes)) == value
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(strategies.trees(), strategies.sizes())
 def test_bounds_hold(tree: Tree, sizes: Sizes) -> None:
     dim, value = both(tree, sizes)
@@ -41,7 +41,7 @@ def test_bounds_hold(tree: Tree, sizes: Sizes) -> None:
     assert high is None or value <= high
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(strategies.trees(5), strategies.trees(5), strategies.sizes())
 def test_answers_are_never_wrong(a: Tree, b: Tree, sizes: Sizes) -> None:
     (left, x), (right, y) = both(a, sizes), both(b, sizes)
@@ -49,7 +49,7 @@ def test_answers_are_never_wrong(a: Tree, b: Tree, sizes: Sizes) -> None:
     assert dims.le(left, right) in (None, x <= y)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(strategies.trees(4), strategies.trees(4), strategies.trees(4))
 def test_normal_form(x: Tree, y: Tree, z: Tree) -> None:
     try:
@@ -74,7 +74,7 @@ def test_normal_form(x: Tree, y: Tree, z: Tree) -> None:
         assert str(left) == str(right)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(strategies.trees())
 def test_text_round_trip(tree: Tree) -> None:
     try:
@@ -85,7 +85,7 @@ def test_text_round_trip(tree: Tree) -> None:
     assert parse_dim(str(dim), BY_NAME) == dim
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(strategies.trees(5), strategies.sizes())
 def test_sympy_agrees(tree: Tree, sizes: Sizes) -> None:
     dim, value = both(tree, sizes)
@@ -93,7 +93,7 @@ def test_sympy_agrees(tree: Tree, sizes: Sizes) -> None:
     assert expression.subs({sympy.Symbol(s.name, integer=True): n for s, n in sizes.items()}) == value
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(strategies.trees(4), strategies.sizes())
 def test_sympy_round_trip(tree: Tree, sizes: Sizes) -> None:
     dim, value = both(tree, sizes)
@@ -106,7 +106,7 @@ def test_sympy_round_trip(tree: Tree, sizes: Sizes) -> None:
     assert dims.substitute(again, dict(sizes)) == value
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(strategies.trees(3), strategies.trees(3), strategies.sizes())
 @example(("mod", SYMBOLS[2], 8), 0, {s: s.lo for s in SYMBOLS})
 def test_proofs_are_never_wrong(a: Tree, b: Tree, sizes: Sizes) -> None:

@@ -124,7 +124,7 @@ def test_names_of_leaves(name: str) -> None:
     assert values[0] is not values[1]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(strategies.attrs())
 def test_attributes(value: Any) -> None:
     holder = OpDef("my.holder", (AttrSpec("value", "default"),), lambda site: (), PURE)

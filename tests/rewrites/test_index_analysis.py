@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regraft.ir import OPS, Builder, DType, Function, Region, Symbol, Value, dims, print_region
@@ -35,7 +35,7 @@ def holds(fact: fold.Fact, actual: torch.Tensor, sizes: dict[Symbol, int]) -> bo
     return torch.equal(expected, actual)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(index_programs(), st.sampled_from([(1, 0), (1, 1), (2, 5), (3, 2), (4, 7)]))
 def test_facts_hold_of_random_programs(program: Function, lengths: tuple[int, int]) -> None:
     by_name = dict(zip((s.name for s in SYMBOLS), lengths, strict=True))

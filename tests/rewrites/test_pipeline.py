@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.export import Dim
 
@@ -112,7 +112,7 @@ def test_golden(name: str, static: bool, dtype: torch.dtype, check_golden) -> No
     check_golden(f"tests/rewrites/golden/{name}.ir", print_module(module, locations=False))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(index_programs(), st.sampled_from([(1, 0), (1, 1), (2, 5), (3, 2)]))
 def test_results_of_random_programs_stay(program: Function, lengths: tuple[int, int]) -> None:
     sizes = dict(zip((symbol.name for symbol in SYMBOLS), lengths, strict=True))
