@@ -73,7 +73,7 @@ class Options:
         _require(isinstance(exactness, Exactness), "exactness", exactness, "an Exactness")
         _require(verify in (True, False, "each"), "verify", verify, "True, False or 'each'")
         _require(
-            threads is None or (isinstance(threads, int) and threads > 0),
+            threads is None or (_is_int(threads) and threads > 0),
             "threads",
             threads,
             "a positive int",
@@ -82,7 +82,7 @@ class Options:
         _require(tune in (True, False), "tune", tune, "True or False")
         _require(budget is None or tune, "budget", budget, "None, since 'tune' is not set")
         _require(
-            memory_limit is None or (isinstance(memory_limit, int) and memory_limit >= 0),
+            memory_limit is None or (_is_int(memory_limit) and memory_limit >= 0),
             "memory_limit",
             memory_limit,
             "a number of bytes, or None",
@@ -104,6 +104,11 @@ class Options:
             parse_budget(_DEFAULT_BUDGET if budget is None else budget) if tune else None,
             memory_limit,
         )
+
+
+def _is_int(value: Any) -> bool:
+    """Whether ``value`` is a number: a bool is an int only to Python."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:

@@ -180,6 +180,8 @@ def test_fallback_runs_them_through_eager() -> None:
         ({"fallback": "maybe"}, ["fallback", "'maybe'", "'error' or 'eager'"]),
         ({"verify": "sometimes"}, ["verify", "'sometimes'"]),
         ({"threads": 0}, ["threads", "0"]),
+        ({"threads": True}, ["threads", "True"]),
+        ({"memory_limit": True}, ["memory_limit", "True"]),
         ({"rewrites": [object()]}, ["rewrites"]),
         ({"passes": [("nowhere", object())]}, ["passes", "'nowhere'", "canonicalize"]),
         ({"exactness": "exact"}, ["exactness"]),
