@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from regraft.compiler.trial import copied
 from regraft.runtime import CompiledModel, Profile, profile
 
 
@@ -64,7 +64,7 @@ def measure(
     stepwise: list[Profile] = []
     effects = None if compiled.effects is None else compiled.effects.apart()
     trial = CompiledModel(compiled.signature, compiled.plan, compiled.report, compiled.ir, effects=effects)
-    own_args, own_kwargs = pytree.tree_map(_copied, (tuple(args), dict(kwargs)))
+    own_args, own_kwargs = copied((tuple(args), dict(kwargs)))
     with torch.no_grad(), torch.random.fork_rng(devices=()):  # pyright: ignore[reportUnknownMemberType]
         tensors = compiled.signature.flatten(own_args, own_kwargs)
         sizes = compiled.signature.sizes(tensors)
@@ -82,7 +82,3 @@ def measure(
         for same in zip(*(p.steps for p in stepwise), strict=True)
     )
     return Measurement(calls, statistics.median(whole), steps, max(p.live_bytes for p in stepwise))
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf

@@ -91,7 +91,8 @@ def bench(
     Everybody runs in turns, in an order that is drawn anew for each round; a peer whose results are off by
     more than the numerics rule allows does not take part. ``patience`` is the seconds to spend on rounds that
     other processes disturbed. ``threads`` is for the peers: ``compiled`` has
-    its own, and torch's number belongs to the process.
+    its own, and torch's number belongs to the process. A model that writes to its state or to its arguments
+    goes on writing: give one that you do not need as it is.
 
     Raises:
         NumericsMismatch: the results of ``compiled`` are off.
