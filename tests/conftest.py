@@ -3,6 +3,7 @@
 An `-m` expression that names `conformance` takes over: `-m "conformance or not conformance"` is the full run.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # How long an example takes to draw or to run says more of the machine's load than of a test.
     settings.register_profile("regraft", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("regraft")
+    # Tests neither read the user's compile cache nor fill it; those of the cache name a folder.
+    os.environ["REGRAFT_CACHE_DIR"] = ""
     if config.option.sample_seed is None:
         config.option.sample_seed = commit_hash(REPOSITORY)
 

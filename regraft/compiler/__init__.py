@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from regraft.compiler import choose
+from regraft.compiler import cache, choose, options
 from regraft.compiler.api import capture, compile, export_onnx
 from regraft.compiler.bisect import BisectReport, bisect
 from regraft.compiler.capture import Captured, capture_model
@@ -14,13 +14,14 @@ from regraft.compiler.measure import Measurement
 from regraft.compiler.pipeline import run_named_passes, run_named_rewrites, run_passes
 from regraft.compiler.progress import PHASES, Observer, Progress
 from regraft.compiler.racing import BenchReport, bench
-from regraft.compiler.report import Report
+from regraft.compiler.report import CacheOutcome, Report
 from regraft.compiler.verify_each import EachApplication
 
 __all__ = [
     "PHASES",
     "BenchReport",
     "BisectReport",
+    "CacheOutcome",
     "Captured",
     "EachApplication",
     "Explanation",
@@ -31,6 +32,7 @@ __all__ = [
     "Report",
     "bench",
     "bisect",
+    "cache",
     "capture",
     "capture_model",
     "choose",
@@ -38,6 +40,7 @@ __all__ = [
     "explain",
     "export_onnx",
     "op_from_torch",
+    "options",
     "run_named_passes",
     "run_named_rewrites",
     "run_passes",

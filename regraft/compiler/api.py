@@ -11,7 +11,8 @@ import torch
 from torch.export import ExportedProgram
 
 from regraft.backends import Backend
-from regraft.compiler.capture import Captured, as_module, capture_model
+from regraft.compiler.cache import Session
+from regraft.compiler.capture import Captured, as_module, call_of, capture_model, holds_at_size_one, split
 from regraft.compiler.check import error_against_eager
 from regraft.compiler.export import ExportReport, write_onnx
 from regraft.compiler.extensions import Extensions
@@ -49,6 +50,7 @@ def compile(
     tune: bool = False,
     budget: str | float | None = None,
     memory_limit: int | None = None,
+    cache: bool | str | Path = True,
 ) -> CompiledModel:
     """Compile a model into one that is called the same way and returns the same values, faster.
 
@@ -80,6 +82,8 @@ def compile(
         budget: the most time to measure, such as ``"30s"`` (which is the default).
         memory_limit: bytes of constants that chosen forms may need beside those of the model; None
             allows as much again as the model's own.
+        cache: keep the rewritten graph, without weights, in the user's cache folder or in the one given.
+            It is taken from there when all that it depends on is as it was; see ``report.cache``.
 
     Raises:
         OptionError: an argument has a value it cannot have.
@@ -103,6 +107,7 @@ def compile(
         tune=tune,
         budget=budget,
         memory_limit=memory_limit,
+        cache=cache,
     )
     return _compiled(model, args, kwargs, dynamic_shapes, options)
 
@@ -113,10 +118,17 @@ def _compiled(
     start = time.perf_counter()
     resident = Resident()
     phases = Phases(options.progress)
-    captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
-    compilation = rewritten(captured, options, phases)
-    compiled = lowered(compilation, Store(compilation.module), model)
-    report = compilation.report
+    session = Session.begin(model, args, kwargs, dynamic_shapes, options, phases)
+    entry = None
+    found = _from_cache(session, model, args, kwargs, options, phases)
+    if found is not None:
+        compiled, captured = found
+    else:
+        captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
+        compilation = rewritten(captured, options, phases)
+        entry = session.describe(compilation.module, compilation.read, compilation.report)
+        compiled = lowered(compilation, Store(compilation.module), model)
+    report = compiled.report
     report.time["total"] = time.perf_counter() - start
     report.memory |= resident.growth()
     if options.verify:
@@ -125,18 +137,54 @@ def _compiled(
                 model, compiled, captured, reassociates=options.exactness != Exactness.EXACT
             )
             report.measure(compiled, captured.args, captured.kwargs)
+    session.store(entry)
+    report.cache = session.outcome
     return compiled
 
 
-def rewritten(captured: Captured, options: Options, phases: Phases, limit: Limit = WHOLE) -> Compilation:
-    """Rewrite a captured model, as far as ``limit`` says; its module changes in place."""
+def _from_cache(
+    session: Session,
+    model: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    options: Options,
+    phases: Phases,
+) -> tuple[CompiledModel, Captured] | None:
+    """The compiled model from the entry that fits; None when there is none, or when it does not hold here."""
+    if session.folder is None:
+        return None
+    call = call_of(model, args, kwargs)
     report = Report(notes=list(options.notes), time=phases.seconds)
+    with phases.phase("cache"):
+        module = session.find(call.form.defaults, options, report)
+    if module is None:
+        return None
+    captured = Captured(module, *split(call.arguments, call.n_args))
+    compilation = _compilation(captured, options, phases, report)
+    compilation.restored()
+    compiled = lowered(compilation, Store(module), model)
+    with phases.phase("cache"):
+        if not holds_at_size_one(compiled, call):
+            return session.miss("with these weights the graph differs from eager at sizes of 1")
+    session.hit()
+    return compiled, captured
+
+
+def _compilation(
+    captured: Captured, options: Options, phases: Phases, report: Report, limit: Limit = WHOLE
+) -> Compilation:
     function = captured.module.main
     signature: Signature = function.signature
     inputs = signature.flatten(captured.args, captured.kwargs) if captured.traced else None
     values: dict[str, int] = signature.sizes(inputs) if inputs is not None else {}
     sizes = {s: values[s.name] for s in function.symbols if s.name in values}
-    compilation = Compilation(captured.module, options, report, sizes, phases, inputs, limit)
+    return Compilation(captured.module, options, report, sizes, phases, inputs, limit)
+
+
+def rewritten(captured: Captured, options: Options, phases: Phases, limit: Limit = WHOLE) -> Compilation:
+    """Rewrite a captured model, as far as ``limit`` says; its module changes in place."""
+    report = Report(notes=list(options.notes), time=phases.seconds)
+    compilation = _compilation(captured, options, phases, report, limit)
     compilation.rewrite()
     return compilation
 

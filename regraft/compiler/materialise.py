@@ -49,8 +49,12 @@ class Store:
         self._results.clear()
 
 
-def _tensor_of(model: Any, name: str) -> Tensor:
-    """The parameter, buffer or plain attribute of that name."""
+def tensor_of(model: Any, name: str) -> Tensor:
+    """The parameter, buffer or plain attribute of that name.
+
+    Raises:
+        RegraftError: there is none.
+    """
     if isinstance(model, ExportedProgram):
         tensor = model.state_dict.get(name, model.constants.get(name))
     else:
@@ -74,7 +78,7 @@ def replacements(module: Module, model: Any) -> dict[Leaf, Tensor]:
     for constant in (*module.constants(), *state):
         if not isinstance(constant, Leaf) or constant.is_literal:
             continue
-        tensor = _tensor_of(model, constant.name)
+        tensor = tensor_of(model, constant.name)
         old = constant.storage
         if tensor.shape != old.shape or tensor.dtype != old.dtype:
             raise RegraftError(
@@ -82,7 +86,7 @@ def replacements(module: Module, model: Any) -> dict[Leaf, Tensor]:
                 f"{old.dtype} {list(old.shape)}. Compile again"
             )
         for name in constant.names:
-            if _tensor_of(model, name).data_ptr() != tensor.data_ptr():
+            if tensor_of(model, name).data_ptr() != tensor.data_ptr():
                 raise RegraftError(
                     f"'{constant.name}' and '{name}' were one tied weight and are two now. Compile again"
                 )

@@ -39,6 +39,7 @@ class Options:
     progress: Observer = unobserved
     budget: float | None = None
     memory_limit: int | None = None
+    cache: bool | Path = False
 
     def choosing(self, notes: list[str]) -> ChooseForms:
         """The pass that chooses forms; what it has to say goes to ``notes``."""
@@ -61,6 +62,7 @@ class Options:
         tune: Any = False,
         budget: Any = None,
         memory_limit: Any = None,
+        cache: Any = False,
     ) -> Options:
         """Options from a user's arguments.
 
@@ -103,12 +105,22 @@ class Options:
             progress or unobserved,
             parse_budget(_DEFAULT_BUDGET if budget is None else budget) if tune else None,
             memory_limit,
+            _cache(cache),
         )
 
 
 def _is_int(value: Any) -> bool:
     """Whether ``value`` is a number: a bool is an int only to Python."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _cache(value: Any) -> bool | Path:
+    if isinstance(value, bool):
+        return value
+    _require(isinstance(value, (str, Path)) and str(value) != "", "cache", value, "True, False or a folder")
+    path = Path(value)
+    _require(path.is_dir() or not path.exists(), "cache", value, "a folder")
+    return path
 
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from regraft.ir import (
     STAGES,
     Fuel,
     Function,
+    Leaf,
     Module,
     Op,
     Pass,
@@ -75,6 +76,7 @@ class Compilation:
     """One compile on its way: the module, the options and the report that grows with it.
 
     ``inputs`` are the flat tensors of the example arguments, ``sizes`` the symbols' values for them.
+    ``read`` are the leaves whose values a pass has looked at: the module holds for these values only.
     """
 
     module: Module
@@ -84,13 +86,22 @@ class Compilation:
     phases: Phases
     inputs: Sequence[Tensor] | None = None
     limit: Limit = WHOLE
+    read: list[Leaf] = field(default_factory=list[Leaf])
 
     def rewrite(self) -> None:
         """Run every stage over the module, which changes in place."""
         self.report.captured = dict(Counter(op.name for op in self.module.main.walk()))
         self._count("before")
+        leaves = [c for c in self.module.constants() if isinstance(c, Leaf)]
+        for leaf in leaves:
+            leaf.was_read = False
         with self.phases.phase("rewrites"):
             self._run_stages()
+        self.read = [leaf for leaf in leaves if leaf.was_read]
+        self._count("after")
+
+    def restored(self) -> None:
+        """Count what a module holds that was rewritten before."""
         self._count("after")
 
     def _run_stages(self) -> None:

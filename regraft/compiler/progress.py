@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 #: The phases of a compile in order. One that is not needed is left out.
-PHASES = ("export", "decompositions", "import", "rewrites", "partition", "lower", "verify")
+PHASES = ("cache", "export", "decompositions", "import", "rewrites", "partition", "lower", "verify")
 
 
 @dataclass(frozen=True)

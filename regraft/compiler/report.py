@@ -30,6 +30,24 @@ class Estimate:
     profile: Literal["measured", "default"]
 
 
+@dataclass(frozen=True)
+class CacheOutcome:
+    """What the cache had to do with a compile.
+
+    Fields:
+        status: ``hit``; ``miss``, and the result is stored; ``not cached``, since it cannot be; ``off``.
+        reason: for a miss what has changed, else why it is not cached.
+        path: the file of the entry, where there is one.
+    """
+
+    status: Literal["hit", "miss", "not cached", "off"]
+    reason: str = ""
+    path: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.reason}" if self.reason else self.status
+
+
 @dataclass
 class Report:
     """The report of one compile. What is not known is None or absent, and shown as unknown.
@@ -53,6 +71,8 @@ class Report:
         memory: bytes of ``constants``, the estimated peak of ``intermediates`` in one call, and by how
             much the compile made the process grow: ``growth`` at its end, ``peak_growth`` at most. None
             where the system does not tell.
+        cache: whether the graph came from the cache. On a hit, what is said of capture and passes is what
+            the compile that made the entry had found.
     """
 
     captured: dict[str, int] = field(default_factory=dict[str, int])
@@ -70,6 +90,7 @@ class Report:
     measured: Measurement | None = None
     error: float | None = None
     memory: dict[str, int | None] = field(default_factory=dict[str, "int | None"])
+    cache: CacheOutcome = CacheOutcome("off")
 
     def measure(
         self,
@@ -114,6 +135,7 @@ class Report:
             "measured": None if self.measured is None else self.measured.to_dict(),
             "error": self.error,
             "memory": dict(self.memory),
+            "cache": asdict(self.cache),
         }
 
     def __rich__(self) -> Any:

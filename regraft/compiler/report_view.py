@@ -53,6 +53,9 @@ def _facts(report: Content) -> Iterator[tuple[str, str]]:
         yield "bytes", _change(report["bytes"], "B")
     yield "call", f"{_measured(measured)}, estimated {_estimated(report['estimated'])}"
     yield "compile", _phases(report["time"])
+    cache = report.get("cache") or {"status": "off"}
+    if cache["status"] != "off":
+        yield "cache", f"{cache['status']}: {cache['reason']}" if cache["reason"] else cache["status"]
     error = report["error"]
     yield "error", "not verified" if error is None else f"{error:.2e} against eager in fp64"
     memory = report["memory"]

@@ -22,15 +22,27 @@ class Leaf(Constant):
 
     Identity is the object: tied weights are one leaf. ``storage`` is the tensor that holds the
     values (never read here); ``name`` is its qualified name in the model, ``names`` are all of them.
+    ``was_read`` says that somebody has asked for ``storage``: a result that depends on it holds for these
+    values only, which the compile cache must know.
     """
 
-    __slots__ = ("name", "names", "storage", "type")
+    __slots__ = ("_storage", "name", "names", "type", "was_read")
 
     def __init__(self, name: str, type: TensorType, storage: Any = None) -> None:
         self.name = name
         self.names: tuple[str, ...] = ()
         self.type = type
-        self.storage = storage
+        self.was_read = False
+        self._storage = storage
+
+    @property
+    def storage(self) -> Any:
+        self.was_read = True
+        return self._storage
+
+    @storage.setter
+    def storage(self, tensor: Any) -> None:
+        self._storage = tensor
 
     @property
     def is_literal(self) -> bool:

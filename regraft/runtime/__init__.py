@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from regraft.runtime.cpu import cpu_features
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from regraft.runtime.effects import Effects, overlap
-from regraft.runtime.executable import ArtefactReader, ArtefactWriter, Executable
+from regraft.runtime.executable import ArtefactReader, ArtefactWriter, Executable, NativeCode
+from regraft.runtime.files import read_file
 from regraft.runtime.lazy import lazy_names
 from regraft.runtime.model import CompiledModel, load
 from regraft.runtime.plan import Plan, Step
 from regraft.runtime.profile import Profile, StepTime, profile
 from regraft.runtime.random import MEMORY_ORDER, is_random
+from regraft.runtime.records import signature_from, signature_record
 from regraft.runtime.signature import (
     GuardSpec,
     ParamSpec,
@@ -31,6 +34,7 @@ __all__ = [
     "Effects",
     "Executable",
     "GuardSpec",
+    "NativeCode",
     "ParamSpec",
     "Plan",
     "Profile",
@@ -42,9 +46,13 @@ __all__ = [
     "ValueSpec",
     "autocast_dtype",
     "compile_dim",
+    "cpu_features",
     "is_random",
     "lazy_names",
     "load",
     "overlap",
     "profile",
+    "read_file",
+    "signature_from",
+    "signature_record",
 ]

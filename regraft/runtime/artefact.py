@@ -8,30 +8,34 @@ folder is read, and the folder appears under its name only when it is complete.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from importlib import import_module
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from regraft.errors import ArtefactError, RegraftError
 from regraft.runtime.added import Added
+from regraft.runtime.cpu import cpu_features
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.effects import Effects
-from regraft.runtime.executable import Executable
+from regraft.runtime.executable import Executable, NativeCode
+from regraft.runtime.files import read_file
 from regraft.runtime.plan import Plan, Step
-from regraft.runtime.signature import GuardSpec, ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
-from regraft.runtime.structures import dump_structure, load_structure
+from regraft.runtime.records import ints, signature_from, signature_record
+from regraft.runtime.signature import Signature, ValueSpec
+from regraft.runtime.weights import read_weights, without_repeats
 
 FORMAT = (1, 0)
 
@@ -46,7 +50,11 @@ NATIVE: frozenset[str] = frozenset()
 
 _MANIFEST = "manifest.json"
 _WEIGHTS = "weights.safetensors"
+_GRAPH = "graph.ir"
+_PARTIAL = ".partial"
+_STALE_SECONDS = 3600.0
 _MAX_MANIFEST = 64 << 20
+_MAX_FILE = 2 << 30
 
 #: What reading raises where a file has another form than ours; RuntimeError is also nesting too deep.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, NameError, RuntimeError, RegraftError)
@@ -75,7 +83,7 @@ class _FolderWriter:
         self.tensors[name] = tensor.detach().contiguous()
 
     def add_file(self, name: str, content: bytes) -> None:
-        (self.folder / _plain(name)).write_bytes(content)
+        _write_file(self.folder / _plain(name), content)
         self.hashes[name] = hashlib.sha256(content).hexdigest()
 
     def write_weights(self) -> None:
@@ -95,35 +103,39 @@ def _is_part(tensor: Tensor) -> bool:
 
 
 class _FolderReader:
-    """Reads an artefact's files after checking their hashes."""
+    """An artefact's files. Each is read once: what was hashed is what is used."""
 
     def __init__(self, folder: Path, hashes: Mapping[str, str], added: Added) -> None:
         self.folder = folder
-        self.hashes = hashes
         self.added = added
-        for name in (_WEIGHTS, *hashes):
+        self._files: dict[str, bytes] = {}
+        for required in (_WEIGHTS, _GRAPH):
+            if required not in hashes:
+                raise ArtefactError(f"the artefact lacks '{required}'", str(folder))
+        for name, expected in hashes.items():
             path = folder / _plain(name)
-            if name not in hashes or not path.is_file():
+            if not os.path.lexists(path):
                 raise ArtefactError(f"the artefact lacks '{name}'", str(folder))
-            if path.is_symlink():
-                raise ArtefactError(f"'{name}' is a link; an artefact holds its own files", str(path))
-            if _file_hash(path) != hashes[name]:
-                raise ArtefactError(f"'{name}' is damaged: its SHA-256 is not the manifest's", str(path))
-        try:
-            self._weights = safe_open(folder / _WEIGHTS, framework="pt")
-        except SafetensorError as error:
-            raise ArtefactError(f"the weights cannot be read: {error}", str(folder / _WEIGHTS)) from error
+            if name != _WEIGHTS:
+                self._files[name] = _checked(path, expected)
+        self._weights = read_weights(folder / _WEIGHTS, hashes[_WEIGHTS])
 
     def tensor(self, name: str) -> Tensor:
-        try:
-            return self._weights.get_tensor(name)
-        except SafetensorError as error:
-            raise ArtefactError(f"the artefact lacks the constant '{name}'", str(self.folder)) from error
+        if name not in self._weights:
+            raise ArtefactError(f"the artefact lacks the constant '{name}'", str(self.folder))
+        return self._weights[name]
 
     def file(self, name: str) -> bytes:
-        if name not in self.hashes:
+        if name not in self._files:
             raise ArtefactError(f"the artefact does not list '{name}'", str(self.folder))
-        return (self.folder / _plain(name)).read_bytes()
+        return self._files[name]
+
+
+def _checked(path: Path, expected: str) -> bytes:
+    content = read_file(path, _MAX_FILE)
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise ArtefactError(f"'{path.name}' is damaged: its SHA-256 is not the manifest's", str(path))
+    return content
 
     def library(self, domain: str) -> str:
         return self.added.library(domain)
@@ -138,6 +150,7 @@ def _plain(name: str) -> str:
 
 def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
+        os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -146,7 +159,8 @@ def save(contents: Contents, path: Path) -> None:
     if path.exists():
         raise ArtefactError("there is something at this path already", str(path))
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        _remove_partial(path)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent))
     except OSError as error:
         raise ArtefactError(f"cannot write here: {error.strerror}", str(path)) from error
     try:
@@ -159,17 +173,25 @@ def save(contents: Contents, path: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _remove_partial(path: Path) -> None:
+    """Remove what processes that were killed while saving to ``path`` have left, an hour ago or earlier."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_PARTIAL}"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat(follow_symlinks=False).st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+
 def _write(contents: Contents, folder: Path) -> None:
     writer = _FolderWriter(folder)
     steps = [_step_record(step, writer) for step in contents.plan.steps]
     effects = None if contents.effects is None else _effects_record(contents.effects, writer)
-    writer.add_file("graph.ir", contents.ir.encode())
+    writer.add_file(_GRAPH, contents.ir.encode())
     writer.write_weights()
     manifest = {
         "format": list(FORMAT),
-        "producer": "regraft",
+        "producer": f"regraft {_version()}",
         "files": writer.hashes,
-        "signature": _signature_record(contents.signature),
+        "signature": signature_record(contents.signature),
         "plan": {
             "inputs": contents.plan.inputs,
             "slots": contents.plan.slots,
@@ -179,7 +201,21 @@ def _write(contents: Contents, folder: Path) -> None:
         "effects": effects,
         "report": dict(contents.report),
     }
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+    _write_file(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _version() -> str:
+    try:
+        return metadata.version("regraft")
+    except metadata.PackageNotFoundError:
+        return "of an unknown version"
 
 
 def _effects_record(effects: Effects, writer: _FolderWriter) -> dict[str, Any]:
@@ -197,19 +233,28 @@ def _effects_record(effects: Effects, writer: _FolderWriter) -> dict[str, Any]:
 def _effects_from(record: Mapping[str, Any], signature: Signature, reader: _FolderReader) -> Effects | None:
     # A loaded state is written to: it must not be the file's own memory.
     state = {str(entry["name"]): reader.tensor(entry["tensor"]).clone() for entry in record["state"]}
-    pairs = [_ints(pair) for pair in record["writes"]]
+    pairs = [ints(pair) for pair in record["writes"]]
     writes = {pair[0]: pair[1] for pair in pairs}
     return Effects.of(signature, writes, state)
 
 
 def _step_record(step: Step, writer: _FolderWriter) -> dict[str, Any]:
     return {
-        "backend": step.executable.backend,
-        "record": step.executable.save(writer),
+        **_executable_record(step.executable, writer),
         "inputs": list(step.inputs),
         "outputs": list(step.outputs),
         "dead": list(step.dead),
     }
+
+
+def _executable_record(executable: Executable, writer: _FolderWriter) -> dict[str, Any]:
+    """The record of an executable; of native code with what it needs and its portable form."""
+    record = {"backend": executable.backend, "record": executable.save(writer)}
+    native = getattr(executable, "native", None)
+    if isinstance(native, NativeCode):
+        record["requires"] = sorted(native.features)
+        record["portable"] = _executable_record(native.portable, writer)
+    return record
 
 
 def read(folder: Path, *, allow_native: bool, added: Added | None = None) -> Contents:
@@ -217,13 +262,16 @@ def read(folder: Path, *, allow_native: bool, added: Added | None = None) -> Con
     manifest = _read_manifest(folder)
     try:
         reader = _FolderReader(folder, dict(manifest["files"]), added or Added())
-        plan = _plan_from(manifest["plan"], reader, allow_native)
-        signature = _signature_from(manifest["signature"])
+        loader = _Loader(reader, allow_native)
+        plan = _plan_from(manifest["plan"], loader)
+        signature = signature_from(manifest["signature"])
         record = manifest.get("effects")
         effects = None if record is None else _effects_from(record, signature, reader)
         _check_fit(signature, plan, effects)
-        ir = reader.file("graph.ir").decode()
-        return Contents(signature, plan, dict(manifest["report"]), ir, effects)
+        report = dict(manifest["report"])
+        if loader.notes:
+            report["notes"] = [*report.get("notes", []), *loader.notes]
+        return Contents(signature, plan, report, reader.file(_GRAPH).decode(), effects)
     except ArtefactError:
         raise
     except _MALFORMED as error:
@@ -252,7 +300,7 @@ def _check_fit(signature: Signature, plan: Plan, effects: Effects | None) -> Non
     for size in (size for tensor in tensors for size in tensor.shape):
         with contextlib.suppress(ZeroDivisionError):  # at other values it may well be a size
             compile_dim(size)(known)
-    results = _ints(output for output in signature.outputs if not isinstance(output, ValueSpec))
+    results = ints(output for output in signature.outputs if not isinstance(output, ValueSpec))
     _require(all(0 <= result < flat for result in results), "an output is of no result")
     _require(len(signature.outputs) == signature.out_structure.num_leaves, "the outputs do not fit")
     for param in signature.params:
@@ -290,54 +338,73 @@ def _require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _ints(values: Iterable[Any]) -> tuple[int, ...]:
-    """``values``, which must be whole numbers.
-
-    Raises:
-        TypeError: one is not.
-    """
-    found = tuple(values)
-    if any(type(value) is not int for value in found):
-        raise TypeError(f"{found} are not whole numbers")
-    return found
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / _MANIFEST
+    if not os.path.lexists(path):
+        raise ArtefactError(f"not an artefact: there is no '{_MANIFEST}'", str(folder))
+    content = read_file(path, _MAX_MANIFEST)
     try:
-        if path.stat().st_size > _MAX_MANIFEST:
-            raise ArtefactError("the manifest is too large", str(path))
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(content, object_pairs_hook=without_repeats)
         major, minor = manifest["format"]
-    except OSError as error:
-        raise ArtefactError(f"not an artefact: {error.strerror}", str(path)) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtefactError(f"the manifest is malformed: {error!r}", str(path)) from error
     if major != FORMAT[0]:
-        raise ArtefactError(f"format {major}.{minor} cannot be read; this is format {FORMAT[0]}.x", str(path))
+        newer = isinstance(major, int) and major > FORMAT[0]
+        raise ArtefactError(
+            f"format {major}.{minor} cannot be read; this is format {FORMAT[0]}.x. "
+            + ("Update regraft" if newer else "Compile and save the model again")
+            + f" (it was written by {str(manifest.get('producer'))[:80]})",
+            str(path),
+        )
     return manifest
 
 
-def _plan_from(record: Mapping[str, Any], reader: _FolderReader, allow_native: bool) -> Plan:
+def _plan_from(record: Mapping[str, Any], loader: _Loader) -> Plan:
     steps = tuple(
-        Step(
-            _executable(step["backend"], step["record"], reader, allow_native),
-            _ints(step["inputs"]),
-            _ints(step["outputs"]),
-            _ints(step["dead"]),
-        )
+        Step(loader.executable(step), ints(step["inputs"]), ints(step["outputs"]), ints(step["dead"]))
         for step in record["steps"]
     )
-    inputs, slots = _ints((record["inputs"], record["slots"]))
-    return Plan(inputs, slots, steps, _ints(record["results"]))
+    inputs, slots = ints((record["inputs"], record["slots"]))
+    return Plan(inputs, slots, steps, ints(record["results"]))
 
 
-def _executable(backend: str, record: Any, reader: _FolderReader, allow_native: bool) -> Executable:
-    if backend not in LOADERS:
-        return _loaded_by(reader.added.loader(backend), backend, record, reader)
-    if backend in NATIVE and not allow_native:
-        raise ArtefactError(f"it holds native code ('{backend}'); pass allow_native=True if you trust it")
-    return import_module(LOADERS[backend]).load(record, reader)
+@dataclass
+class _Loader:
+    """Rebuilds executables; ``notes`` say where a portable form takes the place of native code."""
+
+    reader: _FolderReader
+    allow_native: bool
+    notes: list[str] = field(default_factory=list[str])
+
+    def executable(self, step: Mapping[str, Any]) -> Executable:
+        """The executable of a record: native code where that is allowed and this CPU has what it needs.
+
+        Raises:
+            ArtefactError: it is not, and there is no portable form.
+        """
+        backend = step["backend"]
+        if backend not in LOADERS:
+            return _loaded_by(self.reader.added.loader(backend), backend, step["record"], self.reader)
+        reason = self._why_not_native(backend, step.get("requires", []))
+        if reason is None:
+            return import_module(LOADERS[backend]).load(step["record"], self.reader)
+        portable = step.get("portable")
+        if portable is None:
+            raise ArtefactError(f"{reason}. It has no portable form")
+        if portable["backend"] in NATIVE:
+            raise ArtefactError("the portable form of native code is native code")
+        self.notes.append(f"{reason}; its portable form runs on '{portable['backend']}'")
+        return self.executable(portable)
+
+    def _why_not_native(self, backend: str, requires: Sequence[Any]) -> str | None:
+        if backend not in NATIVE:
+            return None
+        if not self.allow_native:
+            return f"it holds native code ('{backend}'); pass allow_native=True if you trust it"
+        missing = sorted(set(requires) - cpu_features())
+        if not missing:
+            return None
+        return f"native code ('{backend}') needs {', '.join(missing)}, which this CPU lacks"
 
 
 def _loaded_by(
@@ -359,70 +426,3 @@ def _loaded_by(
             str(reader.folder),
         )
     return executable
-
-
-def _signature_record(signature: Signature) -> dict[str, Any]:
-    return {
-        "params": [
-            {
-                "name": param.name,
-                "leaves": [_leaf_record(leaf) for leaf in param.leaves],
-                "structure": None if param.structure is None else dump_structure(param.structure),
-            }
-            for param in signature.params
-        ],
-        "positional": list(signature.positional),
-        "defaults": {name: value for name, value in signature.defaults.items() if _is_json(value)},
-        "symbols": [dataclasses.asdict(symbol) for symbol in signature.symbols],
-        "outputs": [o if isinstance(o, int) else _leaf_record(o) for o in signature.outputs],
-        "out_structure": dump_structure(signature.out_structure),
-        "guards": [dataclasses.asdict(guard) for guard in signature.guards],
-        "autocast": signature.autocast,
-        "returned": list(signature.returned),
-    }
-
-
-def _is_json(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _leaf_record(leaf: TensorSpec | ValueSpec) -> dict[str, Any]:
-    if isinstance(leaf, ValueSpec) and not _is_json(leaf.value):
-        raise ArtefactError(f"the value of '{leaf.name}', {leaf.value!r}, cannot be saved")
-    return dataclasses.asdict(leaf)
-
-
-def _signature_from(record: Mapping[str, Any]) -> Signature:
-    params = tuple(
-        ParamSpec(
-            param["name"],
-            tuple(_leaf_from(leaf) for leaf in param["leaves"]),
-            None if param["structure"] is None else load_structure(param["structure"]),
-        )
-        for param in record["params"]
-    )
-    outputs = tuple(o if isinstance(o, int) else ValueSpec(o["name"], o["value"]) for o in record["outputs"])
-    return Signature(
-        params,
-        tuple(record["positional"]),
-        dict(record["defaults"]),
-        tuple(_symbol_from(symbol) for symbol in record["symbols"]),
-        outputs,
-        load_structure(record["out_structure"]),
-        tuple(GuardSpec(**guard) for guard in record["guards"]),
-        record.get("autocast"),
-        _ints(record.get("returned", ())),
-    )
-
-
-def _symbol_from(record: Mapping[str, Any]) -> SymbolSpec:
-    symbol = SymbolSpec(**record)
-    _ints((symbol.input, symbol.axis, symbol.lo, symbol.divisor, symbol.scale, symbol.offset))
-    _ints(() if symbol.hi is None else (symbol.hi,))
-    return symbol
-
-
-def _leaf_from(record: Mapping[str, Any]) -> TensorSpec | ValueSpec:
-    if "dtype" in record:
-        return TensorSpec(record["name"], record["dtype"], tuple(record["shape"]), record["device"])
-    return ValueSpec(record["name"], record["value"])

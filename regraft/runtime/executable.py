@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -33,8 +34,21 @@ class ArtefactReader(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class NativeCode:
+    """What an executable that is machine code says of itself, as its attribute ``native``.
+
+    Fields:
+        features: the CPU features it needs, named as ``cpu_features`` does.
+        portable: the same computation without machine code, for other CPUs and for who does not trust it.
+    """
+
+    features: frozenset[str]
+    portable: Executable
+
+
 class Executable(Protocol):
-    """A lowered piece of a model.
+    """A lowered piece of a model. One that is machine code has an attribute ``native: NativeCode``.
 
     ``run`` must be safe to call from several threads at once. Its results are fresh tensors: never
     arguments, constants or views of them, and part of no graph of gradients, whatever the grad mode.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
+import time
+import types
 from collections import defaultdict
 from collections.abc import Callable
 from enum import Enum
@@ -17,7 +20,7 @@ from torch import nn
 
 import regraft
 from regraft.errors import ArtefactError, RegraftError, ShapeError
-from regraft.runtime import CompiledModel
+from regraft.runtime import CompiledModel, NativeCode, Plan, Step, cpu_features
 
 
 class Model(nn.Module):
@@ -153,10 +156,11 @@ def refused(path: Path, expected: str = ".") -> None:
 
 
 def test_no_artefact(tmp_path: Path) -> None:
-    refused(tmp_path / "none", "not an artefact: No such file")
+    refused(tmp_path / "none", "not an artefact: there is no 'manifest.json'")
     refused(tmp_path, "not an artefact")
     (tmp_path / "manifest.json").mkdir()
-    refused(tmp_path, "not an artefact")
+    refused(tmp_path, "'manifest.json' is not a plain file")
+    refused(tmp_path / "manifest.json" / "deeper", "not an artefact")
 
 
 @pytest.mark.parametrize(
@@ -348,18 +352,184 @@ def test_names_that_leave_the_folder(saved: Path, name: str) -> None:
     refused(edited(saved, put("files", name, digest)), "is not a file name")
 
 
-def test_weights_that_are_not_safetensors(saved: Path) -> None:
-    for content in (b"", b"\xff" * 64, b'\x08\0\0\0\0\0\0\0{"a":1}'):
-        (saved / "weights.safetensors").write_bytes(content)
-        digest = hashlib.sha256(content).hexdigest()
-        refused(edited(saved, put("files", "weights.safetensors", digest)), "the weights cannot be read")
+def weights(saved: Path, content: bytes) -> Path:
+    """An artefact whose weights are ``content``, by the manifest's own word."""
+    (saved / "weights.safetensors").write_bytes(content)
+    return edited(saved, put("files", "weights.safetensors", hashlib.sha256(content).hexdigest()))
+
+
+def header(text: str, data: bytes = b"") -> bytes:
+    return len(text.encode()).to_bytes(8, "little") + text.encode() + data
+
+
+HUGE = 10**12
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 64,
+        b'\x08\0\0\0\0\0\0\0{"a":1}',
+        header("[]"),
+        header("[" * 100_000),
+        header('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'),
+        header('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(8)),
+        header('{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
+        header('{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', bytes(4)),
+        header('{"a":{"dtype":"F32","shape":[1.0],"data_offsets":[0,4]}}', bytes(4)),
+        header('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', bytes(4)),
+        header('{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}', bytes(4)),
+        header(f'{{"a":{{"dtype":"F32","shape":[{HUGE}],"data_offsets":[0,{4 * HUGE}]}}}}', bytes(4)),
+        header(f'{{"a":{{"dtype":"F32","shape":[{HUGE},{HUGE},0],"data_offsets":[0,0]}}}}', bytes(4)),
+        header(
+            '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+            '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+            bytes(4),
+        ),
+        header(
+            '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+            '"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+            bytes(4),
+        ),
+        (1 << 62).to_bytes(8, "little") + b"{}",
+    ],
+    ids=range(17),
+)
+def test_weights_that_are_not_safetensors(saved: Path, content: bytes) -> None:
+    refused(weights(saved, content), "the weights cannot be read")
+
+
+def test_a_file_that_is_no_file(saved: Path) -> None:
+    for name in ("graph.ir", "weights.safetensors"):
+        content = (saved / name).read_bytes()
+        (saved / name).unlink()
+        os.mkfifo(saved / name)
+        refused(saved, f"'{name}' is not a plain file")
+        (saved / name).unlink()
+        (saved / name).symlink_to("/dev/zero")
+        refused(saved, f"'{name}' is a link")
+        (saved / name).unlink()
+        (saved / name).write_bytes(content)
+    regraft.load(saved)
+
+
+def test_a_name_that_is_there_twice(saved: Path) -> None:
+    text = (saved / "manifest.json").read_text()
+    (saved / "manifest.json").write_text(text.replace('"files": {', '"files": {"graph.ir": "0",', 1))
+    refused(saved, "a name is there twice")
+
+
+def test_a_file_that_changes_after_its_check(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was hashed is what is used: nothing is read a second time."""
+    expected = regraft.load(saved)(BATCH, 0.5)["y"]
+    plan_from = sys.modules["regraft.runtime.artefact"]._plan_from
+
+    def swap(*arguments: Any) -> Any:
+        for name in ("graph.ir", "weights.safetensors"):
+            (saved / name).write_bytes(b"something else")
+        return plan_from(*arguments)
+
+    monkeypatch.setattr("regraft.runtime.artefact._plan_from", swap)
+    assert torch.equal(regraft.load(saved)(BATCH, 0.5)["y"], expected)
 
 
 def test_a_newer_minor_version_is_read(saved: Path) -> None:
     regraft.load(edited(saved, put("format", [1, 7])))
 
 
+def test_a_newer_major_version_says_what_to_do(saved: Path) -> None:
+    refused(
+        edited(saved, put("format", [2, 0])), r"cannot be read; .* Update regraft \(it was written by regraft"
+    )
+    refused(edited(saved, put("format", [0, 9])), "Compile and save the model again")
+
+
 def test_native_code_needs_permission(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("regraft.runtime.artefact.NATIVE", frozenset({"eager"}))
     refused(saved, "it holds native code")
     regraft.load(saved, allow_native=True)
+
+
+class Native:
+    """Machine code for which another executable stands."""
+
+    backend = "fake-native"
+
+    def __init__(self, inner: Any, features: set[str]) -> None:
+        self.inner = inner
+        self.native = NativeCode(frozenset(features), inner)
+
+    def run(self, inputs: Any, sizes: Any) -> Any:
+        return self.inner.run(inputs, sizes)
+
+    def save(self, writer: Any) -> dict[str, Any]:
+        writer.add_file("kernel.so", b"machine code")
+        return {"file": "kernel.so"}
+
+
+@pytest.fixture
+def native(compiled: CompiledModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Saves ``compiled`` as if it were native code that needs ``features``."""
+    module = types.ModuleType("fake_native_run")
+    step = compiled.plan.steps[0]
+
+    def load(record: Any, reader: Any) -> Native:
+        assert reader.file(record["file"]) == b"machine code"
+        return Native(step.executable, set())
+
+    module.load = load  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fake_native_run", module)
+    loaders = sys.modules["regraft.runtime.artefact"].LOADERS
+    monkeypatch.setitem(loaders, "fake-native", "fake_native_run")
+    monkeypatch.setattr("regraft.runtime.artefact.NATIVE", frozenset({"fake-native"}))
+
+    def make(*features: str) -> Path:
+        plan = compiled.plan
+        steps = (Step(Native(step.executable, set(features)), step.inputs, step.outputs, step.dead),)
+        fake = Plan(plan.inputs, plan.slots, steps, plan.results)
+        CompiledModel(compiled.signature, fake, compiled.report, compiled.ir).save(tmp_path / "native")
+        return tmp_path / "native"
+
+    return make
+
+
+def test_native_code_and_its_portable_form(native: Callable[..., Path], compiled: CompiledModel) -> None:
+    folder = native(next(iter(cpu_features())))
+    trusted = regraft.load(folder, allow_native=True)
+    assert [s.executable.backend for s in trusted.plan.steps] == ["fake-native"]
+    untrusted = regraft.load(folder)
+    assert [s.executable.backend for s in untrusted.plan.steps] == ["eager"]
+    (note,) = untrusted.report.to_dict()["notes"]
+    assert "pass allow_native=True if you trust it; its portable form runs on 'eager'" in note
+    for loaded in (trusted, untrusted):
+        assert torch.equal(loaded(BATCH, 0.5)["y"], compiled(BATCH, 0.5)["y"])
+
+
+def test_native_code_for_another_cpu(native: Callable[..., Path], compiled: CompiledModel) -> None:
+    folder = native("avx9000", "sse2")
+    loaded = regraft.load(folder, allow_native=True)
+    assert [s.executable.backend for s in loaded.plan.steps] == ["eager"]
+    assert "needs avx9000" in loaded.report.to_dict()["notes"][-1]
+    assert torch.equal(loaded(BATCH, 0.5)["y"], compiled(BATCH, 0.5)["y"])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    portable = manifest["plan"]["steps"][0].pop("portable")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match=r"needs avx9000.*, which this CPU lacks\. It has no"):
+        regraft.load(folder, allow_native=True)
+    manifest["plan"]["steps"][0]["portable"] = {**portable, "backend": "fake-native"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match="the portable form of native code is native code"):
+        regraft.load(folder, allow_native=True)
+
+
+def test_what_a_killed_save_left_is_removed_in_time(compiled: CompiledModel, tmp_path: Path) -> None:
+    for name, age in (
+        (".model.old.partial", 7200),
+        (".model.young.partial", 0),
+        (".other.old.partial", 7200),
+    ):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    compiled.save(tmp_path / "model")
+    assert sorted(os.listdir(tmp_path)) == [".model.young.partial", ".other.old.partial", "model"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from regraft.compiler.capture.export import Captured, capture_model
+from regraft.compiler.capture.example import Call, split
+from regraft.compiler.capture.export import Captured, call_of, capture_model
 from regraft.compiler.capture.models import as_module
+from regraft.compiler.capture.size_one import holds_at_size_one
 
-__all__ = ["Captured", "as_module", "capture_model"]
+__all__ = ["Call", "Captured", "as_module", "call_of", "capture_model", "holds_at_size_one", "split"]

@@ -50,6 +50,33 @@ class CallForm:
         return CallForm(tuple(positional), defaults, tuple(required))
 
 
+@dataclass(frozen=True)
+class Call:
+    """A model with its example arguments.
+
+    Fields:
+        module: the model, or the module that stands for a function.
+        form: how it is called.
+        arguments: by parameter, in the order of ``forward``.
+        n_args: how many of them, the first ones, are positional.
+    """
+
+    module: torch.nn.Module
+    form: CallForm
+    arguments: Mapping[str, Any]
+    n_args: int
+
+    @staticmethod
+    def of(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Call:
+        """The call of ``module`` with ``args`` and ``kwargs``.
+
+        Raises:
+            OptionError: they are no arguments of ``forward``.
+        """
+        form = CallForm.of(module.forward, len(args))
+        return Call(module, form, by_parameter(form, args, dict(kwargs or {})), len(args))
+
+
 def by_parameter(form: CallForm, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments by parameter name, in the order of ``forward``."""
     if isinstance(args, torch.Tensor):

@@ -35,8 +35,8 @@ from regraft.compiler.capture.effects import (
     drop_unused_aliases,
 )
 from regraft.compiler.capture.example import (
+    Call,
     CallForm,
-    by_parameter,
     check_dynamic,
     shapes_by_parameter,
     split,
@@ -93,25 +93,33 @@ def capture_model(
     phases = phases or Phases()
     if isinstance(model, ExportedProgram):
         return _import_exported(model, table, phases)
-    module = as_module(model)
-    check_ready(module)
-    form = CallForm.of(module.forward, len(args))
-    arguments = by_parameter(form, args, dict(kwargs or {}))
-    shapes = shapes_by_parameter(form, arguments, dynamic_shapes)
-    check_leaves(arguments, shapes)
-    traced = widened(arguments, shapes)
-    program = _export(module, table, traced, shapes, len(args), phases)
+    call = call_of(model, args, kwargs)
+    shapes = shapes_by_parameter(call.form, call.arguments, dynamic_shapes)
+    check_leaves(call.arguments, shapes)
+    traced = widened(call.arguments, shapes)
+    program = _export(call.module, table, traced, shapes, len(args), phases)
 
     def imported(relaxed: frozenset[str]) -> Module:
-        return import_program(program, table, traced, form, relaxed)
+        return import_program(program, table, traced, call.form, relaxed)
 
     with phases.phase("import"):
-        captured = with_size_one(imported, module, traced, shapes, len(args), table)
-        _name_literals(captured, module)
+        captured = with_size_one(imported, call.module, traced, shapes, len(args), table)
+        _name_literals(captured, call.module)
     check_dynamic(captured.main.signature, traced, shapes)
-    own_args, own_kwargs = split(arguments, len(args))
+    own_args, own_kwargs = split(call.arguments, len(args))
     _check_example(captured.main.signature, own_args, own_kwargs)
     return Captured(captured, own_args, own_kwargs)
+
+
+def call_of(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Call:
+    """``model`` called with ``args`` and ``kwargs``.
+
+    Raises:
+        OptionError: the model is of no kind that can be captured, or they are no arguments of its own.
+    """
+    module = as_module(model)
+    check_ready(module)
+    return Call.of(module, args, kwargs)
 
 
 def _name_literals(captured: Module, model: torch.nn.Module) -> None:

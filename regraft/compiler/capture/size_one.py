@@ -15,7 +15,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from regraft.backends import LowerOptions, backend
-from regraft.compiler.capture.example import dynamic_axes, split
+from regraft.compiler.capture.example import Call, dynamic_axes, split
 from regraft.compiler.materialise import Store
 from regraft.compiler.trial import run_compiled, run_eager, to_double
 from regraft.errors import NumericsMismatch, RegraftError
@@ -52,8 +52,13 @@ def with_size_one(
     # In the normal form an op computes what its type says: a squeeze, say, no longer looks at its size.
     run_stage(default_passes(), "canonicalize", trial, PassContext(table))
 
+    def made() -> CompiledModel:
+        return _in_torch(trial)
+
+    state = [leaf.name for leaf in trial.main.state]
+
     def outcome(ones: Sequence[str]) -> Outcome:
-        return _compare(trial, model, arguments, dict.fromkeys(ones, 1), n_args)
+        return _compare(made, trial.main.signature, state, model, arguments, ones, n_args)
 
     alone = {name: outcome([name]) for name in names}
     # Two arguments may share a batch that the graph counts as two symbols: one of them at 1 alone may well
@@ -78,13 +83,34 @@ def _bounded_by_user(
     return bounded
 
 
+def holds_at_size_one(compiled: CompiledModel, call: Call) -> bool:
+    """Whether what was found about sizes of 1 when the graph was captured holds for the model's weights now.
+
+    ``compiled`` is that graph over these weights; it has no state.
+    """
+    signature = compiled.signature
+    ones = [s.name for s in signature.symbols if s.lo < UNBOUNDED]
+    if not ones:
+        return True
+
+    def outcome(names: Sequence[str]) -> Outcome:
+        return _compare(lambda: compiled, signature, (), call.module, call.arguments, names, call.n_args)
+
+    return all(outcome([name]) != "differs" for name in ones) and outcome(ones) == "agrees"
+
+
 def _compare(
-    module: Module, model: torch.nn.Module, arguments: Mapping[str, Any], at: Mapping[str, int], n_args: int
+    made: Callable[[], CompiledModel],
+    signature: Signature,
+    state: Sequence[str],
+    model: torch.nn.Module,
+    arguments: Mapping[str, Any],
+    ones: Sequence[str],
+    n_args: int,
 ) -> Outcome:
-    """How the graph does beside eager on the arguments cut down to the sizes ``at``."""
-    signature: Signature = module.main.signature
+    """How the graph does beside eager on the arguments cut down to size 1 along the symbols ``ones``."""
     args, kwargs = split(arguments, n_args)
-    sizes = {**signature.sizes(signature.flatten(args, kwargs)), **at}
+    sizes = {**signature.sizes(signature.flatten(args, kwargs)), **dict.fromkeys(ones, 1)}
     shapes = iter([tuple(compile_dim(d)(sizes) for d in spec.shape) for spec in signature.tensors])
 
     def cut(leaf: Any) -> Any:
@@ -93,8 +119,8 @@ def _compare(
     small = {name: pytree.tree_map(cut, value) for name, value in arguments.items()}
     args, kwargs = split(small, n_args)
     try:
-        actual = run_compiled(_in_torch(module), args, kwargs)
-        expected = run_eager(model, args, kwargs, [leaf.name for leaf in module.main.state])
+        actual = run_compiled(made(), args, kwargs)
+        expected = run_eager(model, args, kwargs, state)
         assert_close(actual, tuple([to_double(tensor) for tensor in part] for part in expected))
     except NumericsMismatch:
         return "differs"
