@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.nn.modules.module import _has_any_global_hook
 
 from regraft.errors import RegraftError
 from regraft.plugins import Plugin
@@ -66,6 +67,12 @@ class CompiledModel(StandIn):
             _entry=EntryPoint(signature, plan, effects),
         )
         vars(self)["_versions"] = [w._version for w in self._weights]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """``forward``. The machinery of ``nn.Module`` takes a microsecond, and is there for hooks alone."""
+        if self._forward_hooks or self._forward_pre_hooks or _has_any_global_hook():
+            return super().__call__(*args, **kwargs)
+        return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model. Safe to call from several threads at once; those of a model with state take turns.

@@ -132,8 +132,8 @@ class Signature:
     _guards: tuple[Callable[[Mapping[str, int]], bool], ...] = field(init=False, repr=False, compare=False)
     _names: tuple[str, ...] | None = field(init=False, repr=False, compare=False)
     """The parameters when each is one tensor and they are the first positional ones, else None."""
-    _single: bool = field(init=False, repr=False, compare=False)
-    """Whether the result is the one flat result."""
+    _result: Callable[[Sequence[Tensor]], Any] = field(init=False, repr=False, compare=False)
+    """From the flat results to the user's."""
 
     def __post_init__(self) -> None:
         solved = {(s.input, s.axis) for s in self.symbols}
@@ -141,7 +141,7 @@ class Signature:
         object.__setattr__(self, "_checks", tuple(checks))
         object.__setattr__(self, "_guards", tuple(_guard(g) for g in self.guards))
         object.__setattr__(self, "_names", _plain_names(self.params, self.positional))
-        object.__setattr__(self, "_single", self.out_structure.is_leaf() and self.outputs == (0,))
+        object.__setattr__(self, "_result", _builder(self.outputs, self.out_structure))
 
     @functools.cached_property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -252,10 +252,7 @@ class Signature:
 
     def unflatten(self, results: Sequence[Tensor]) -> Any:
         """The user's result from the flat results."""
-        if self._single:
-            return results[0]
-        leaves = [results[o] if isinstance(o, int) else o.value for o in self.outputs]
-        return pytree.tree_unflatten(leaves, self.out_structure)
+        return self._result(results)
 
 
 @dataclass(frozen=True)
@@ -307,6 +304,26 @@ class _ShapeCheck:
 def autocast_dtype(device: str) -> str | None:
     """The dtype name of the ``torch.autocast`` around the caller, None outside of any."""
     return DTYPE_NAMES[torch.get_autocast_dtype(device)] if torch.is_autocast_enabled(device) else None
+
+
+def _builder(
+    outputs: Sequence[int | ValueSpec], structure: pytree.TreeSpec
+) -> Callable[[Sequence[Tensor]], Any]:
+    """How the result is put together; without the detour through a general tree where it is flat."""
+    if structure.is_leaf() and outputs == (0,):
+        return operator.itemgetter(0)
+    plain = tuple(outputs) == tuple(range(len(outputs)))
+
+    def leaves(results: Sequence[Tensor]) -> list[Any]:
+        return [results[o] if isinstance(o, int) else o.value for o in outputs]
+
+    node = pytree.SUPPORTED_NODES.get(structure.type)
+    if node is None or not all(child.is_leaf() for child in structure.children()):
+        return lambda results: pytree.tree_unflatten(leaves(results), structure)
+    build, context = node.unflatten_fn, structure.context
+    if plain:
+        return lambda results: build(results, context)
+    return lambda results: build(leaves(results), context)
 
 
 def _plain_names(params: Sequence[ParamSpec], positional: Sequence[str]) -> tuple[str, ...] | None:

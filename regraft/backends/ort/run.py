@@ -269,8 +269,12 @@ class _Binding:
         self, session: onnxruntime.InferenceSession, inputs: Sequence[_Place], outputs: Sequence[_Place]
     ) -> None:
         self.io = session.io_binding()
+        # The wrapper's own methods make a device anew for each name, which takes longer than to bind it.
+        self._bare = self.io._iobinding
+        self._device = onnxruntime.OrtDevice.make("cpu", 0)._get_c_device()
         self._inputs = inputs
         self._outputs = outputs
+        self._like = [torch.empty(0, dtype=port.dtype, device=_CPU) for port in outputs]
         self._bound: list[tuple[Any, int] | None] = [None] * len(inputs)
 
     def bind_inputs(self, tensors: Sequence[Tensor]) -> None:
@@ -284,19 +288,20 @@ class _Binding:
             place = tensor.shape, tensor.data_ptr() or _NOWHERE
             if bound[i] != place:
                 port = self._inputs[i]
-                self.io.bind_input(port.name, "cpu", 0, port.element, *place)
+                self._bare.bind_input(port.name, self._device, port.element, *place)
                 bound[i] = place
 
     def bind_results(self, layout: _Layout) -> list[Tensor]:
         """New tensors for the results, bound; ``_NOTHING`` in place of one that ONNX Runtime allocates."""
         results: list[Tensor] = []
-        for port, shape in zip(self._outputs, layout.shapes, strict=True):
+        for port, shape, like in zip(self._outputs, layout.shapes, self._like, strict=True):
             if shape is None:
-                self.io.bind_output(port.name, "cpu")
+                self._bare.bind_output(port.name, self._device)
                 results.append(_NOTHING)
             else:
-                tensor = torch.empty(shape, dtype=port.dtype, device=_CPU)
-                self.io.bind_output(port.name, "cpu", 0, port.element, shape, tensor.data_ptr() or _NOWHERE)
+                tensor = like.new_empty(shape)
+                place = tensor.data_ptr() or _NOWHERE
+                self._bare.bind_output(port.name, self._device, port.element, shape, place)
                 results.append(tensor)
         return results
 
