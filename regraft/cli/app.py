@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import regraft
-from regraft.cli import bench, compiling, demo, doctor, explain, ir
+from regraft.cli import bench, cache, compiling, demo, doctor, explain, ir
 from regraft.cli.output import VERBOSE, stderr_console
 from regraft.errors import RegraftError
 
@@ -98,6 +98,7 @@ app.command("ir")(ir.ir_command)
 app.command("bench")(bench.bench_command)
 app.command("doctor")(doctor.doctor_command)
 app.command("demo")(demo.demo_command)
+app.add_typer(cache.app, name="cache")
 
 
 def main() -> None:

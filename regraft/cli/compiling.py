@@ -33,6 +33,8 @@ def compile_command(
     verify: Verify = True,
     verify_each: VerifyEach = False,
     dump: options.Dump = None,
+    cache: options.Cache = True,
+    cache_folder: options.CacheFolder = None,
     threads: options.Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -57,6 +59,7 @@ def compile_command(
             verify="each" if verify_each else verify,
             dump=dump,
             threads=threads,
+            cache=cache_folder if cache and cache_folder is not None else cache,
             progress=watch,
         )
         if out is not None:

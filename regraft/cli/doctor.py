@@ -79,6 +79,7 @@ def _findings() -> dict[str, Any]:
         **machine(),
         "backends": _backends(),
         "profile": _profile(),
+        "cache": _cache(),
         "optional": {
             name: {"version": _version(name), "get": f"pip install 'regraft[{extra}]'", "for": purpose}
             for name, (extra, purpose) in _OPTIONAL.items()
@@ -132,6 +133,17 @@ def _profile() -> dict[str, Any]:
     return choose.load_profile(state_folder()).to_dict()
 
 
+def _cache() -> dict[str, Any] | None:
+    """The compile cache; None when it is off."""
+    from regraft.compiler import cache
+
+    folder = cache.default_folder()
+    if folder is None:
+        return None
+    found = cache.CacheFolder(folder)
+    return {"path": str(folder), "entries": len(found.entries()), "bytes": found.size(), "limit": found.limit}
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -154,6 +166,7 @@ def _table(findings: Mapping[str, Any]) -> Any:
     origin = "measured" if profile["measured"] else "default figures; regraft doctor --measure measures them"
     speeds = f"{profile['memory_bandwidth'] / 1e9:.0f} GB/s, {profile['peak'] / 1e9:.0f} GFLOP/s"
     table.add_row("speed", f"{speeds} ({origin})")
+    table.add_row("cache", _cache_text(findings["cache"]))
     for name, state in findings["backends"].items():
         table.add_row(f"back end {name}", state)
     for name, version in findings["packages"].items():
@@ -161,3 +174,10 @@ def _table(findings: Mapping[str, Any]) -> Any:
     for name, found in findings["optional"].items():
         table.add_row(name, found["version"] or f"not installed ({found['for']}): {found['get']}")
     return table
+
+
+def _cache_text(cache: Mapping[str, Any] | None) -> str:
+    if cache is None:
+        return "off: REGRAFT_CACHE_DIR is empty, or there is no home"
+    size = f"{cache['bytes'] / 1e6:.1f} of {cache['limit'] / 1e6:.0f} MB"
+    return f"{cache['entries']} entries, {size} in {cache['path']}"

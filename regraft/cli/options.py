@@ -50,6 +50,13 @@ Threads = Annotated[
 ]
 Dump = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Folder for the graph after each pass.")]
 
+Cache = Annotated[
+    bool, typer.Option(help="Look for the rewritten graph in the compile cache, and keep it there.")
+]
+CacheFolder = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="The cache's folder; the user's own by default.")
+]
+
 
 class Fallback(StrEnum):
     """What to do with an op that no back end takes."""

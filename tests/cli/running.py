@@ -24,16 +24,17 @@ GRAPH = """module {
 
 
 def run_process(
-    *arguments: object, cwd: Path | None = None, given: str = "", **environment: str
+    *arguments: object, cwd: Path | None = None, **environment: str | None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own."""
+    """Run a command in a process of its own; None takes a variable out of the environment."""
+    changed = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
         [sys.executable, "-m", "regraft", *map(str, arguments)],
-        input=given,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={name: value for name, value in changed.items() if value is not None},
     )

@@ -59,8 +59,8 @@ def test_compile_prints_a_report_and_progress(invoke: Invoke, factories: Path) -
     assert result.exit_code == 0, result.output
     assert "executors" in result.stdout
     assert "against eager in fp64" in result.stdout
-    lines = result.stderr.splitlines()
-    assert [line.split()[1] for line in lines] == [
+    phases = [line.split()[1] for line in result.stderr.splitlines()]
+    assert [phase for phase in phases if phase != "cache"] == [
         *("export", "decompositions", "import", "rewrites", "partition", "lower", "verify")
     ]
     assert "pass " not in result.stdout

@@ -27,6 +27,7 @@ def test_console_blocks_show_what_is_printed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("REGRAFT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "path", list(sys.path))
     page = PAGE.read_text(encoding="utf-8")
     name, code = MODEL.findall(page)[0]

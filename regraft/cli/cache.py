@@ -1,0 +1,115 @@
+"""``regraft cache``: what the compile cache holds, and room in it."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from regraft.cli.output import Json, Output, Quiet
+from regraft.errors import OptionError
+
+if TYPE_CHECKING:
+    from regraft.compiler import cache as compile_cache
+
+app = typer.Typer(help="Show the compile cache, or make room in it.", no_args_is_help=True)
+
+Folder = Annotated[
+    Path | None, typer.Option("--folder", help="The cache's folder; the user's own by default.")
+]
+
+
+@app.command()
+def path(folder: Folder = None, as_json: Json = False) -> None:
+    """Print the cache's folder."""
+    found = str(_cache(folder).path)
+    Output(as_json).show({"path": found}, found)
+
+
+@app.command()
+def show(folder: Folder = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """List the entries, the last used first."""
+    cache = _cache(folder)
+    Output(as_json, quiet).show(contents(cache), _table(cache))
+
+
+@app.command()
+def clear(folder: Folder = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Remove every entry."""
+    cache = _cache(folder)
+    removed = cache.clear()
+    Output(as_json, quiet).show({"removed": removed}, f"{removed} entries removed from {cache.path}")
+
+
+@app.command()
+def prune(
+    keep: Annotated[str, typer.Option(metavar="SIZE", help="How much may stay, such as 200MB or 1GiB.")],
+    folder: Folder = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove the entries used longest ago until the rest takes at most SIZE."""
+    cache = _cache(folder)
+    removed = cache.prune(bytes_of(keep))
+    left = cache.size()
+    text = f"{removed} entries removed from {cache.path}, {left / 1e6:.1f} MB left"
+    Output(as_json, quiet).show({"removed": removed, "bytes": left}, text)
+
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def bytes_of(text: str) -> int:
+    """A number of bytes from ``1500``, ``200MB``, ``1.5 GiB``.
+
+    Raises:
+        OptionError: it is none of these.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().upper())
+    if found is None:
+        raise OptionError(f"--keep {text}: expected a size such as 0, 200MB or 1GiB")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def contents(cache: compile_cache.CacheFolder) -> dict[str, Any]:
+    """The cache as JSON values."""
+    entries = [
+        {"path": str(e.path), "bytes": e.bytes, "used": e.used, **(_told(e.head()))} for e in cache.entries()
+    ]
+    return {"path": str(cache.path), "bytes": cache.size(), "limit": cache.limit, "entries": entries}
+
+
+def _told(head: dict[str, Any] | None) -> dict[str, Any]:
+    if head is None:
+        return {"model": None, "damaged": True}
+    return {"model": head["model"], "damaged": False}
+
+
+def _table(cache: compile_cache.CacheFolder) -> Any:
+    from rich.console import Group
+    from rich.table import Column, Table
+
+    content = contents(cache)
+    columns = (Column("model", overflow="fold"), "kB", "last used", Column("file", overflow="fold"))
+    table = Table(*columns, box=None, pad_edge=False)
+    for entry in content["entries"]:
+        used = datetime.fromtimestamp(entry["used"], UTC).astimezone().isoformat(" ", "seconds")
+        name = "damaged: the next compile replaces it" if entry["damaged"] else entry["model"]
+        table.add_row(name, f"{entry['bytes'] / 1e3:.1f}", used, Path(entry["path"]).name)
+    count = len(content["entries"])
+    total = f"{content['bytes'] / 1e6:.1f} of {content['limit'] / 1e6:.0f} MB"
+    return Group(f"{content['path']}: {count} entries, {total}", *([table] if count else []))
+
+
+def _cache(folder: Path | None) -> compile_cache.CacheFolder:
+    from regraft.compiler import cache as compile_cache
+
+    place = folder or compile_cache.default_folder()
+    if place is None:
+        raise OptionError(
+            "the cache is off: REGRAFT_CACHE_DIR is empty, or there is no home; name a folder with --folder"
+        )
+    return compile_cache.CacheFolder(place)
