@@ -145,7 +145,7 @@ class Shown:
         return (
             f"{self.report}\n"
             f"eager {times[EAGER]:.2f} ms, compiled {times[OURS]:.2f} ms: "
-            f"{self.race.ratio(EAGER).median:.2f}x, regraft is {self.race.verdict(EAGER)} "
+            f"{self.race.ratio(EAGER).median:.2f}x, {self.race.verdict(EAGER)} "
             f"({len(times)} entrants, {len(self.race.times[OURS])} interleaved rounds, medians)\n"
             f"wrote {self.written.path} ({self.written.bytes / 1e6:.1f} MB, opset {self.written.opset})"
         )

@@ -68,7 +68,7 @@ class BenchReport:
                 f"{row['median_ms']:.3f}",
                 f"{ratio['median']:.2f}" if ratio else "",
                 f"{ratio['low']:.2f} to {ratio['high']:.2f}" if ratio else "",
-                f"regraft is {row['verdict']}" if "verdict" in row else "",
+                _verdict(row.get("verdict", "")),
                 "" if error is None else f"{error:.1e}",
             )
         left_out = [f"left out: {name}: {reason}" for name, reason in self.left_out.items()]
@@ -117,6 +117,10 @@ def bench(
             left_out[TORCH_ONNX] = str(error).replace("\n", "; ")
     with torch.inference_mode():
         return BenchReport(race(calls, rounds=rounds, patience=patience), errors, left_out, threads)
+
+
+def _verdict(verdict: str) -> str:
+    return f"regraft is {verdict}" if verdict in ("faster", "slower") else verdict
 
 
 def _torch_onnx(
