@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from regraft.compiler import bisect, capture, compile, explain, export_onnx, op_from_torch
     from regraft.ir import Exactness, Example, OnnxOp, OpDef, Pass, Rewrite
     from regraft.plugins import Plugin
-    from regraft.runtime import load
+    from regraft.runtime import Bundle, load
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Backend",
+    "Bundle",
     "Exactness",
     "Example",
     "OnnxEmitter",
@@ -39,6 +40,7 @@ __all__ = [
 
 _MODULE_OF_NAME = {
     "Backend": "regraft.backends",
+    "Bundle": "regraft.runtime",
     "Exactness": "regraft.ir",
     "Example": "regraft.ir",
     "OnnxEmitter": "regraft.backends",

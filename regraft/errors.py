@@ -216,6 +216,11 @@ class NoOriginalError(RegraftError, AttributeError):
 
 
 @dataclass(eq=False)
+class NoFunctionError(RegraftError, AttributeError, KeyError):
+    """A bundle was asked for a function that it does not have."""
+
+
+@dataclass(eq=False)
 class ArtefactError(RegraftError):
     """A saved artefact cannot be loaded: damaged, of another format, or not allowed."""
 

@@ -24,6 +24,7 @@ EXAMPLES = [
     errors.ShapeError("wrong shape", "x", expected="f32[n, 4]", actual="f32[2, 3]"),
     errors.GradientError.of("x"),
     errors.NoOriginalError("it was loaded"),
+    errors.NoFunctionError("there is no function 'encode'"),
     errors.ArtefactError("checksum differs", "plan.json"),
     errors.OptionError("unknown fallback", "fallback", "'maybe'", expected="'error' or 'eager'"),
     errors.FactoryError("make() raised ValueError: no", trace="  model.py:3, in make\n    raise ValueError"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from regraft.runtime.bundle import Bundle, load
 from regraft.runtime.cpu import cpu_features
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.dtypes import DTYPE_NAMES, TORCH_DTYPES
@@ -9,11 +10,12 @@ from regraft.runtime.effects import Effects, overlap
 from regraft.runtime.executable import ArtefactReader, ArtefactWriter, Executable, NativeCode
 from regraft.runtime.files import read_file
 from regraft.runtime.lazy import lazy_names
-from regraft.runtime.model import CompiledModel, load
+from regraft.runtime.model import CompiledModel
 from regraft.runtime.plan import Plan, Step
 from regraft.runtime.profile import Profile, StepTime, profile
 from regraft.runtime.random import MEMORY_ORDER, is_random
 from regraft.runtime.records import signature_from, signature_record
+from regraft.runtime.sharing import place
 from regraft.runtime.signature import (
     GuardSpec,
     ParamSpec,
@@ -30,6 +32,7 @@ __all__ = [
     "TORCH_DTYPES",
     "ArtefactReader",
     "ArtefactWriter",
+    "Bundle",
     "CompiledModel",
     "Effects",
     "Executable",
@@ -51,6 +54,7 @@ __all__ = [
     "lazy_names",
     "load",
     "overlap",
+    "place",
     "profile",
     "read_file",
     "signature_from",

@@ -1,5 +1,6 @@
 """Artefacts: a compiled model as a folder.
 
+An artefact holds one function, or several by name: those of a ``Bundle``, whose tensors it has once.
 ``manifest.json`` names the format, the producer and every other file with its SHA-256; constants are
 in ``weights.safetensors``; back ends add files of their own. Nothing is pickled, nothing outside the
 folder is read, and the folder appears under its name only when it is complete.
@@ -34,10 +35,12 @@ from regraft.runtime.executable import Executable, NativeCode
 from regraft.runtime.files import read_file
 from regraft.runtime.plan import Plan, Step
 from regraft.runtime.records import ints, signature_from, signature_record
+from regraft.runtime.sharing import FunctionReader, FunctionWriter, Shelf
 from regraft.runtime.signature import Signature, ValueSpec
 from regraft.runtime.weights import read_weights, without_repeats
 
-FORMAT = (1, 0)
+#: 1.0 had no bundles; an artefact of one function is as it was then.
+FORMAT = (1, 1)
 
 #: Back end -> the module whose ``load(record, reader)`` rebuilds its executables.
 LOADERS = {
@@ -62,7 +65,7 @@ _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, NameError, Run
 
 @dataclass(frozen=True)
 class Contents:
-    """What an artefact holds besides the files of its back ends."""
+    """What an artefact holds of a function besides the files of its back ends."""
 
     signature: Signature
     plan: Plan
@@ -81,6 +84,17 @@ class _FolderWriter:
 
     def add_tensor(self, name: str, tensor: Tensor) -> None:
         self.tensors[name] = tensor.detach().contiguous()
+
+    def add_new(self, name: str, tensor: Tensor) -> str:
+        """Store a tensor under a name that no other has, ``name`` or one like it, and return that."""
+        while name in self.tensors:
+            name += "'"
+        self.add_tensor(name, tensor)
+        return name
+
+    def add_state(self, name: str, tensor: Tensor, value: Tensor) -> str:
+        """Store the state ``tensor``, whose value is ``value``; the name that it is stored under."""
+        return self.add_new(name, value)
 
     def add_file(self, name: str, content: bytes) -> None:
         _write_file(self.folder / _plain(name), content)
@@ -109,9 +123,9 @@ class _FolderReader:
         self.folder = folder
         self.added = added
         self._files: dict[str, bytes] = {}
-        for required in (_WEIGHTS, _GRAPH):
-            if required not in hashes:
-                raise ArtefactError(f"the artefact lacks '{required}'", str(folder))
+        self._states: dict[str, Tensor] = {}
+        if _WEIGHTS not in hashes:
+            raise ArtefactError(f"the artefact lacks '{_WEIGHTS}'", str(folder))
         for name, expected in hashes.items():
             path = folder / _plain(name)
             if not os.path.lexists(path):
@@ -125,10 +139,23 @@ class _FolderReader:
             raise ArtefactError(f"the artefact lacks the constant '{name}'", str(self.folder))
         return self._weights[name]
 
+    def state(self, name: str) -> Tensor:
+        """A tensor to write to, which is no constant; the same each time."""
+        if name not in self._states:
+            self._states[name] = self.tensor(name).clone()
+        return self._states[name]
+
     def file(self, name: str) -> bytes:
         if name not in self._files:
             raise ArtefactError(f"the artefact does not list '{name}'", str(self.folder))
         return self._files[name]
+
+    def library(self, domain: str) -> str:
+        return self.added.library(domain)
+
+
+_Writer = _FolderWriter | FunctionWriter
+_Reader = _FolderReader | FunctionReader
 
 
 def _checked(path: Path, expected: str) -> bytes:
@@ -136,9 +163,6 @@ def _checked(path: Path, expected: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != expected:
         raise ArtefactError(f"'{path.name}' is damaged: its SHA-256 is not the manifest's", str(path))
     return content
-
-    def library(self, domain: str) -> str:
-        return self.added.library(domain)
 
 
 def _plain(name: str) -> str:
@@ -154,8 +178,8 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save(contents: Contents, path: Path) -> None:
-    """Write ``contents`` to the new folder ``path``; see ``CompiledModel.save``."""
+def save(contents: Contents | Mapping[str, Contents], path: Path) -> None:
+    """Write a function, or several by name, to the new folder ``path``; see ``CompiledModel.save``."""
     if path.exists():
         raise ArtefactError("there is something at this path already", str(path))
     try:
@@ -181,16 +205,24 @@ def _remove_partial(path: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _write(contents: Contents, folder: Path) -> None:
+def _write(contents: Contents | Mapping[str, Contents], folder: Path) -> None:
     writer = _FolderWriter(folder)
+    if isinstance(contents, Contents):
+        record = _function_record(contents, writer)
+    else:
+        shelf = Shelf(writer)
+        record = {"functions": {name: _bundled_record(name, each, shelf) for name, each in contents.items()}}
+    writer.write_weights()
+    producer = f"regraft {_version()}"
+    manifest = {"format": list(FORMAT), "producer": producer, "files": writer.hashes, **record}
+    _write_file(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def _function_record(contents: Contents, writer: _Writer) -> dict[str, Any]:
     steps = [_step_record(step, writer) for step in contents.plan.steps]
     effects = None if contents.effects is None else _effects_record(contents.effects, writer)
     writer.add_file(_GRAPH, contents.ir.encode())
-    writer.write_weights()
-    manifest = {
-        "format": list(FORMAT),
-        "producer": f"regraft {_version()}",
-        "files": writer.hashes,
+    return {
         "signature": signature_record(contents.signature),
         "plan": {
             "inputs": contents.plan.inputs,
@@ -201,7 +233,13 @@ def _write(contents: Contents, folder: Path) -> None:
         "effects": effects,
         "report": dict(contents.report),
     }
-    _write_file(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def _bundled_record(name: str, contents: Contents, shelf: Shelf) -> dict[str, Any]:
+    """The record of one function of several, with the names that its constants and files are stored under."""
+    writer = FunctionWriter(name, shelf)
+    record = _function_record(contents, writer)
+    return {**record, "tensors": writer.tensors, "files": writer.files}
 
 
 def _write_file(path: Path, content: bytes) -> None:
@@ -218,27 +256,23 @@ def _version() -> str:
         return "of an unknown version"
 
 
-def _effects_record(effects: Effects, writer: _FolderWriter) -> dict[str, Any]:
-    """The effects; the state goes to ``writer`` under names that no constant has."""
-    state: list[dict[str, str]] = []
-    for name, tensor in effects.snapshot().items():
-        stored = name
-        while stored in writer.tensors:
-            stored += "'"
-        writer.add_tensor(stored, tensor)
-        state.append({"name": name, "tensor": stored})
+def _effects_record(effects: Effects, writer: _Writer) -> dict[str, Any]:
+    values = effects.snapshot()
+    state = [
+        {"name": name, "tensor": writer.add_state(name, tensor, values[name])}
+        for name, tensor in zip(effects.state_names, effects.state, strict=True)
+    ]
     return {"writes": [list(pair) for pair in effects.writes.items()], "state": state}
 
 
-def _effects_from(record: Mapping[str, Any], signature: Signature, reader: _FolderReader) -> Effects | None:
-    # A loaded state is written to: it must not be the file's own memory.
-    state = {str(entry["name"]): reader.tensor(entry["tensor"]).clone() for entry in record["state"]}
+def _effects_from(record: Mapping[str, Any], signature: Signature, reader: _Reader) -> Effects | None:
+    state = {str(entry["name"]): reader.state(entry["tensor"]) for entry in record["state"]}
     pairs = [ints(pair) for pair in record["writes"]]
     writes = {pair[0]: pair[1] for pair in pairs}
     return Effects.of(signature, writes, state)
 
 
-def _step_record(step: Step, writer: _FolderWriter) -> dict[str, Any]:
+def _step_record(step: Step, writer: _Writer) -> dict[str, Any]:
     return {
         **_executable_record(step.executable, writer),
         "inputs": list(step.inputs),
@@ -247,7 +281,7 @@ def _step_record(step: Step, writer: _FolderWriter) -> dict[str, Any]:
     }
 
 
-def _executable_record(executable: Executable, writer: _FolderWriter) -> dict[str, Any]:
+def _executable_record(executable: Executable, writer: _Writer) -> dict[str, Any]:
     """The record of an executable; of native code with what it needs and its portable form."""
     record = {"backend": executable.backend, "record": executable.save(writer)}
     native = getattr(executable, "native", None)
@@ -257,25 +291,36 @@ def _executable_record(executable: Executable, writer: _FolderWriter) -> dict[st
     return record
 
 
-def read(folder: Path, *, allow_native: bool, added: Added | None = None) -> Contents:
-    """The contents of an artefact; see ``regraft.load``."""
+def read(folder: Path, *, allow_native: bool, added: Added | None = None) -> Contents | dict[str, Contents]:
+    """The contents of an artefact; by name where it holds a bundle. See ``regraft.load``."""
     manifest = _read_manifest(folder)
     try:
         reader = _FolderReader(folder, dict(manifest["files"]), added or Added())
-        loader = _Loader(reader, allow_native)
-        plan = _plan_from(manifest["plan"], loader)
-        signature = signature_from(manifest["signature"])
-        record = manifest.get("effects")
-        effects = None if record is None else _effects_from(record, signature, reader)
-        _check_fit(signature, plan, effects)
-        report = dict(manifest["report"])
-        if loader.notes:
-            report["notes"] = [*report.get("notes", []), *loader.notes]
-        return Contents(signature, plan, report, reader.file(_GRAPH).decode(), effects)
+        if "functions" not in manifest:
+            return _function_from(manifest, reader, allow_native)
+        return {
+            name: _function_from(
+                record, FunctionReader(reader, dict(record["tensors"]), dict(record["files"])), allow_native
+            )
+            for name, record in manifest["functions"].items()
+        }
     except ArtefactError:
         raise
     except _MALFORMED as error:
         raise ArtefactError(f"the manifest is malformed: {error!r}", str(folder)) from error
+
+
+def _function_from(record: Mapping[str, Any], reader: _Reader, allow_native: bool) -> Contents:
+    loader = _Loader(reader, allow_native)
+    plan = _plan_from(record["plan"], loader)
+    signature = signature_from(record["signature"])
+    written = record.get("effects")
+    effects = None if written is None else _effects_from(written, signature, reader)
+    _check_fit(signature, plan, effects)
+    report = dict(record["report"])
+    if loader.notes:
+        report["notes"] = [*report.get("notes", []), *loader.notes]
+    return Contents(signature, plan, report, reader.file(_GRAPH).decode(), effects)
 
 
 def _check_fit(signature: Signature, plan: Plan, effects: Effects | None) -> None:
@@ -372,7 +417,7 @@ def _plan_from(record: Mapping[str, Any], loader: _Loader) -> Plan:
 class _Loader:
     """Rebuilds executables; ``notes`` say where a portable form takes the place of native code."""
 
-    reader: _FolderReader
+    reader: _Reader
     allow_native: bool
     notes: list[str] = field(default_factory=list[str])
 
@@ -407,9 +452,7 @@ class _Loader:
         return f"native code ('{backend}') needs {', '.join(missing)}, which this CPU lacks"
 
 
-def _loaded_by(
-    load: Callable[[Any, Any], Any], backend: str, record: Any, reader: _FolderReader
-) -> Executable:
+def _loaded_by(load: Callable[[Any, Any], Any], backend: str, record: Any, reader: _Reader) -> Executable:
     """What a plug-in's loader makes of ``record``, which may be anything."""
     try:
         executable = load(record, reader)

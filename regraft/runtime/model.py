@@ -1,4 +1,4 @@
-"""The compiled model: what ``regraft.compile`` and ``regraft.load`` return."""
+"""The compiled model: what ``regraft.compile`` returns."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from regraft.errors import RegraftError
-from regraft.plugins import Plugin
 from regraft.runtime import artefact
-from regraft.runtime.added import Added
 from regraft.runtime.effects import Effects
 from regraft.runtime.entry import EntryPoint
 from regraft.runtime.plan import Plan
@@ -100,11 +98,7 @@ class CompiledModel(StandIn):
         Raises:
             RegraftError: this artefact was loaded from disk, or ``model`` has other parameters.
         """
-        if self._refresher is None:
-            raise RegraftError("a loaded artefact cannot be refreshed; compile the model again")
-        fresh = vars(self._refresher(model))
-        names = ("plan", "effects", "_weights", "_versions", "_entry", "_original")
-        vars(self).update({name: fresh[name] for name in names})
+        take_over(self, refreshed(self, model))
 
     def save(self, path: str | Path) -> None:
         """Write an artefact folder that ``regraft.load`` reads, whole or not at all.
@@ -115,10 +109,34 @@ class CompiledModel(StandIn):
             ArtefactError: ``path`` exists or cannot be written.
             BackendError: a part of the model cannot be saved.
         """
-        artefact.save(
-            artefact.Contents(self.signature, self.plan, self.report.to_dict(), self.ir, self.effects),
-            Path(path),
-        )
+        artefact.save(contents_of(self), Path(path))
+
+
+def refreshed(compiled: CompiledModel, model: Any) -> CompiledModel:
+    """``compiled`` with the weights that ``model`` has now; see ``CompiledModel.refresh``."""
+    if compiled._refresher is None:
+        raise RegraftError("a loaded artefact cannot be refreshed; compile the model again")
+    return compiled._refresher(model)
+
+
+def take_over(compiled: CompiledModel, fresh: CompiledModel) -> None:
+    """Make ``compiled`` what ``refreshed`` gave."""
+    names = ("plan", "effects", "_weights", "_versions", "_entry", "_original")
+    vars(compiled).update({name: vars(fresh)[name] for name in names})
+
+
+def contents_of(compiled: CompiledModel) -> artefact.Contents:
+    """What is saved of a compiled model."""
+    return artefact.Contents(
+        compiled.signature, compiled.plan, compiled.report.to_dict(), compiled.ir, compiled.effects
+    )
+
+
+def model_of(found: artefact.Contents) -> CompiledModel:
+    """The compiled model that was saved as ``found``."""
+    return CompiledModel(
+        found.signature, found.plan, SavedReport(found.report), found.ir, effects=found.effects
+    )
 
 
 @dataclass(frozen=True)
@@ -129,25 +147,3 @@ class SavedReport:
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self.content)
-
-
-def load(
-    path: str | Path, *, allow_native: bool = False, plugins: Sequence[str | Plugin] = ()
-) -> CompiledModel:
-    """A compiled model from the folder that ``CompiledModel.save`` wrote.
-
-    Args:
-        path: the folder.
-        allow_native: load machine code from the artefact. Only for artefacts you trust.
-        plugins: installed plug-ins by name, or ``Plugin`` objects, whose back ends and ops it needs.
-
-    Raises:
-        PluginError: a plug-in cannot be found or used.
-        ArtefactError: it is not an artefact, is damaged or of a newer format, or holds native code
-            that was not allowed.
-    """
-    added = Added.by(plugins, tuple(artefact.LOADERS))
-    found = artefact.read(Path(path), allow_native=allow_native, added=added)
-    return CompiledModel(
-        found.signature, found.plan, SavedReport(found.report), found.ir, effects=found.effects
-    )

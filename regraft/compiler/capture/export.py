@@ -45,13 +45,13 @@ from regraft.compiler.capture.example import (
 )
 from regraft.compiler.capture.importer import import_program
 from regraft.compiler.capture.leaves import check_leaves
-from regraft.compiler.capture.models import as_module, check_ready, owned_tensors, place
+from regraft.compiler.capture.models import as_module, check_ready, owned_tensors
 from regraft.compiler.capture.size_one import with_size_one
 from regraft.compiler.capture.source import line_of_assignment, line_of_error
 from regraft.compiler.progress import Phases
 from regraft.errors import CaptureError, ShapeError
 from regraft.ir import Leaf, Module, OpTable
-from regraft.runtime import Signature
+from regraft.runtime import Signature, place
 
 _EXPORTING = threading.Lock()
 

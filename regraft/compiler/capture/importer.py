@@ -30,7 +30,6 @@ from regraft.compiler.capture.arguments import (
 )
 from regraft.compiler.capture.example import CallForm
 from regraft.compiler.capture.layout import memory_order
-from regraft.compiler.capture.models import place
 from regraft.compiler.capture.promotion import promoted
 from regraft.compiler.capture.results import results_of
 from regraft.compiler.capture.selection import check_sizes, longest_result, picked, picking_mask
@@ -55,7 +54,7 @@ from regraft.ir import (
     dims,
     refines,
 )
-from regraft.runtime import MEMORY_ORDER
+from regraft.runtime import MEMORY_ORDER, place
 
 #: Nodes that say something about sizes only; dims carry it already.
 _SIZE_OPS = ("aten.sym_size.int", "aten.sym_numel", "aten.sym_stride.int", "aten.sym_storage_offset")

@@ -25,7 +25,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from regraft.errors import OptionError
-from regraft.runtime import CompiledModel
+from regraft.runtime import CompiledModel, place
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -210,8 +210,3 @@ def owned_tensors(model: nn.Module) -> Mapping[tuple[Any, ...], tuple[str, Tenso
             if isinstance(value, Tensor) and value.numel():
                 found.setdefault(place(value), (f"{path}.{name}".lstrip("."), value))
     return found
-
-
-def place(tensor: Tensor) -> tuple[Any, ...]:
-    """Where a tensor is and how it is read: equal for two tensors that always have equal values."""
-    return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device
