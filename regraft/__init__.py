@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from regraft import errors
     from regraft.backends import Backend, OnnxEmitter
-    from regraft.compiler import bisect, capture, compile, explain, export_onnx, op_from_torch
+    from regraft.compiler import (
+        bisect,
+        capture,
+        compile,
+        explain,
+        export_onnx,
+        op_from_torch,
+        regraft_backend,
+    )
     from regraft.ir import Exactness, Example, OnnxOp, OpDef, Pass, Rewrite
     from regraft.plugins import Plugin
     from regraft.runtime import Bundle, load
@@ -36,6 +44,7 @@ __all__ = [
     "export_onnx",
     "load",
     "op_from_torch",
+    "regraft_backend",
 ]
 
 _MODULE_OF_NAME = {
@@ -56,6 +65,7 @@ _MODULE_OF_NAME = {
     "export_onnx": "regraft.compiler",
     "load": "regraft.runtime",
     "op_from_torch": "regraft.compiler",
+    "regraft_backend": "regraft.compiler",
 }
 
 

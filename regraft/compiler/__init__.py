@@ -8,6 +8,7 @@ from regraft.compiler.bisect import BisectReport, bisect
 from regraft.compiler.capture import Captured, capture_model
 from regraft.compiler.choosing import state_folder
 from regraft.compiler.custom_ops import op_from_torch
+from regraft.compiler.dynamo import regraft_backend
 from regraft.compiler.explain import Explanation, explain
 from regraft.compiler.export import ExportReport
 from regraft.compiler.measure import Measurement
@@ -41,6 +42,7 @@ __all__ = [
     "export_onnx",
     "op_from_torch",
     "options",
+    "regraft_backend",
     "run_named_passes",
     "run_named_rewrites",
     "run_passes",

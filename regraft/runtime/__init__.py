@@ -10,7 +10,7 @@ from regraft.runtime.effects import Effects, overlap
 from regraft.runtime.executable import ArtefactReader, ArtefactWriter, Executable, NativeCode
 from regraft.runtime.files import read_file
 from regraft.runtime.lazy import lazy_names
-from regraft.runtime.model import CompiledModel
+from regraft.runtime.model import CompiledModel, refreshed
 from regraft.runtime.plan import Plan, Step
 from regraft.runtime.profile import Profile, StepTime, profile
 from regraft.runtime.random import MEMORY_ORDER, is_random
@@ -57,6 +57,7 @@ __all__ = [
     "place",
     "profile",
     "read_file",
+    "refreshed",
     "signature_from",
     "signature_record",
 ]
