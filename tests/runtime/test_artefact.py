@@ -533,3 +533,40 @@ def test_what_a_killed_save_left_is_removed_in_time(compiled: CompiledModel, tmp
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     compiled.save(tmp_path / "model")
     assert sorted(os.listdir(tmp_path)) == [".model.young.partial", ".other.old.partial", "model"]
+
+
+@pytest.mark.parametrize("bundled", [False, True])
+def test_libraries_of_kernels_come_from_named_plugins(
+    compiled: CompiledModel, tmp_path: Path, bundled: bool
+) -> None:
+    """A loader asks for the library of a domain; of a plug-in's own back end, alone and in a bundle."""
+
+    class Kernels:
+        backend = "kernels"
+
+        def run(self, inputs: Any, sizes: Any) -> list[torch.Tensor]:
+            raise AssertionError
+
+        def save(self, writer: Any) -> dict[str, Any]:
+            writer.add_file("kernels.txt", b"mine")
+            return {"domain": "com.acme"}
+
+    def load(record: Any, reader: Any) -> Kernels:
+        assert reader.file("kernels.txt") == b"mine"
+        asked.append(reader.library(record["domain"]))
+        return Kernels()
+
+    asked: list[str] = []
+    op = types.SimpleNamespace(
+        name="acme.op", onnx=types.SimpleNamespace(domain="com.acme", library="/acme.so")
+    )
+    step = compiled.plan.steps[0]
+    steps = (Step(Kernels(), step.inputs, step.outputs, step.dead),)
+    plan = Plan(compiled.plan.inputs, compiled.plan.slots, steps, compiled.plan.results)
+    model = CompiledModel(compiled.signature, plan, compiled.report, compiled.ir)
+    (regraft.Bundle({"run": model}) if bundled else model).save(tmp_path / "model")
+    with pytest.raises(ArtefactError, match=r"needs the ONNX Runtime kernels of the domain 'com\.acme'"):
+        regraft.load(tmp_path / "model", plugins=[regraft.Plugin("acme", loaders={"kernels": load})])
+    plugin = regraft.Plugin("acme", loaders={"kernels": load}, ops=(op,))
+    regraft.load(tmp_path / "model", plugins=[plugin])
+    assert asked == ["/acme.so"]
