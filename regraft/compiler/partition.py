@@ -9,7 +9,7 @@ from typing import Any
 
 from regraft.backends import Backend, ConstantStore, LowerOptions
 from regraft.errors import BackendError, RegraftError, UnsupportedOp, UnsupportedOpError
-from regraft.ir import Function, Op, OpTable, Region, Rewriter, Trait, Value, clone_op
+from regraft.ir import Function, Op, OpTable, Region, Rewriter, Trait, Value, clone_op, symbols_in
 from regraft.runtime import Executable, Plan, Step
 
 #: Ops that belong to every piece and are copied into it.
@@ -152,10 +152,36 @@ def _grouped(missing: dict[Op, dict[str, str]]) -> tuple[UnsupportedOp, ...]:
 
 
 def cut(function: Function, assignment: Assignment) -> list[Piece]:
-    """The function as pieces in execution order, each as large as the order of data allows."""
+    """The function as pieces in execution order, each as large as the order of data allows.
+
+    Raises:
+        BackendError: a piece reads a size that values decide in another piece.
+    """
     groups = _groups(function, assignment)
     results = set(function.results)
-    return [_piece(function, backend, ops, results) for backend, ops in groups]
+    pieces = [_piece(function, backend, ops, results) for backend, ops in groups]
+    for piece in pieces:
+        _refuse_foreign_sizes(piece, assignment)
+    return pieces
+
+
+def _refuse_foreign_sizes(piece: Piece, assignment: Assignment) -> None:
+    """Steps of a plan hand on tensors, and all know the same sizes: those of the arguments."""
+    ops = list(piece.function.walk())
+    values = [*piece.function.args, *(result for op in ops for result in op.results)]
+    used = {symbol for value in values for symbol in symbols_in(value.type)}
+    used |= {symbol for op in ops for attr in op.attrs.values() for symbol in symbols_in(attr)}
+    own = {symbol for op in ops for symbol in op.symbols}
+    for op, backend in assignment.backend.items():
+        foreign = sorted(symbol.name for symbol in used.intersection(op.symbols) - own)
+        if foreign:
+            raise BackendError(
+                f"{op.name} at {op.loc} runs in {backend.name} and gives a result as long as its values say "
+                f"({', '.join(foreign)}), which ops of {piece.backend.name} would have to know; "
+                f'compile the whole model for one back end, as with backends=("{backend.name}",)',
+                piece.backend.name,
+                op.name,
+            )
 
 
 def _groups(function: Function, assignment: Assignment) -> list[tuple[Backend, list[Op]]]:

@@ -14,7 +14,7 @@ from regraft.ir.dim_text import parse_dim
 from regraft.ir.dims import Dim, Expr, Symbol, symbol
 from regraft.ir.dims_sympy import from_sympy, prove_equal, to_sympy
 from regraft.ir.dtypes import DType, promote
-from regraft.ir.module import Function, Module, input_symbols, unique_name
+from regraft.ir.module import Function, Module, input_symbols, symbols_in, unique_name
 from regraft.ir.opdef import (
     REQUIRED,
     Arity,
@@ -149,6 +149,7 @@ __all__ = [
     "stage_problem",
     "structurally_equal",
     "symbol",
+    "symbols_in",
     "to_sympy",
     "unique_name",
     "verify",

@@ -8,7 +8,7 @@ from typing import Any
 
 from regraft.ir.constants import Leaf, Recipe
 from regraft.ir.core import Op, Region, Value, clone_region
-from regraft.ir.dims import Symbol, symbols_of
+from regraft.ir.dims import Expr, Symbol, symbols_of
 from regraft.ir.opdef import Constant
 from regraft.ir.types import TensorType
 
@@ -100,3 +100,15 @@ def input_symbols(args: Sequence[Value]) -> tuple[Symbol, ...]:
     """The symbols in the types of ``args``, each once, in order of appearance."""
     shapes = (a.type.shape for a in args if isinstance(a.type, TensorType))
     return tuple(dict.fromkeys(s for shape in shapes for dim in shape for s in symbols_of(dim)))
+
+
+def symbols_in(value: Any) -> Iterator[Symbol]:
+    """The symbols of a type or an attribute."""
+    if isinstance(value, TensorType):
+        for dim in value.shape:
+            yield from symbols_of(dim)
+    elif isinstance(value, Expr):
+        yield from symbols_of(value)
+    elif isinstance(value, tuple):
+        for item in value:  # pyright: ignore[reportUnknownVariableType]
+            yield from symbols_in(item)

@@ -8,16 +8,16 @@ question without an answer is no fault, only a refuted one is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
 
 from regraft.errors import OptionError, VerifyError
 from regraft.ir.constants import Leaf, Recipe
 from regraft.ir.core import UNKNOWN, Op, Region, Use, Value, infer_types
-from regraft.ir.dims import FUNCTIONS, Expr, Symbol, eq, symbols_of
+from regraft.ir.dims import FUNCTIONS, Expr, Symbol, eq
 from regraft.ir.dtypes import DType
-from regraft.ir.module import Function, Module, input_symbols
+from regraft.ir.module import Function, Module, input_symbols, symbols_in
 from regraft.ir.opdef import Arity, Constant, OpDef, Segment, Trait, segment_length
 from regraft.ir.place import excerpt, path_of, position_of
 from regraft.ir.stages import STAGE_RULES, StageRules, stage_problem
@@ -126,18 +126,6 @@ class _Scopes:
             if found != symbol:
                 return f"the symbol '{symbol.name}' is {symbol!r} here, but was defined as {found!r}"
         return None
-
-
-def _symbols_in(value: Any) -> Iterator[Symbol]:
-    """The symbols of a type or an attribute."""
-    if isinstance(value, TensorType):
-        for dim in value.shape:
-            yield from symbols_of(dim)
-    elif isinstance(value, Expr):
-        yield from symbols_of(value)
-    elif isinstance(value, tuple):
-        for item in value:  # pyright: ignore[reportUnknownVariableType]
-            yield from _symbols_in(item)
 
 
 def _definition_problem(symbol: Symbol) -> str | None:
@@ -352,7 +340,7 @@ def _regions_know_symbols(op: Op, check: _Check) -> str | None:
             if check.scopes.find(symbol.name, op):
                 return f"region {number} defines the symbol '{symbol.name}' again"
         for argument in region.args:
-            reason = check.scopes.problem(_symbols_in(argument.type), op, region.symbols)
+            reason = check.scopes.problem(symbols_in(argument.type), op, region.symbols)
             if reason:
                 return f"region {number}, argument {argument.index}: {reason}"
     return None
@@ -368,11 +356,11 @@ def _symbols(op: Op, check: _Check) -> str | None:
             return f"the symbol '{symbol.name}' is defined again"
         names.add(symbol.name)
     for name, value in op.attrs.items():
-        reason = check.scopes.problem(_symbols_in(value), op)
+        reason = check.scopes.problem(symbols_in(value), op)
         if reason:
             return f"attribute '{name}': {reason}"
     for result in op.results:
-        reason = check.scopes.problem(_symbols_in(result.type), op, op.symbols)
+        reason = check.scopes.problem(symbols_in(result.type), op, op.symbols)
         if reason:
             return f"result {result.index}: {reason}"
     return None

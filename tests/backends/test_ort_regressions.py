@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import regraft
 from regraft.backends import LowerOptions, backend
 from regraft.ir import DType, Function
 from regraft.runtime import DTYPE_NAMES
@@ -222,3 +223,22 @@ def test_the_magnitude_of_a_complex_number_is_real() -> None:
 def test_padding_takes_any_scalar(dtype: torch.dtype, value: float) -> None:
     x = torch.ones(2, dtype=dtype)
     same(compiled(lambda op, x: op.aten.constant_pad_nd(x, (1, 2), value), x), F.pad(x, (1, 2), value=value))
+
+
+def test_output_padding_beyond_the_stride_is_refused() -> None:
+    def build(op: Any, x: Any, w: Any) -> Any:
+        return op.aten.conv_transpose2d.input(x, w, None, (3, 2), (1, 2), (2, 3), 1, (4, 4))
+
+    made = function([tensor(2, 4, 4, 4), tensor(4, 2, 4, 5)], build)
+    reasons = [ORT.supports(op) for op in made.body.ops if op.name.startswith("aten.")]
+    assert reasons == ["output_padding is not smaller than the stride"]
+
+
+def test_what_f16_would_overflow_is_infinite() -> None:
+    """ONNX Runtime holds the product in f32."""
+    x = torch.tensor([2.0, -300.0, 255.9, INF, NAN], dtype=torch.float16)
+
+    def model(x: Tensor) -> Tensor:
+        return torch.isinf(x * x)
+
+    assert regraft.compile(model, (x,))(x).tolist() == model(x).tolist()

@@ -19,7 +19,7 @@ def table() -> Iterator[Sample]:
 
 
 def _functions() -> Iterator[Sample]:
-    for name in ("sinh", "cosh", "asinh", "atan", "erfc", "signbit"):
+    for name in ("sinh", "cosh", "asinh", "atan", "erfc", "signbit", "isinf"):
         yield call(f"aten.{name}", T(S, 3))
     unit = replace(T(S, 3), low=-0.9, high=0.9)
     for name in ("tan", "asin", "acos", "atanh"):
@@ -29,6 +29,7 @@ def _functions() -> Iterator[Sample]:
     yield call("aten.round.decimals", T(S, 3), decimals=2)
     yield call("aten.round.decimals", T(S, 3), decimals=-1)
     yield call("aten.signbit", T(S, 3, dtype=I64))
+    yield call("aten.isinf", T(S, 3, dtype=I64))
     for name in (
         "copysign.Tensor",
         "hypot",
@@ -108,6 +109,7 @@ def _orders() -> Iterator[Sample]:
     for name in ("cummax", "cummin"):
         yield call(f"aten.{name}", x, 1)
         yield call(f"aten.{name}", T(S, dtype=I64), 0)
+        yield call(f"aten.{name}", T(S, 3, dtype=BOOL), 0)
     edges = Operand(x.dtype, (4,), 0.0, 0.0)
     yield call("aten.searchsorted.Tensor", edges, T(S, 3))
     yield call("aten.searchsorted.Tensor", Operand(x.dtype, (S, 4), 0.0, 0.0), T(S, 3), right=True)

@@ -353,6 +353,7 @@ def _indexing() -> Iterator[Sample]:
     yield call("aten.diff", T(N, S + 3), 2, 1)
     yield call("aten.diff", T(N, S, dtype=I64), 1, -1, T(N, 1, dtype=I64))
     yield call("aten.diff", T(S, 4), 1, 0, None, T(2, 4))
+    yield call("aten.diff", T(S, 4), 0, -1, T(S, 1), T(S, 2))
     for name in ("tril", "triu"):
         yield call(f"aten.{name}", T(N, S, 4))
         yield call(f"aten.{name}", T(S, S, dtype=BOOL), 1)

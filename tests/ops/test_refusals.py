@@ -122,6 +122,7 @@ REFUSED: tuple[tuple[str, tuple[Any, ...], dict[str, Any], str], ...] = (
     ("aten.stack", ((T(3), T(4)),), {}, "sizes differ: 3 and 4"),
     ("aten.tril", (T(3),), {}, "at least 2"),
     ("aten.arange.start_step", (0, 5, 0), {}, "step is 0"),
+    ("aten.arange.start", (0, 5.5), {"dtype": I64}, "a range of i64 with the fractions \\[5.5\\]"),
     ("aten.arange", (S,), {"dtype": 3}, "expected a dtype"),
     ("rg.rotary", (T(2, S, 7), T(S, 7), T(S, 7)), {}, "cannot be halved"),
     ("rg.rotary", (T(S, 8), T(2, S, 8), T(S, 8)), {}, "more axes than x"),

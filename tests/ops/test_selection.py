@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.export import Dim
 
 import regraft
-from regraft.errors import RegraftError
+from regraft.errors import BackendError, RegraftError
 from regraft.ir import OPS, Builder, Op, Region, Symbol
 from regraft.testing import assert_close
 from tests.ops import harness
@@ -115,3 +115,14 @@ def test_an_asserted_length_is_checked() -> None:
     assert compiled(torch.randn(3, 4), torch.eye(3, 4) > 0).shape == (3,)
     with pytest.raises(RegraftError, match="u0 <= 5"):
         compiled(torch.randn(3, 4), torch.ones(3, 4) > 0)
+
+
+def test_a_length_of_another_back_end_is_refused() -> None:
+    x = torch.tensor([[1.0, 2.0], [1.0, 2.0], [0.0, 3.0]])
+
+    def model(x: Tensor) -> Tensor:
+        return torch.unique(x, dim=0) * 2
+
+    with pytest.raises(BackendError, match=r'as long as its values say .*backends=\("eager",\)'):
+        regraft.compile(model, (x,), fallback="eager")
+    assert torch.equal(regraft.compile(model, (x,), backends=("eager",), fallback="eager")(x), model(x))

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import regraft
-from regraft.errors import UnsupportedOpError
 from regraft.testing import assert_close
 from tests.models import in_double
 from tests.zoo.networks import NETWORKS, Network
@@ -21,9 +20,7 @@ DYNAMIC = [
     pytest.param(network, id=name, marks=[] if name in PLAIN else [pytest.mark.conformance])
     for name, network in NETWORKS.items()
 ]
-#: What a network asks for in a type that ONNX Runtime has no lowering of: T5 clamps in f16 what is infinite.
-REFUSED = {("t5", F16): "aten.isinf"}
-HALVES = [(name, BF16) for name in NETWORKS] + [("resnet50", F16), ("whisper", F16)]
+HALVES = [(name, BF16) for name in NETWORKS] + [("resnet50", F16), ("whisper", F16), ("t5", F16)]
 
 
 def only_ort(compiled: Any) -> None:
@@ -67,10 +64,6 @@ def test_dynamic_in_half_precision(name: str, dtype: torch.dtype) -> None:
 def test_static(network: Network, dtype: torch.dtype) -> None:
     model = network.make(dtype=dtype)
     sizes = network.tried[0]
-    if (network.name, dtype) in REFUSED:
-        with pytest.raises(UnsupportedOpError, match=REFUSED[network.name, dtype]):
-            regraft.compile(model, kwargs=network.inputs(sizes, dtype=dtype))
-        return
     compiled = regraft.compile(model, kwargs=network.inputs(sizes, dtype=dtype))
     only_ort(compiled)
     compare(model, compiled, network.inputs(sizes, 1, dtype))

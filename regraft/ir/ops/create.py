@@ -46,6 +46,9 @@ def _arange(site: CallSite) -> TensorType:
     bounds = range_of(site)
     has_float = any(isinstance(value, float) for value in bounds)
     dtype = dtype_attr(site, DType.F32 if has_float else DType.I64)
+    # torch truncates such bounds, for i64 before it counts the elements and for i32 after.
+    fractions = [v for v in bounds if isinstance(v, float) and not v.is_integer()]
+    require(dtype.is_float or not fractions, site, f"a range of {dtype} with the fractions {fractions}")
     return TensorType(dtype, (_length(site, *bounds),))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from regraft.ir.dtypes import DType
 from regraft.ir.opdef import CallSite, InferRule, OpDef, Trait
-from regraft.ir.ops.create import as_scalar
+from regraft.ir.ops.create import as_scalar, full
 from regraft.ir.ops.elementwise import DIVIDES, binary, bits, floating, with_scalar
 from regraft.ir.ops.rules import (
     ELEMENTWISE,
@@ -53,6 +53,9 @@ def _shift(rule: InferRule) -> InferRule:
 
 # -- decompositions ----------------------------------------------------------------------------
 
+#: The least number that is rounded to infinity in f16: halfway between 65504 and the next power of two.
+_ROUNDED_TO_INFINITY = 65520.0
+
 
 def _number(b: Any, value: Any, like: Any) -> Any:
     dtype = like.tensor.dtype
@@ -65,6 +68,15 @@ def _sign_bit(b: Any, x: Any) -> Any:
     if not x.tensor.dtype.is_float:
         return negative
     return b.aten.bitwise_or.Tensor(negative, b.aten.eq.Scalar(b.aten.reciprocal(x), -math.inf))
+
+
+def _is_infinite(b: Any, op: Any) -> Any:
+    x = op.operand("self")
+    if not x.tensor.dtype.is_float:
+        return full(b, op, False)
+    # A back end may compute f16 in f32: there, what f16 would round to an infinity still has a value.
+    least = _ROUNDED_TO_INFINITY if x.tensor.dtype == DType.F16 else math.inf
+    return b.aten.ge.Scalar(b.aten.abs(x), least)
 
 
 def _copysign(b: Any, op: Any) -> Any:
@@ -187,6 +199,7 @@ OPS = (
     define(f"aten.fmod.Scalar({_SCALAR})", with_scalar(), DIVIDES, per_result()),
     _spelled("erfc(Tensor self)", same_float_type(), one(_complement)),
     _spelled("signbit(Tensor self)", _to_bool, one(lambda b, op: _sign_bit(b, op.operand("self")))),
+    _spelled("isinf(Tensor self)", _to_bool, one(_is_infinite)),
     _spelled(f"copysign.Tensor({_PAIR})", floating(binary()), one(_copysign)),
     _spelled(f"hypot({_PAIR})", floating(binary()), one(_hypot)),
     _spelled(f"fmax({_PAIR})", binary(), _past_nans("aten.maximum")),

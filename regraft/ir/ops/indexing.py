@@ -114,6 +114,8 @@ def _diff(site: CallSite) -> TensorType:
     parts = [t for t in (site.optional("prepend"), tensor, site.optional("append")) if t is not None]
     same_dtype(site, parts)
     require(all(t.rank == tensor.rank for t in parts), site, "the tensors differ in rank")
+    if order == 0:  # torch then leaves out what would be put before and after, too.
+        return tensor
     size: Dim = 0
     for part in parts:
         size = size + part.shape[axis]
@@ -147,6 +149,8 @@ def _select_by_index(b: Any, op: Any) -> Any:
 
 def _diff_by_slices(b: Any, op: Any) -> Any:
     x = op.operand("self")
+    if op.attr("n") == 0:
+        return x
     axis = op.attr("dim") % x.tensor.rank
     parts = [v for v in (op.optional("prepend"), x, op.optional("append")) if v is not None]
     value = parts[0] if len(parts) == 1 else b.aten.cat(tuple(parts), axis)

@@ -206,9 +206,13 @@ def _running_extremum(largest: bool) -> Any:
         # Turned round, the last of several equal elements is the first.
         turned = b.aten.flip(prefixes, (axis + 1,))
         values, places = b.call(f"aten.{'max' if largest else 'min'}.dim", (turned, axis + 1), {})
-        last = x.tensor.shape[axis] - 1
+        length = x.tensor.shape[axis]
+        last = length - 1
         end = b.aten.full((), last, dtype=DType.I64) if isinstance(last, int) else b.rg.dim_value(last)
-        return values, b.aten.sub.Tensor(end, places)
+        counter = b.aten.arange.start_step(0, length, 1, dtype=DType.I64)
+        own = view(b, counter, (length, *[1] * (x.tensor.rank - 1 - axis)))
+        # What fills the prefixes up may be as large as all their elements: then the last of those is meant.
+        return values, b.aten.minimum(b.aten.sub.Tensor(end, places), own)
 
     return rule
 

@@ -51,7 +51,17 @@ def _convolution(op_type: str) -> Lowering:
         )
         return _unbatched(e, result, rank, full)
 
-    return Lowering(emit, (op_type,))
+    return Lowering(emit, (op_type,), check=_convolution_check)
+
+
+def _convolution_check(op: Op) -> str | None:
+    if "output_padding" not in op.attrs:
+        return None
+    count = op.operand("weight").tensor.rank - 2
+    padding, stride = (_spread(op.attr(name), count) for name in ("output_padding", "stride"))
+    if any(p >= s for p, s in zip(padding, stride, strict=True)):
+        return "output_padding is not smaller than the stride"
+    return None
 
 
 # -- pooling -----------------------------------------------------------------------------------
