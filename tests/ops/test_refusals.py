@@ -22,6 +22,7 @@ REFUSED: tuple[tuple[str, tuple[Any, ...], dict[str, Any], str], ...] = (
     ("aten.neg", (T(3, dtype=BOOL),), {}, "expected numbers"),
     ("aten.bitwise_not", (T(3),), {}, "no bits"),
     ("aten.clamp", (T(3),), {}, "neither min nor max"),
+    ("aten.hardtanh", (T(3, dtype=I64), -0.5, 0.5), {}, "would promote i64"),
     ("aten.where.self", (T(3), T(3), T(3)), {}, "expected bool"),
     ("aten.div.Tensor_mode", (T(3), T(3)), {"rounding_mode": "up"}, "rounding_mode is 'up'"),
     ("aten.mean.dim", (T(3, dtype=I64), (0,)), {}, "mean of i64"),

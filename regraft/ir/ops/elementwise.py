@@ -101,6 +101,12 @@ def _clamp(site: CallSite) -> TensorType:
     return tensor
 
 
+def _hardtanh(site: CallSite) -> TensorType:
+    tensor = site.type("self")
+    require_scalar_fits(site, tensor.dtype, site.attr("min_val"), site.attr("max_val"))
+    return tensor
+
+
 def _clamp_tensor(site: CallSite) -> TensorType:
     found = (site.type("self"), site.optional("min"), site.optional("max"))
     types = [t for t in found if t is not None]
@@ -417,7 +423,7 @@ SPELLINGS = (
     ),
     _spelling(
         "aten.hardtanh(Tensor self, Scalar min_val=-1, Scalar max_val=1)",
-        same_type(),
+        _hardtanh,
         one(lambda b, op: b.aten.clamp(op.operand("self"), op.attr("min_val"), op.attr("max_val"))),
     ),
     *(
