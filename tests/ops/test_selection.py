@@ -78,6 +78,8 @@ def counts(x: Tensor, mask: Tensor) -> Results:
     return (
         torch.repeat_interleave(x, number, dim=0) * 2,
         torch.bincount(number, minlength=2),
+        torch.bincount(number, weights=number),
+        torch.unique(mask.long(), return_counts=True)[1],
         *torch.unique(number, return_inverse=True, return_counts=True),
     )
 

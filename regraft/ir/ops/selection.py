@@ -21,7 +21,6 @@ from regraft.ir.ops.rules import (
     refuse,
     require,
     require_rank,
-    same_dtype,
     spelling,
 )
 from regraft.ir.ops.views import take, view
@@ -53,7 +52,7 @@ def _masked_select(site: CallSite) -> TensorType:
 def _unique(site: CallSite) -> Sequence[TensorType]:
     """The distinct values in order, where each element went, and how many went there."""
     tensor, length = site.type("self"), _length(site)
-    inverse = tensor.shape if site.attr("return_inverse") or site.attr("return_counts") else (0,)
+    inverse = tensor.shape if site.attr("return_inverse") else (0,)
     counts = (length,) if site.attr("return_counts") else (0,)
     places = tensor.with_dtype(DType.I64)
     return tensor.with_shape((length,)), places.with_shape(inverse), places.with_shape(counts)
@@ -71,7 +70,9 @@ def _bincount(site: CallSite) -> TensorType:
     tensor, weights = require_rank(site, "self", 1), site.optional("weights")
     require_index(site, tensor)
     require(weights is None or weights.rank == 1, site, f"the weights are {weights}, expected a vector")
-    dtype = DType.I64 if weights is None else weights.dtype
+    # torch adds up all weights but those of f32 in f64.
+    found = DType.F32 if weights is not None and weights.dtype == DType.F32 else DType.F64
+    dtype = DType.I64 if weights is None else found
     return TensorType(dtype, (_length(site),), tensor.device)
 
 
@@ -108,8 +109,9 @@ def _count_places(b: Any, op: Any) -> Any:
     b.create("rg.bind_dim", (length,), symbols=op.symbols)
     result = op.result.tensor
     zeros = b.aten.full(result.shape, 0.0 if result.dtype.is_float else 0, dtype=result.dtype)
-    ones = b.aten.full(x.tensor.shape, 1, dtype=DType.I64) if weights is None else weights
-    same_dtype(op.site, (result, ones.tensor))
+    ones = (
+        b.aten.full(x.tensor.shape, 1, dtype=DType.I64) if weights is None else cast(b, weights, result.dtype)
+    )
     return b.aten.scatter_reduce.two(zeros, 0, cast(b, x, DType.I64), ones, "sum")
 
 
