@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,10 +57,16 @@ def spawn(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Spawn:
             cwd=tmp_path,
             dimensions=(40, 100),
             encoding="utf-8",
-            timeout=300,
+            timeout=120,
+            preexec_fn=_hear_interrupts,
         )
 
     return start
+
+
+def _hear_interrupts() -> None:
+    """A command started in the background, as a test run may be, ignores Ctrl-C, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def ended(terminal: pexpect.spawn[str]) -> tuple[int | None, str]:
