@@ -19,7 +19,7 @@ from tests.backends.sample_cases import sample_cases
 
 SAMPLES = [case for _, case in sample_cases()]
 #: In ORT these have no kernel; tests/backends/test_ort_ops.py says which and why.
-OFTEN_REFUSED = ("no f64 kernel", "an adaptive pool")
+OFTEN_REFUSED = ("no f64 kernel", "an adaptive pool", "recurrent layers in f32 only")
 
 
 @pytest.mark.conformance

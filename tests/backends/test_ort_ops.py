@@ -35,7 +35,7 @@ LIMITS: Mapping[tuple[str, DType], str] = {
     ("rg.ffn", F64): NO_KERNEL.format("Erf"),
     ("aten.atan2", F64): NO_KERNEL.format("Atan"),
     ("aten.grid_sampler_2d", F64): NO_KERNEL.format("GridSample"),
-    ("rg.recurrent", F64): "ONNX Runtime computes LSTM and RNN in f32 only",
+    ("rg.recurrent", F64): "ONNX Runtime computes recurrent layers in f32 only",
     **{(f"aten.{name}", F64): NO_KERNEL.format(name.capitalize()) for name in ("asin", "acos", "atan")},
     **{(f"aten.conv{n}d", F64): NO_KERNEL.format("Conv") for n in (1, 2, 3)},
     **{(name, F64): NO_KERNEL.format("ConvTranspose") for name in TRANSPOSED},

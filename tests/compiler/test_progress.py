@@ -27,9 +27,10 @@ def heard(**options: object) -> tuple[list[Progress], Any]:
 def test_each_phase_begins_and_ends_in_order() -> None:
     events, report = heard(verify=True)
     edges = [(e.phase, e.done) for e in events if e.step is None]
-    assert edges == [(phase, done) for phase in PHASES for done in (False, True)]
+    phases = [phase for phase in PHASES if phase != "cache"]  # tests compile without one
+    assert edges == [(phase, done) for phase in phases for done in (False, True)]
     ended = {e.phase: e.seconds for e in events if e.done}
-    assert ended == {phase: report.time[phase] for phase in PHASES}
+    assert ended == {phase: report.time[phase] for phase in phases}
 
 
 def test_passes_are_steps_of_the_rewrites() -> None:

@@ -207,7 +207,7 @@ class Watched(nn.Module):
     def forward(self, x: Tensor, fail: bool = False) -> Tensor:
         self.last = "called"
         y = self.norm(self.linear(x)) * self.settings["scale"] + self.frozen(self.table)
-        return y[y > 0] if fail else y
+        return y * 2 if fail and y.sum() > 0 else y
 
 
 def watched() -> Watched:

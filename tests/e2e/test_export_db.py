@@ -54,7 +54,9 @@ REFUSED: Mapping[str, Refusal] = {
         "writes to its attribute 'attr_list'", "self.attr_list = self.recreate_list()", "return the new value"
     ),
     "scalar_output": Refusal("returns 'add', a size", "return x.shape[1] + 1", "return tensors"),
-    "user_input_mutation": Refusal("writes to its argument 'x'", None, "return the new value"),
+    "tensor_setattr": Refusal(
+        "nobody uses the random numbers", "setattr(x, attr, torch.randn(3, 2))", "remove the op"
+    ),
 }
 
 

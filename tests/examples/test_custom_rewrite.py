@@ -21,9 +21,8 @@ def test_derived(case: RewriteCase) -> None:
 def test_one_product_is_left() -> None:
     model, x = randomise(Adapted(32)).eval(), torch.randn(4, 32)
     compiled = regraft.compile(model, (x,), rewrites=[SiblingSum()])
-    plain = regraft.compile(model, (x,))
     assert compiled.report.rewrites["SiblingSum"].hits == 1
-    assert compiled.report.flops["after"] < 0.6 * plain.report.flops["after"]
+    assert compiled.report.flops["after"] < 0.6 * compiled.report.flops["before"]
     with torch.no_grad():
         expected = copy.deepcopy(model).double()(x.double())
         assert_close(compiled(x), expected, model(x), reassociates=True)

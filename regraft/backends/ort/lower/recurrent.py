@@ -26,8 +26,8 @@ def _recurrent(e: Emitter, op: Op) -> list[ir.Value]:
 
 
 def _check(op: Op) -> str | None:
-    if op.attr("cell") != "gru" and dtype_of(op) == DType.F64:
-        return "ONNX Runtime computes LSTM and RNN in f32 only"
+    if dtype_of(op) == DType.F64:
+        return "ONNX Runtime computes recurrent layers in f32 only"
     return None
 
 
