@@ -73,7 +73,11 @@ class UnsupportedOpError(RegraftError):
             lines.append(f"  {op.name} x{op.count}")
             lines += [f"    at {place}" for place in op.source_lines]
             lines += [f"    {backend}: {reason}" for backend, reason in op.reasons.items()]
-        return [*lines, '  hint: fallback="eager" runs such ops in torch, and the report counts them']
+        return [
+            *lines,
+            '  hint: compile(..., fallback="eager") runs such ops in torch, and the report counts them; '
+            "an ONNX file needs a lowering or a decomposition",
+        ]
 
 
 @dataclass(eq=False)

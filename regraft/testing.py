@@ -123,7 +123,7 @@ class RewriteCase:
     run: Callable[[], None]
 
 
-def check_rewrite(rewrite: Rewrite, ops: Sequence[OpDef] = ()) -> None:
+def check_rewrite(rewrite: Rewrite | type[Rewrite], ops: Sequence[OpDef] = ()) -> None:
     """Run every test that ``rewrite_cases`` derives.
 
     Raises:
@@ -134,8 +134,9 @@ def check_rewrite(rewrite: Rewrite, ops: Sequence[OpDef] = ()) -> None:
         case.run()
 
 
-def rewrite_cases(rewrite: Rewrite, ops: Sequence[OpDef] = ()) -> list[RewriteCase]:
+def rewrite_cases(given: Rewrite | type[Rewrite], ops: Sequence[OpDef] = ()) -> list[RewriteCase]:
     """The tests of a rewrite's examples and counterexamples, with ``ops`` beside the built-in ones."""
+    rewrite = given() if isinstance(given, type) else given
     assert rewrite.examples, f"{rewrite.name} has no examples, so nothing shows that it fires"
     table = OPS.extended(ops)
     checks: Mapping[str, Callable[[_Trial], None]] = {

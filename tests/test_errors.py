@@ -59,7 +59,8 @@ def test_unsupported_ops_are_all_listed_with_reasons() -> None:
         "    tvm: no lowering\n"
         "    ort: no op\n"
         "  aten.sort x1\n"
-        '  hint: fallback="eager" runs such ops in torch, and the report counts them'
+        '  hint: compile(..., fallback="eager") runs such ops in torch, and the report counts them; '
+        "an ONNX file needs a lowering or a decomposition"
     )
 
 

@@ -233,6 +233,7 @@ class DoubleNegation(Rewrite):
 
 def test_a_right_rewrite_passes() -> None:
     check_rewrite(DoubleNegation())
+    check_rewrite(DoubleNegation)
     assert len(rewrite_cases(DoubleNegation())) == 6
 
 

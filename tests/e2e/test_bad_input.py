@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import regraft
 from regraft.errors import CaptureError, OptionError, RegraftError, ShapeError, UnsupportedOpError
@@ -45,6 +46,14 @@ def compile_fails(error: type[RegraftError], model: Any, *args: Any, **options: 
 
 
 # -- the model ---------------------------------------------------------------------------------
+
+
+def test_a_cache_among_the_results() -> None:
+    """What every causal language model of transformers returns by default."""
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, **small)).eval()
+    message = compile_fails(CaptureError, model, torch.ones(1, 4, dtype=torch.int64))
+    assert message == "the model returns a cache object\n  hint: pass use_cache=False"
 
 
 class Dropping(nn.Module):

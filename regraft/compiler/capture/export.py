@@ -297,6 +297,8 @@ def _explain(error: Exception, attribute: str | None) -> tuple[str, str | None]:
             f"the model writes to its attribute '{attribute}'",
             "return the new value instead of keeping it in the model",
         )
+    if "not a known type" in str(error) and "Cache" in str(error):
+        return "the model returns a cache object", "pass use_cache=False"
     if "functorch" in text or "Tensor that doesn't have storage" in text:
         return (
             f"the model uses a torch.func transform that torch.export cannot follow: {text}",
@@ -307,8 +309,6 @@ def _explain(error: Exception, attribute: str | None) -> tuple[str, str | None]:
             f"dynamic_shapes do not fit the model: {_constraint(str(error))}",
             "use Dim.AUTO, or give the Dim a range",
         )
-    if "not a known type" in str(error) and "Cache" in str(error):
-        return "the model returns a cache object", "pass use_cache=False"
     return f"torch.export cannot capture the model: {name}: {text}", None
 
 
