@@ -29,6 +29,8 @@ def _functions() -> Iterator[Sample]:
     yield call("aten.round.decimals", T(S, 3), decimals=2)
     yield call("aten.round.decimals", T(S, 3), decimals=-1)
     yield call("aten.signbit", T(S, 3, dtype=I64))
+    yield call("aten.signbit", T(S, 3, dtype=BOOL))
+    yield call("aten.square", T(S, 3, dtype=BOOL))
     yield call("aten.isinf", T(S, 3, dtype=I64))
     for name in (
         "copysign.Tensor",

@@ -101,6 +101,11 @@ def _clamp(site: CallSite) -> TensorType:
     return tensor
 
 
+def _squared(site: CallSite) -> TensorType:
+    tensor = site.type("self")
+    return tensor.with_dtype(DType.I64) if tensor.dtype == DType.BOOL else tensor
+
+
 def _hardtanh(site: CallSite) -> TensorType:
     tensor = site.type("self")
     require_scalar_fits(site, tensor.dtype, site.attr("min_val"), site.attr("max_val"))
@@ -400,8 +405,8 @@ SPELLINGS = (
     ),
     _spelling(
         "aten.square(Tensor self)",
-        same_type(),
-        one(lambda b, op: b.aten.pow.Tensor_Scalar(op.operand("self"), 2)),
+        _squared,
+        one(lambda b, op: b.aten.pow.Tensor_Scalar(cast(b, op.operand("self"), op.result.tensor.dtype), 2)),
     ),
     _spelling(
         "aten.clamp_min(Tensor self, Scalar min)",

@@ -64,6 +64,8 @@ def _number(b: Any, value: Any, like: Any) -> Any:
 
 def _sign_bit(b: Any, x: Any) -> Any:
     """Negative numbers and -0.0, whose reciprocal is -inf. A nan counts as positive."""
+    if x.tensor.dtype == DType.BOOL:
+        return b.aten.full(x.tensor.shape, False, dtype=DType.BOOL)
     negative = b.aten.lt.Scalar(x, 0)
     if not x.tensor.dtype.is_float:
         return negative

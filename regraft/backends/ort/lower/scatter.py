@@ -148,7 +148,8 @@ def _nonzero(e: Emitter, op: Op) -> ir.Value:
     if dtype != DType.BOOL:
         x = e.op("Not", e.kernel("Equal", dtype, x, e.scalar(0, dtype), keep=False))
     if op.operand("self").tensor.rank == 0:  # one place that has no index, or none
-        return e.op("Reshape", e.op("NonZero", e.op("Reshape", x, e.ints(1))), e.ints(-1, 0), allowzero=1)
+        places = e.op("Transpose", e.op("NonZero", e.op("Reshape", x, e.ints(1))), perm=[1, 0])
+        return e.op("Slice", places, e.ints(0), e.ints(0), e.ints(1))
     return e.op("Transpose", e.op("NonZero", x), perm=[1, 0])
 
 

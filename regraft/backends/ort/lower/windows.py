@@ -187,7 +187,11 @@ def _pad(e: Emitter, op: Op) -> ir.Value:
 
 
 def _pad_mode(mode: str) -> Lowering:
-    return Lowering(lambda e, op: padded(e, op, op.attr("padding"), mode), ("Pad",))
+    return Lowering(lambda e, op: padded(e, op, op.attr("padding"), mode), ("Pad",), check=_pad_check)
+
+
+def _pad_check(op: Op) -> str | None:
+    return "padding of an empty tensor" if 0 in op.operand("self").tensor.shape else None
 
 
 # -- interpolation -----------------------------------------------------------------------------
