@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import regraft
 from benchmarks import machine
-from benchmarks.timing import Call, race
 from regraft.testing import randomise
+from regraft.timing import Call, race
 
 WIDTH, HIDDEN = 1024, 2816
 RANKS = (64, 128, 256, 512, 896, 1024)
