@@ -95,7 +95,7 @@ def _point(rank: int, count: int, rounds: int, patience: float) -> dict[str, Any
     chosen = regraft.compile(factored, (x,), threads=machine.THREADS, memory_limit=1 << 30)
     forms = {
         "factored": regraft.compile(factored, (x,), threads=machine.THREADS, memory_limit=0),
-        "merged": regraft.compile(Merged(factored), (x,), threads=machine.THREADS),
+        "merged": regraft.compile(Merged(factored).eval(), (x,), threads=machine.THREADS),
     }
     found = _race({"chosen": chosen, **forms}, x, rounds, patience)
     ratios = {name: found["entrants"][name]["ratio"] for name in forms}
