@@ -22,7 +22,7 @@ from regraft.compiler.options import Fallback, Options, Verify
 from regraft.compiler.pipeline import WHOLE, Compilation, Limit
 from regraft.compiler.progress import Observer, Phases
 from regraft.compiler.report import Report
-from regraft.errors import OptionError
+from regraft.errors import OptionError, RegraftError
 from regraft.ir import Exactness, Leaf, Module, OpDef, Pass, Rewrite, print_module
 from regraft.plugins import Plugin
 from regraft.runtime import CompiledModel, Effects, Signature
@@ -160,9 +160,12 @@ def _from_cache(
     if module is None:
         return None
     captured = Captured(module, *split(call.arguments, call.n_args))
-    compilation = _compilation(captured, options, phases, report)
-    compilation.restored()
-    compiled = lowered(compilation, Store(module), model)
+    try:
+        compilation = _compilation(captured, options, phases, report)
+        compilation.restored()
+        compiled = lowered(compilation, Store(module), model)
+    except RegraftError as error:
+        return session.miss(f"the entry cannot be used, {error.message}")
     with phases.phase("cache"):
         if not holds_at_size_one(compiled, call):
             return session.miss("with these weights the graph differs from eager at sizes of 1")

@@ -69,3 +69,28 @@ def test_loads_and_runs_without_the_compiler(name: str, tmp_path: Path) -> None:
     assert torch.equal(y, compiled(x))
     torch.testing.assert_close(y, model(x).detach())
     assert (tmp_path / "model.again" / "manifest.json").is_file()
+
+
+class Counts(nn.Module):
+    """Keeps state, and draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1  # pyright: ignore[reportOperatorIssue]
+        return x * self.calls + 0 * torch.rand_like(x)
+
+
+def test_state_goes_on_without_the_compiler(tmp_path: Path) -> None:
+    x = torch.randn(5, 8)
+    compiled = regraft.compile(Counts().eval(), (x,))
+    compiled(x)
+    compiled.save(tmp_path / "model")
+    torch.save(x, tmp_path / "x.pt")
+    files = [str(tmp_path / file) for file in ("model", "x.pt", "y.pt")]
+    run = subprocess.run([sys.executable, "-c", LOADER, *files], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert torch.equal(torch.load(tmp_path / "y.pt"), 2 * x)
+    assert torch.equal(compiled(x), 2 * x)

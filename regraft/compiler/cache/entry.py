@@ -27,7 +27,7 @@ import torch
 
 from regraft.compiler.materialise import tensor_of
 from regraft.errors import RegraftError
-from regraft.ir import Function, Leaf, Module, OpTable, parse_module, print_module
+from regraft.ir import STAGES, Function, Leaf, Module, OpTable, parse_module, print_module, verify
 from regraft.runtime import DTYPE_NAMES, TORCH_DTYPES, signature_from, signature_record
 
 FORMAT = 1
@@ -113,10 +113,10 @@ class Entry:
             return Entry(
                 str(head["model"]),
                 {str(name): str(value) for name, value in body["components"]},
-                body["ir"],
+                _text(body["ir"]),
                 dict(body["signatures"]),
-                {k: LeafRecord(n, tuple(names), lit) for k, (n, names, lit) in body["leaves"].items()},
-                dict(body["read"]),
+                {name: _leaf(*record) for name, record in body["leaves"].items()},
+                {_text(name): _text(value) for name, value in body["read"].items()},
                 dict(body["report"]),
             )
         except _MALFORMED as error:
@@ -130,6 +130,16 @@ def read_head(content: bytes) -> dict[str, Any]:
         DamagedEntry: it is damaged, or of another format.
     """
     return _lines(content)[0]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _leaf(name: Any, names: Any, literal: Any) -> LeafRecord:
+    return LeafRecord(_text(name), tuple(_text(each) for each in names), literal)
 
 
 def _line(value: Any) -> bytes:
@@ -214,6 +224,7 @@ def restore_module(entry: Entry, table: OpTable, tensors: Mapping[str, torch.Ten
             storages[name] = _tensor(record.literal)
     try:
         module = parse_module(entry.ir, table, storages)
+        verify(module, STAGES[-1])
     except _MALFORMED as error:
         raise DamagedEntry(f"its graph cannot be read: {error}") from error
     for constant, name in module.constants().items():

@@ -66,7 +66,7 @@ class Session:
         kwargs: Mapping[str, Any] | None,
         shapes: Any,
         options: Options,
-        phases: Phases,
+        phases: Phases | None = None,
     ) -> Session:
         """The session of ``compile(model, args, ...)``. That it cannot be cached is an outcome, no error."""
         path = _path(options.cache)
@@ -79,7 +79,7 @@ class Session:
         if options.budget is not None:
             return Session(CacheOutcome("not cached", "tune=True measures anew"))
         try:
-            with phases.phase("cache"):
+            with (phases or Phases()).phase("cache"):
                 key = key_of(model, args, kwargs, shapes, options)
         except (Uncacheable, OptionError) as error:  # what is no model is for capture to refuse
             return Session(CacheOutcome("not cached", str(error)))
@@ -218,16 +218,20 @@ def _fill(report: Report, found: Mapping[str, Any]) -> None:
     try:
         captured = {str(name): int(count) for name, count in found["captured"].items()}
         passes = [(str(p["name"]), float(p["seconds"])) for p in found["passes"]]
-        rewrites = {
-            str(name): RewriteStats(int(s["hits"]), dict(s["declined"]), float(s["seconds"]))
-            for name, s in found["rewrites"].items()
-        }
-        flops, bytes_ = dict(found["flops"]), dict(found["bytes"])
+        rewrites = {str(name): _stats(record) for name, record in found["rewrites"].items()}
+        flops, bytes_ = (
+            {str(when): int(count) for when, count in found[each].items()} for each in ("flops", "bytes")
+        )
         choices = [_choice(record) for record in found["choices"]]
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DamagedEntry(f"its report is malformed: {error!r}") from error
     report.captured, report.passes, report.rewrites = captured, passes, rewrites
     report.flops, report.bytes, report.choices = flops, bytes_, choices
+
+
+def _stats(record: Mapping[str, Any]) -> RewriteStats:
+    declined = {str(reason): int(count) for reason, count in record["declined"].items()}
+    return RewriteStats(int(record["hits"]), declined, float(record["seconds"]))
 
 
 def _choice(record: Mapping[str, Any]) -> Choice:
