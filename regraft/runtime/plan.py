@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from regraft.errors import BackendError
 from regraft.runtime.executable import Executable
 
 
@@ -38,18 +39,25 @@ class Plan:
         if len(self.steps) != 1:
             return None
         (step,) = self.steps
-        is_whole = step.inputs == tuple(range(self.inputs)) and step.outputs == self.results
+        # Lengths first: a file may claim any number of inputs.
+        in_order = len(step.inputs) == self.inputs and step.inputs == tuple(range(self.inputs))
+        is_whole = in_order and step.outputs == self.results
         return step.executable if is_whole and len(set(self.results)) == len(self.results) else None
 
     def run(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> list[Tensor]:
-        """The flat results. Thread-safe: each call has slots of its own."""
+        """The flat results. Thread-safe: each call has slots of its own.
+
+        Raises:
+            BackendError: a step gives another number of results than the plan, maybe a file's, says.
+        """
         if self._whole is not None:
             made = self._whole.run(tensors, sizes)
-            assert len(made) == len(self.results), "a step with other results than slots"
+            _check_count(self._whole, made, self.results)
             return made
         slots: list[Tensor | None] = [*tensors, *[None] * (self.slots - self.inputs)]
         for step in self.steps:
             outputs = step.executable.run([_filled(slots[i]) for i in step.inputs], sizes)
+            _check_count(step.executable, outputs, step.outputs)
             for slot, tensor in zip(step.outputs, outputs, strict=True):
                 slots[slot] = tensor
             for slot in step.dead:
@@ -65,6 +73,12 @@ class Plan:
             fresh.append(tensor.detach().clone() if slot in taken else tensor)
             taken.add(slot)
         return fresh
+
+
+def _check_count(executable: Executable, made: Sequence[Tensor], expected: Sequence[int]) -> None:
+    if len(made) != len(expected):
+        message = f"a step gives {len(made)} results where the plan has {len(expected)}"
+        raise BackendError(message, backend=executable.backend)
 
 
 def _filled(tensor: Tensor | None) -> Tensor:

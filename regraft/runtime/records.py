@@ -85,8 +85,15 @@ def _symbol_from(record: Mapping[str, Any]) -> SymbolSpec:
 
 def _leaf_from(record: Mapping[str, Any]) -> TensorSpec | ValueSpec:
     if "dtype" in record:
-        return TensorSpec(record["name"], record["dtype"], tuple(record["shape"]), record["device"])
-    return ValueSpec(record["name"], record["value"])
+        name, dtype, device = (_text(record[key]) for key in ("name", "dtype", "device"))
+        return TensorSpec(name, dtype, tuple(record["shape"]), device)
+    return ValueSpec(_text(record["name"]), record["value"])
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
 
 
 def ints(values: Iterable[Any]) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import regraft
-from regraft.errors import ArtefactError, RegraftError, ShapeError
+from regraft.errors import ArtefactError, BackendError, RegraftError, ShapeError
 from regraft.runtime import CompiledModel, NativeCode, Plan, Step, cpu_features
 
 
@@ -278,6 +278,9 @@ def structure(type: Any, context: Any, children: Any = ()) -> str:
         (put(*STEP, "dead", [9]), "frees what no step has made"),
         (put("plan", "inputs", 2), "differ in the number of inputs"),
         (put("plan", "slots", 10**15), "the slots are not in use"),
+        (put("plan", "inputs", 10**15), "differ in the number of inputs"),
+        (put(*PROGRAM, "slots", 10**15), "has other slots than it fills"),
+        (put(*PROGRAM, "inputs", 10**15), "has other slots than it fills"),
         (put("plan", "slots", 1), "the slots are not in use"),
         (put("plan", "results", [3]), "a result is what no step has made"),
         (put("plan", "steps", None), "malformed"),
@@ -340,6 +343,14 @@ def structure(type: Any, context: Any, children: Any = ()) -> str:
 )
 def test_a_hostile_manifest(saved: Path, edit: Edit, expected: str) -> None:
     refused(edited(saved, edit), expected)
+
+
+def test_a_program_whose_results_nobody_makes(saved: Path) -> None:
+    manifest = json.loads((saved / "manifest.json").read_text())
+    last = len(manifest["plan"]["steps"][0]["record"]["program"]["steps"]) - 1
+    loaded = regraft.load(edited(saved, put(*PROGRAM, "steps", last, "outputs", [0])))
+    with pytest.raises(BackendError, match="the program gives what is no tensor"):
+        loaded(BATCH, 0.5)
 
 
 @pytest.mark.parametrize(

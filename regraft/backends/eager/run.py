@@ -46,8 +46,11 @@ class EagerExecutable:
         program: Record,
         constants: Mapping[str, Tensor],
         functions: Mapping[str, Callable[..., Any]] | None = None,
+        *,
+        loaded: bool = False,
     ) -> None:
         self._record = program
+        self._loaded = loaded
         self._constants = dict(constants)
         self._functions = dict(functions or {})
         self._program = Program(program, self._constants, self._functions)
@@ -67,12 +70,23 @@ class EagerExecutable:
                 backend=self.backend,
             ) from error
         with torch.no_grad(), _no_autocast():
-            return self._separate(self._program.run(inputs, sizes), taken | self._owned)
+            return self._separate(self._results(inputs, sizes), taken | self._owned)
+
+    def _results(self, inputs: Sequence[Tensor], sizes: Mapping[str, int]) -> list[Tensor]:
+        try:
+            return self._program.run(inputs, sizes)
+        except (AttributeError, LookupError, TypeError) as error:
+            if not self._loaded:
+                raise
+            # A program from a file may say anything: what it asks of Python is its own fault.
+            raise BackendError(f"the program is malformed: {error!r}", backend=self.backend) from error
 
     def _separate(self, results: Sequence[Tensor], taken: set[int]) -> list[Tensor]:
         """``results`` with a copy in place of each that is not alone in its memory, or in ``taken``."""
         fresh: list[Tensor] = []
         for result in results:
+            if not isinstance(result, Tensor):  # only where a file says so
+                raise BackendError("the program gives what is no tensor", backend=self.backend)
             if _storage(result) in taken or _is_part(result):
                 result = result.clone(memory_format=torch.contiguous_format)
             taken.add(_storage(result))
@@ -123,7 +137,7 @@ def load(record: Record, reader: ArtefactReader) -> EagerExecutable:
     """
     constants = {name: reader.tensor(name) for name in record["constants"]}
     try:
-        return EagerExecutable(record["program"], constants)
+        return EagerExecutable(record["program"], constants, loaded=True)
     except BackendError as error:
         raise ArtefactError(str(error)) from error
 
@@ -135,17 +149,22 @@ class Program:
         self, record: Record, constants: Mapping[str, Tensor], functions: Mapping[str, Callable[..., Any]]
     ) -> None:
         self._inputs: int = record["inputs"]
-        self._slots: Slots = [None] * record["slots"]
+        # A file may claim any number of slots: memory is taken for those only that something fills.
+        filled = len(record["constants"]) + sum(len(step["outputs"]) for step in record["steps"])
+        if not 0 <= record["slots"] - self._inputs <= filled:
+            raise BackendError("the program has other slots than it fills", backend="eager")
+        self._rest: Slots = [None] * (record["slots"] - self._inputs)
         for slot, name in record["constants"]:
-            self._slots[slot] = constants[name]
+            self._rest[slot - self._inputs] = constants[name]
         self._symbols = [tuple(row) for row in record["symbols"]]
         self._steps = [_step(step, constants, functions) for step in record["steps"]]
         self._results: list[int] = list(record["results"])
         self._binds = bool(self._symbols) or any(step["symbols"] for step in record["steps"])
 
     def run(self, inputs: Sequence[Tensor], sizes: Sizes) -> list[Tensor]:
-        slots = self._slots.copy()
-        slots[: self._inputs] = inputs
+        if len(inputs) != self._inputs:
+            raise BackendError(f"the program has {self._inputs} inputs, not {len(inputs)}", backend="eager")
+        slots: Slots = [*inputs, *self._rest]
         known = dict(sizes) if self._binds else sizes
         for name, position, axis in self._symbols:
             known[name] = inputs[position].shape[axis]  # type: ignore[index]

@@ -18,7 +18,8 @@ from regraft.backends.example.functions import DTYPES, FUNCTIONS, Array
 from regraft.runtime import ArtefactReader, ArtefactWriter, compile_dim
 
 Record = Mapping[str, Any]
-Getter = Callable[[list[Array], Mapping[str, int]], Any]
+Slots = dict[int, Array]
+Getter = Callable[[Slots, Mapping[str, int]], Any]
 
 
 class ExampleExecutable:
@@ -36,8 +37,7 @@ class ExampleExecutable:
 
     def run(self, inputs: Sequence[Tensor], sizes: Mapping[str, int]) -> list[Tensor]:
         """The results. Nothing of a call is kept in ``self``: other threads may be in here too."""
-        slots: list[Array] = [None] * self._record["slots"]
-        slots[: len(inputs)] = [tensor.detach().numpy() for tensor in inputs]
+        slots: Slots = {i: tensor.detach().numpy() for i, tensor in enumerate(inputs)}
         for slot, array in self._filled:
             slots[slot] = array
         with np.errstate(all="ignore"):  # torch computes infinities and NaNs without a word
@@ -59,13 +59,13 @@ def load(record: Record, reader: ArtefactReader) -> ExampleExecutable:
     return ExampleExecutable(record["program"], constants)
 
 
-def _step(record: Record) -> Callable[[list[Array], Mapping[str, int]], None]:
+def _step(record: Record) -> Callable[[Slots, Mapping[str, int]], None]:
     """One op as a function that fills its result's slot."""
     function = FUNCTIONS[record["op"]]
     arguments = [_getter(template) for template in record["args"]]
     output, dtype = record["output"], DTYPES[record["dtype"]]
 
-    def execute(slots: list[Array], sizes: Mapping[str, int]) -> None:
+    def execute(slots: Slots, sizes: Mapping[str, int]) -> None:
         result = function(*[get(slots, sizes) for get in arguments])
         slots[output] = np.asarray(result).astype(dtype, copy=False)
 
