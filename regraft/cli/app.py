@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import regraft
-from regraft.cli import bench, cache, compiling, demo, doctor, explain, ir
+from regraft.cli import bench, cache, compiling, demo, doctor, explain, ir, tune
 from regraft.cli.output import VERBOSE, stderr_console
 from regraft.errors import RegraftError
 
@@ -96,6 +96,7 @@ app.command("explain")(explain.explain_command)
 app.command("bisect")(explain.bisect_command)
 app.command("ir")(ir.ir_command)
 app.command("bench")(bench.bench_command)
+app.command("tune")(tune.tune_command)
 app.command("doctor")(doctor.doctor_command)
 app.command("demo")(demo.demo_command)
 app.add_typer(cache.app, name="cache")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from regraft.cli.options import bytes_of
 from regraft.cli.output import Json, Output, Quiet
 from regraft.errors import OptionError
 
@@ -53,25 +53,10 @@ def prune(
 ) -> None:
     """Remove the entries used longest ago until the rest takes at most SIZE."""
     cache = _cache(folder)
-    removed = cache.prune(bytes_of(keep))
+    removed = cache.prune(bytes_of(keep, "--keep"))
     left = cache.size()
     text = f"{removed} entries removed from {cache.path}, {left / 1e6:.1f} MB left"
     Output(as_json, quiet).show({"removed": removed, "bytes": left}, text)
-
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-
-
-def bytes_of(text: str) -> int:
-    """A number of bytes from ``1500``, ``200MB``, ``1.5 GiB``.
-
-    Raises:
-        OptionError: it is none of these.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().upper())
-    if found is None:
-        raise OptionError(f"--keep {text}: expected a size such as 0, 200MB or 1GiB")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
 def contents(cache: compile_cache.CacheFolder) -> dict[str, Any]:

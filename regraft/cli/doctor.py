@@ -20,6 +20,7 @@ _REQUIRED = ("torch", "onnxruntime", "onnx", "onnx-ir", "sympy", "numpy", "safet
 _OPTIONAL: Mapping[str, tuple[str, str]] = {
     "transformers": ("demo", "models of the demo"),
     "onnxscript": ("bench", "torch.onnx as a peer in bench"),
+    "matplotlib": ("plot", "drawings of regraft tune"),
     "apache-tvm": ("tvm", "kernels built by TVM"),
 }
 #: What decides which kernels a CPU can run, of the flags that the kernel lists.

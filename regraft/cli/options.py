@@ -134,6 +134,21 @@ def dynamic_shapes(entries: list[str] | None) -> dict[str, dict[int, Any]] | Non
     return shapes or None
 
 
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def bytes_of(text: str, option: str) -> int:
+    """A number of bytes from ``1500``, ``200MB``, ``1.5 GiB``.
+
+    Raises:
+        OptionError: it is none of these.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().upper())
+    if found is None:
+        raise OptionError(f"{option} {text}: expected a size such as 0, 200MB or 1GiB")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
 def must_be_free(path: Path | None, option: str) -> None:
     """Say so before the work begins when ``path`` cannot be written anew.
 

@@ -59,11 +59,12 @@ def _bar(console: Console, title: str) -> Iterator[Watch]:
             from regraft.compiler import PHASES  # whoever calls has loaded it
 
             part = f" ({progress.step})" if progress.step else ""
+            done, total = PHASES.index(progress.phase) + progress.done, len(PHASES)
             bar.update(
                 task,
                 description=f"{title}: {progress.phase}{part}",
-                completed=PHASES.index(progress.phase) + progress.done,
-                total=len(PHASES),
+                completed=done if progress.share is None else progress.share * total,
+                total=total,
             )
 
         yield watch

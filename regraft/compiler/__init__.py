@@ -6,7 +6,7 @@ from regraft.compiler import cache, choose, options
 from regraft.compiler.api import capture, compile, export_onnx
 from regraft.compiler.bisect import BisectReport, bisect
 from regraft.compiler.capture import Captured, capture_model
-from regraft.compiler.choosing import state_folder
+from regraft.compiler.choosing import state_folder, tuning_path
 from regraft.compiler.custom_ops import op_from_torch
 from regraft.compiler.dynamo import regraft_backend
 from regraft.compiler.explain import Explanation, explain
@@ -16,6 +16,7 @@ from regraft.compiler.pipeline import run_named_passes, run_named_rewrites, run_
 from regraft.compiler.progress import PHASES, Observer, Progress
 from regraft.compiler.racing import BenchReport, bench
 from regraft.compiler.report import CacheOutcome, Report
+from regraft.compiler.tuning import TuneReport, tune
 from regraft.compiler.verify_each import EachApplication
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Observer",
     "Progress",
     "Report",
+    "TuneReport",
     "bench",
     "bisect",
     "cache",
@@ -47,4 +49,6 @@ __all__ = [
     "run_named_rewrites",
     "run_passes",
     "state_folder",
+    "tune",
+    "tuning_path",
 ]

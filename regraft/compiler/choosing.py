@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from regraft.backends import Backend, LowerOptions
 from regraft.compiler.choose import (
     ChooseForms,
+    Executors,
     RooflineModel,
     Timetable,
     Tuner,
@@ -21,30 +23,44 @@ from regraft.errors import OptionError
 from regraft.ir import Module, Op
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """What is measured while forms are chosen.
+
+    Fields:
+        budget: seconds to measure for; None measures nothing.
+        rows: the numbers of rows to measure and to report where sizes vary; none leaves it to the tuner.
+        told: hears how many measurements are done, and of how many.
+    """
+
+    budget: float | None = None
+    rows: tuple[int, ...] = ()
+    told: Callable[[int, int], None] = lambda done, total: None
+
+
 def choosing_pass(
     backends: Sequence[Backend],
     threads: int | None,
-    budget: float | None,
+    tuning: Tuning,
     memory_limit: int | None,
     notes: list[str],
 ) -> ChooseForms:
-    """The pass for one compile; ``budget`` is in seconds, None to measure nothing.
-
-    ``notes`` receives what the user should know, also while the pass runs.
-    """
+    """The pass for one compile. ``notes`` receives what the user should know, also while the pass runs."""
     folder = state_folder()
-    machine = machine_name(threads, backends[0].name)
-    database = _database(folder, machine, notes, needed=budget is not None)
-    timetable = Timetable(RooflineModel(load_profile(folder, threads)), database)
+    database = _database(folder, notes, needed=tuning.budget is not None)
+    names = [each.name for each in backends] if database is not None else []
+    databases = {name: database.of(machine_name(threads, name)) for name in names if database is not None}
+    executors = Executors(backends, databases)
+    timetable = Timetable(RooflineModel(load_profile(folder, threads)), executors.known)
 
     def tune(module: Module, ops: Sequence[Op]) -> None:
-        if budget is None or database is None:
-            return
-        tuner = Tuner(backends[0], Store(module), LowerOptions(threads), database, budget)
-        note = tuner.run(ops)
-        notes.extend([note] if note else [])
+        if tuning.budget is not None:
+            tuner = Tuner(
+                executors, Store(module), LowerOptions(threads), tuning.budget, tuning.rows, tuning.told
+            )
+            notes.extend(tuner.run(ops))
 
-    return ChooseForms(timetable, memory_limit, prepare=tune)
+    return ChooseForms(timetable, memory_limit, prepare=tune, rows=tuning.rows)
 
 
 def state_folder() -> Path | None:
@@ -59,17 +75,23 @@ def state_folder() -> Path | None:
         return None
 
 
-def _database(folder: Path | None, machine: str, notes: list[str], *, needed: bool) -> TuningDatabase | None:
-    """The tuning database; a compile that measures nothing goes on without one that cannot be read."""
+def tuning_path(folder: Path | None) -> Path:
+    """The file of the tuning database.
+
+    Raises:
+        OptionError: there is no folder for it.
+    """
     if folder is None:
-        if needed:
-            raise OptionError("there is no folder for the tuning database; set REGRAFT_CACHE_DIR to one")
-        return None
-    path = folder / "tuning.db"
-    if not needed and not path.exists():
+        raise OptionError("there is no folder for the tuning database; set REGRAFT_CACHE_DIR to one")
+    return folder / "tuning.db"
+
+
+def _database(folder: Path | None, notes: list[str], *, needed: bool) -> TuningDatabase | None:
+    """The tuning database; a compile that measures nothing goes on without one that cannot be read."""
+    if not needed and (folder is None or not tuning_path(folder).exists()):
         return None
     try:
-        database = TuningDatabase(path, machine)
+        database = TuningDatabase(tuning_path(folder), machine_name())
     except OptionError as error:
         if needed:
             raise

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from regraft.backends import BUILTIN, Backend, backend
 from regraft.compiler.choose import ChooseForms, parse_budget
-from regraft.compiler.choosing import choosing_pass
+from regraft.compiler.choosing import Tuning, choosing_pass
 from regraft.compiler.extensions import Extensions, checked_backend, refuse
 from regraft.compiler.progress import Observer, unobserved
 from regraft.errors import BackendError, OptionError, no_such
@@ -40,10 +40,15 @@ class Options:
     budget: float | None = None
     memory_limit: int | None = None
     cache: bool | Path = False
+    rows: tuple[int, ...] = ()
+    """Numbers of rows at which forms are measured and reported, besides those of a decision."""
 
-    def choosing(self, notes: list[str]) -> ChooseForms:
-        """The pass that chooses forms; what it has to say goes to ``notes``."""
-        return choosing_pass(self.backends, self.threads, self.budget, self.memory_limit, notes)
+    def choosing(
+        self, notes: list[str], told: Callable[[int, int], None] = lambda done, total: None
+    ) -> ChooseForms:
+        """The pass that chooses forms; what it has to say goes to ``notes``, how far it is to ``told``."""
+        tuning = Tuning(self.budget, self.rows, told)
+        return choosing_pass(self.backends, self.threads, tuning, self.memory_limit, notes)
 
     @staticmethod
     def checked(
@@ -63,6 +68,7 @@ class Options:
         budget: Any = None,
         memory_limit: Any = None,
         cache: Any = False,
+        rows: Sequence[int] = (),
     ) -> Options:
         """Options from a user's arguments.
 
@@ -106,6 +112,7 @@ class Options:
             parse_budget(_DEFAULT_BUDGET if budget is None else budget) if tune else None,
             memory_limit,
             _cache(cache),
+            tuple(rows),
         )
 
 

@@ -82,7 +82,7 @@ def _place(op: Op, backends: Sequence[Backend], assignment: Assignment) -> dict[
     """None when a back end took ``op``, else every back end's reason."""
     reasons: dict[str, str] = {}
     for backend in backends:
-        reason = _reason(backend, op)
+        reason = refusal(backend, op)
         if reason is None:
             assignment.backend[op] = backend
             return None
@@ -90,7 +90,12 @@ def _place(op: Op, backends: Sequence[Backend], assignment: Assignment) -> dict[
     return reasons
 
 
-def _reason(backend: Backend, op: Op) -> str | None:
+def refusal(backend: Backend, op: Op) -> str | None:
+    """Why ``backend`` does not take ``op``; None when it does.
+
+    Raises:
+        BackendError: it raised, or answered neither with a reason nor with None.
+    """
     try:
         reason: Any = backend.supports(op)
     except RegraftError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -123,7 +123,7 @@ class Compilation:
                     each.compare_results(name)
 
         context.observer = observe
-        choose, passes = passes_of(self.options, self.report.notes)
+        choose, passes = passes_of(self.options, self.report.notes, self._measured)
         if self.limit.is_partial:
             _run_some(self.module, passes, context, self.limit.passes)
         else:
@@ -131,6 +131,10 @@ class Compilation:
         self.report.rewrites = dict[str, RewriteStats](context.stats)
         self.report.notes += [each.note] if each else []
         self.report.choices = choose.choices
+
+    def _measured(self, done: int, total: int) -> None:
+        if total:
+            self.phases.step("rewrites", f"measured {done} of {total}", 0.0, share=done / total)
 
     def _each_application(self) -> EachApplication:
         if self.inputs is None:
@@ -192,9 +196,14 @@ def _executed(region: Region, sizes: Mapping[Symbol, int]) -> Iterator[Op]:
                 yield from _executed(inner, sizes)
 
 
-def passes_of(options: Options, notes: list[str]) -> tuple[ChooseForms, tuple[Pass, ...]]:
-    """The passes of a compile, in no order, and the one among them that chooses forms."""
-    choose = options.choosing(notes)
+def passes_of(
+    options: Options, notes: list[str], told: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[ChooseForms, tuple[Pass, ...]]:
+    """The passes of a compile, in no order, and the one among them that chooses forms.
+
+    ``told`` hears how many forms are measured, and of how many.
+    """
+    choose = options.choosing(notes, told)
     return choose, (*default_passes(options.rewrites), choose, *options.passes)
 
 

@@ -20,12 +20,14 @@ class Progress:
         step: a part of the phase, such as a pass, that is finished; None for the phase itself.
         done: whether the phase is finished, not begun.
         seconds: what the finished step or phase took.
+        share: how much of a long step is done, from 0 to 1; None for a step that is heard of at its end.
     """
 
     phase: str
     step: str | None = None
     done: bool = False
     seconds: float = 0.0
+    share: float | None = None
 
 
 Observer = Callable[[Progress], object]
@@ -58,6 +60,6 @@ class Phases:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         self.observer(Progress(name, done=True, seconds=seconds))
 
-    def step(self, phase: str, name: str, seconds: float) -> None:
-        """Say that a part of ``phase`` is finished."""
-        self.observer(Progress(phase, name, seconds=seconds))
+    def step(self, phase: str, name: str, seconds: float, share: float | None = None) -> None:
+        """Say that a part of ``phase`` is finished, or how far it is."""
+        self.observer(Progress(phase, name, seconds=seconds, share=share))

@@ -18,7 +18,20 @@ from torch.export import Dim
 import regraft
 from regraft.compiler import choose
 from regraft.errors import OptionError
-from regraft.ir import OPS, Builder, DType, Leaf, Op, Region, TensorType, symbol
+from regraft.ir import (
+    OPS,
+    Builder,
+    DType,
+    Function,
+    Leaf,
+    Module,
+    Op,
+    PassContext,
+    Recipe,
+    Region,
+    TensorType,
+    symbol,
+)
 from regraft.testing import assert_close, randomise
 
 S = symbol("s", 1)
@@ -68,19 +81,89 @@ def test_memory_limit_is_kept_and_said() -> None:
     assert "memory limit" in str(compiled.report)
 
 
-def alternative(rows: Any) -> Op:
-    """An ``rg.alt`` of two forms: two linear layers, and one with a leaf of its own."""
+def alternative(rows: Any, merged: str = "linear") -> Op:
+    """An ``rg.alt`` of two forms: two linear layers, and one layer or another op, ``merged``."""
     body = Region([TensorType(DType.F32, (rows, 4))])
-    factored, merged = Region(body.arg_types), Region(body.arg_types)
+    forms = Region(body.arg_types), Region(body.arg_types)
     weight = Leaf("w", TensorType(DType.F32, (4, 4)), torch.ones(4, 4))
-    for region, count in ((factored, 2), (merged, 1)):
+    for region, names in zip(forms, (("linear", "linear"), (merged,)), strict=True):
         b = Builder(OPS, region)
         value = region.args[0]
-        for _ in range(count):
-            value = b.aten.linear(value, b.constant(weight))
+        for name in names:
+            value = b.aten.linear(value, b.constant(weight)) if name == "linear" else b.aten.relu(value)
         b.create("cf.yield", ((value,),))
     attrs = {"rows": rows, "forms": ("as written", "merged")}
-    return Builder(OPS, body).create("rg.alt", (body.args,), attrs, regions=(factored, merged))
+    return Builder(OPS, body).create("rg.alt", (body.args,), attrs, regions=forms)
+
+
+def recipe(size: int) -> Recipe:
+    """Ones of the shape ``[size, size]``."""
+    body = Region()
+    b = Builder(OPS, body)
+    ones = b.aten.full((size, size), 1.0, dtype=DType.F32)
+    b.create("cf.yield", ((ones,),))
+    return Recipe(body)
+
+
+def sharing(count: int, merged: Recipe) -> Module:
+    """``count`` alternatives, one after the other, whose second form reads ``merged``."""
+    body = Region([TensorType(DType.F32, (16, 4))])
+    b = Builder(OPS, body)
+    value = body.args[0]
+    for _ in range(count):
+        forms = Region([value.type]), Region([value.type])
+        for form, constant in zip(forms, (Leaf("w", merged.type, torch.ones(4, 4)), merged), strict=True):
+            inner = Builder(OPS, form)
+            product = inner.aten.linear(form.args[0], inner.constant(constant))
+            inner.create("cf.yield", ((product,),))
+        attrs = {"rows": 16, "forms": ("as written", "merged")}
+        value = b.create("rg.alt", ((value,),), attrs, regions=forms).result
+    b.create("cf.yield", ((value,),))
+    return Module({"forward": Function("forward", body)})
+
+
+@pytest.mark.parametrize(
+    ("limit", "chosen", "extra"), [(64, [1, 1, 1], [64, 0, 0]), (63, [0, 0, 0], [0, 0, 0])]
+)
+def test_a_constant_that_several_computations_need_counts_once(
+    limit: int, chosen: list[int], extra: list[int]
+) -> None:
+    choosing = choose.ChooseForms(lambda op, rows: choose.Times((2.0, 1.0)), memory_limit=limit)
+    choosing.run(sharing(3, recipe(4)), PassContext(OPS))
+    assert [choice.order for choice in choosing.choices] == [(form,) for form in chosen]
+    assert [choice.extra_bytes for choice in choosing.choices] == extra
+
+
+class Takes:
+    """A back end that takes the ops of these names."""
+
+    def __init__(self, name: str, *ops: str) -> None:
+        self.name = name
+        self.ops = ops
+
+    def supports(self, op: Op) -> str | None:
+        return None if op.name in self.ops else "not this one"
+
+    def lower(self, function: Any, store: Any, options: Any) -> Any:
+        raise AssertionError("nothing is lowered here")
+
+
+def test_forms_are_timed_where_all_of_them_run(tmp_path: Path) -> None:
+    op = alternative(16, merged="relu")
+    narrow, wide = Takes("narrow", "aten.linear"), Takes("wide", "aten.linear", "aten.relu")
+    database = choose.TuningDatabase(tmp_path / "t.db", "")
+    databases = {name: database.of(name) for name in ("narrow", "wide")}
+    key = choose.decide(op, choose.Timetable(choose.RooflineModel(choose.MachineProfile("m")))).signature
+    for name, us in (("narrow", 1.0), ("wide", 2.0)):
+        databases[name].record(key, FORMS, choose.Measured(16, (us, us), 0.0))
+    executors = choose.Executors((narrow, wide), databases)
+    assert executors.of(op) is wide, "the second form has an op that the first back end does not take"
+    assert executors.known(op) == [choose.Measured(16, (2.0, 2.0), 0.0)]
+    alone = choose.Executors((narrow,), databases)
+    tuner = choose.Tuner(alone, None, None, budget=10)  # type: ignore[arg-type]
+    assert alone.known(op) == []
+    (note,) = tuner.run([op])
+    assert "no back end takes all its forms" in note
 
 
 def decided(op: Op, slow_start: Sequence[float], per_row: Sequence[float], noise: float = 0.0) -> Any:
@@ -328,11 +411,11 @@ def test_estimates_are_corrected_by_what_was_measured() -> None:
     model = choose.RooflineModel(choose.MachineProfile("m"))
     plain = choose.Timetable(model)(op, 64).us
 
-    class Known:
-        def lookup(self, key: str, forms: Sequence[str]) -> list[choose.Measured]:
-            at_one = choose.Timetable(model)(op, 1).us
-            return [choose.Measured(1, (2 * at_one[0], at_one[1]), 0.0)]
+    def known(_: Op) -> list[choose.Measured]:
+        at_one = choose.Timetable(model)(op, 1).us
+        return [choose.Measured(1, (2 * at_one[0], at_one[1]), 0.0)]
 
-    corrected = choose.Timetable(model, Known())(op, 64)  # type: ignore[arg-type]
+    corrected = choose.Timetable(model, known)(op, 64)
     assert not corrected.measured
+    assert corrected.estimated == plain
     assert corrected.us == pytest.approx((2 * plain[0], plain[1]))

@@ -235,9 +235,11 @@ def _stats(record: Mapping[str, Any]) -> RewriteStats:
 
 
 def _choice(record: Mapping[str, Any]) -> Choice:
-    times = {int(rows): tuple(map(float, each)) for rows, each in record["times"].items()}
-    changed: dict[str, Any] = {name: tuple(record[name]) for name in ("forms", "cuts", "order")}
-    changed["times"] = times
+    changed: dict[str, Any] = {
+        name: tuple(record[name]) for name in ("forms", "cuts", "order", "measured_at")
+    }
+    for name in ("times", "estimated"):
+        changed[name] = {int(rows): tuple(map(float, each)) for rows, each in record[name].items()}
     return Choice(**{**record, **changed})
 
 

@@ -1,7 +1,7 @@
 """Choosing forms by what they cost here: the machine's profile, estimates, measurements, decisions."""
 
 from regraft.compiler.choose.database import Measured, TuningDatabase
-from regraft.compiler.choose.decide import Choice, ChooseForms, Times, decide
+from regraft.compiler.choose.decide import Choice, ChooseForms, Times, decide, within
 from regraft.compiler.choose.machine import (
     MachineProfile,
     load_profile,
@@ -10,11 +10,12 @@ from regraft.compiler.choose.machine import (
     store_profile,
 )
 from regraft.compiler.choose.model import RooflineModel
-from regraft.compiler.choose.tune import Timetable, Tuner, parse_budget
+from regraft.compiler.choose.tune import Executors, Timetable, Tuner, parse_budget
 
 __all__ = [
     "Choice",
     "ChooseForms",
+    "Executors",
     "MachineProfile",
     "Measured",
     "RooflineModel",
@@ -28,4 +29,5 @@ __all__ = [
     "measure_profile",
     "parse_budget",
     "store_profile",
+    "within",
 ]

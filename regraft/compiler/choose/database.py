@@ -7,6 +7,7 @@ own locking, write-ahead log); one that is damaged is set aside under another na
 
 from __future__ import annotations
 
+import copy
 import math
 import sqlite3
 import time
@@ -14,6 +15,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from regraft.errors import OptionError
 
@@ -65,15 +67,24 @@ class TuningDatabase:
         except OSError as error:
             raise OptionError(f"the tuning database {path} cannot be opened: {error.strerror}") from error
 
+    def of(self, machine: str) -> TuningDatabase:
+        """The same file for the times of another machine."""
+        other = copy.copy(self)
+        other.machine = machine
+        return other
+
     def _prepare(self) -> None:
         with self._open() as connection:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            version = _version(connection)
             if version > _VERSION:
                 raise OptionError(
                     f"the tuning database {self.path} is of format {version}, newer than this regraft's "
                     f"{_VERSION}; update regraft or name another folder"
                 )
             if version == _VERSION:
+                (state,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+                if state != "ok":
+                    raise sqlite3.DatabaseError(state)
                 return
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(_TABLE)
@@ -127,23 +138,22 @@ class TuningDatabase:
             if set(forms) <= set(each)
         ]
 
+    def others(self) -> int:
+        """Times of other machines, versions, numbers of threads and back ends, which say nothing here."""
+        with self._used() as connection:
+            query = "SELECT COUNT(*) FROM times WHERE machine != ?"
+            (count,) = connection.execute(query, (self.machine,)).fetchone()
+        return count
+
     def merge(self, other: Path) -> int:
         """Add the rows of the database at ``other``, the newer one of two standing; how many it has.
 
         Raises:
-            OptionError: ``other`` is not a tuning database.
+            OptionError: ``other`` is not a tuning database, or a newer version wrote it.
         """
         if not other.is_file():
             raise OptionError(f"there is no tuning database at {other}")
-        source = sqlite3.connect(f"file:{other}?mode=ro", uri=True, timeout=30)
-        try:
-            rows = source.execute(
-                "SELECT machine, signature, rows, form, us, noise, written FROM times"
-            ).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise OptionError(f"{other} is not a tuning database: {error}") from error
-        finally:
-            source.close()
+        rows = _rows_of(other)
         with self._used() as connection:
             connection.executemany(
                 "INSERT INTO times VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET us = excluded.us, "
@@ -151,6 +161,37 @@ class TuningDatabase:
                 rows,
             )
         return len(rows)
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return version
+
+
+def _rows_of(path: Path) -> list[Any]:
+    """All rows of the database at ``path``, which is only read.
+
+    Raises:
+        OptionError: it is not a tuning database, or a newer version wrote it.
+    """
+    try:
+        source = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
+    except sqlite3.Error as error:
+        raise OptionError(f"{path} cannot be opened: {error}") from error
+    try:
+        version = _version(source)
+        if version > _VERSION:
+            raise OptionError(f"{path} is of format {version}, newer than this regraft's {_VERSION}")
+        query = "SELECT machine, signature, rows, form, us, noise, written FROM times"
+        rows = source.execute(query).fetchall()
+    except sqlite3.Error as error:
+        raise OptionError(f"{path} is not a tuning database: {error}") from error
+    finally:
+        source.close()
+    for *_, us, noise, _written in rows:
+        if not (isinstance(us, float) and isinstance(noise, float) and us > 0 and noise >= 0):
+            raise OptionError(f"{path} is not a tuning database: it has a time of {us!r} and noise {noise!r}")
+    return rows
 
 
 def interpolated(known: Sequence[Measured], rows: int) -> Measured | None:

@@ -40,11 +40,19 @@ MOST_ROWS = 1 << 16
 
 @dataclass(frozen=True)
 class Times:
-    """Microseconds of each form at some number of rows, whether they were measured, and the noise then."""
+    """Microseconds of each form at some number of rows.
+
+    Fields:
+        us: what to decide by.
+        measured: whether they were measured on this machine, at these rows or around them.
+        noise: of the measurement, relative.
+        estimated: what the cost model alone says; nothing where nobody asked it.
+    """
 
     us: tuple[float, ...]
     measured: bool = False
     noise: float = 0.0
+    estimated: tuple[float, ...] = ()
 
 
 #: The times of the forms of an ``rg.alt`` at a number of rows.
@@ -61,9 +69,11 @@ class Choice:
         rows: the number of rows, as a size or an expression.
         forms: names of the forms, the reference first.
         cuts, order: form ``order[i]`` runs at rows from ``cuts[i-1]`` up to, not including, ``cuts[i]``.
-        times: rows -> microseconds of each form.
-        measured: whether the times were measured on this machine.
-        extra_bytes: of the constants that the chosen forms need beside the reference's.
+        times: rows -> microseconds of each form, by which it was decided.
+        estimated: rows -> what the cost model says of each form.
+        measured_at: the rows whose times were measured on this machine.
+        extra_bytes: of the constants that the chosen forms need beside the reference's. What several
+            computations need counts at the first of them.
         reason: why another form was not taken.
     """
 
@@ -74,9 +84,19 @@ class Choice:
     cuts: tuple[int, ...]
     order: tuple[int, ...]
     times: dict[int, tuple[float, ...]] = field(default_factory=dict[int, tuple[float, ...]])
-    measured: bool = False
+    estimated: dict[int, tuple[float, ...]] = field(default_factory=dict[int, tuple[float, ...]])
+    measured_at: tuple[int, ...] = ()
     extra_bytes: int = 0
     reason: str = ""
+
+    @property
+    def measured(self) -> bool:
+        """Whether all the times were measured."""
+        return bool(self.times) and set(self.measured_at) == set(self.times)
+
+    def form_at(self, rows: int) -> int:
+        """The form that runs at ``rows`` rows."""
+        return self.order[sum(cut <= rows for cut in self.cuts)]
 
     def to_dict(self) -> dict[str, Any]:
         """The choice as JSON values."""
@@ -87,7 +107,9 @@ class Choice:
             "break_even": list(self.cuts),
             "chosen": [self.forms[index] for index in self.order],
             "microseconds": {str(rows): list(each) for rows, each in self.times.items()},
+            "estimated_microseconds": {str(rows): list(each) for rows, each in self.estimated.items()},
             "measured": self.measured,
+            "measured_at": list(self.measured_at),
             "extra_bytes": self.extra_bytes,
             "reason": self.reason,
         }
@@ -95,10 +117,17 @@ class Choice:
     def __str__(self) -> str:
         parts = [self.forms[self.order[0]]]
         parts += [f"from {c} rows {self.forms[i]}" for c, i in zip(self.cuts, self.order[1:], strict=True)]
-        source = "measured" if self.measured else "estimated"
         extra = f", {self.extra_bytes / 1e6:.1f} MB more" if self.extra_bytes else ""
         reason = f" ({self.reason})" if self.reason else ""
-        return f"{self.where}: {', '.join(parts)}; {source}{extra}{reason}"
+        return f"{self.where}: {', '.join(parts)}; {self._source()}{extra}{reason}"
+
+    def _source(self) -> str:
+        """Where the times come from."""
+        if self.measured:
+            return "measured"
+        if not self.measured_at:
+            return "estimated"
+        return f"measured at {self.measured_at[0]} to {self.measured_at[-1]} rows, else estimated"
 
 
 class ChooseForms:
@@ -106,7 +135,8 @@ class ChooseForms:
 
     ``memory_limit`` bounds the bytes of constants that other forms than the references need; the forms
     that save most time a byte are kept first. None: as much as the model's own constants, or ``SMALL``.
-    ``prepare`` is called first with the ops that are to be decided, to measure them.
+    ``prepare`` is called first with the ops that are to be decided, to measure them. ``rows`` are numbers of
+    rows to look at besides those that a decision needs.
     """
 
     stage = "choose"
@@ -119,17 +149,19 @@ class ChooseForms:
         times: FormTimes,
         memory_limit: int | None = None,
         prepare: Callable[[Module, Sequence[Op]], None] = lambda module, ops: None,
+        rows: Sequence[int] = (),
     ) -> None:
         self.times = times
         self.memory_limit = memory_limit
         self.prepare = prepare
+        self.rows = tuple(rows)
         self.choices: list[Choice] = []
 
     def run(self, module: Module, context: Any) -> bool:
         rewriter: Rewriter = context.rewriter(self.name)
         ops = [op for function in module.functions.values() for op in _alts(function)]
         self.prepare(module, ops)
-        decided = [(op, decide(op, self.times)) for op in ops]
+        decided = [(op, decide(op, self.times, self.rows)) for op in ops]
         self._keep_to_limit(decided, _constant_bytes(module))
         for op, choice in decided:
             self.choices.append(choice)
@@ -138,13 +170,16 @@ class ChooseForms:
 
     def _keep_to_limit(self, decided: Sequence[tuple[Op, Choice]], own: int) -> None:
         left = max(own, SMALL) if self.memory_limit is None else self.memory_limit
-        for _, choice in sorted(decided, key=lambda each: -_worth(each[1])):
+        kept: set[Recipe] = set()
+        for op, choice in sorted(decided, key=lambda each: -_worth(each[1])):
+            needed = _extra_recipes(op, choice.order) - kept
+            choice.extra_bytes = sum(map(_size, needed))
             if choice.extra_bytes <= left:
                 left -= choice.extra_bytes
+                kept |= needed
                 continue
-            needed = choice.extra_bytes
+            choice.reason = f"{choice.extra_bytes / 1e6:.1f} MB more would pass the memory limit"
             choice.cuts, choice.order, choice.extra_bytes = (), (0,), 0
-            choice.reason = f"{needed / 1e6:.1f} MB more would pass the memory limit"
 
 
 def settle(op: Op, choice: Choice, rewriter: Rewriter) -> None:
@@ -156,15 +191,16 @@ def settle(op: Op, choice: Choice, rewriter: Rewriter) -> None:
     op.attrs |= {"cuts": choice.cuts, "order": choice.order}
 
 
-def decide(op: Op, times: FormTimes) -> Choice:
-    """The fastest form at each number of rows."""
+def decide(op: Op, times: FormTimes, also: Sequence[int] = ()) -> Choice:
+    """The fastest form at each number of rows; ``also`` are numbers to look at besides those of the grid."""
     rows = op.site.dim_attr("rows")
     choice = Choice(str(op.loc), signature(op), str(rows), tuple(op.attr("forms")), (), (0,))
-    found = {count: times(op, count) for count in grid(rows)}
+    found = {count: times(op, count) for count in sorted({*grid(rows), *within(rows, also)})}
     choice.times = {count: each.us for count, each in found.items()}
-    choice.measured = all(each.measured for each in found.values())
+    choice.estimated = {count: each.estimated for count, each in found.items() if each.estimated}
+    choice.measured_at = tuple(count for count, each in found.items() if each.measured)
     choice.cuts, choice.order = _intervals(list(found), lambda count: times(op, count))
-    choice.extra_bytes = _extra_bytes(op, choice.order)
+    choice.extra_bytes = sum(map(_size, _extra_recipes(op, choice.order)))
     return choice
 
 
@@ -177,6 +213,13 @@ def grid(rows: Dim) -> list[int]:
     last = max(first, min(high or MOST_ROWS, MOST_ROWS))
     powers = [1 << e for e in range(MOST_ROWS.bit_length()) if first < 1 << e < last]
     return list(dict.fromkeys((first, *powers, last)))
+
+
+def within(rows: Dim, counts: Sequence[int]) -> list[int]:
+    """Those of ``counts`` that ``rows`` may be, in order."""
+    low, high = (rows, rows) if isinstance(rows, int) else dims.bounds(rows)
+    least, most = max(low or 1, 1), MOST_ROWS if high is None else min(high, MOST_ROWS)
+    return sorted(count for count in set(counts) if least <= count <= most)
 
 
 def sizes_at(op: Op, count: int) -> dict[Symbol, int]:
@@ -255,11 +298,10 @@ def _worth(choice: Choice) -> float:
     return saved / max(choice.extra_bytes, 1)
 
 
-def _extra_bytes(op: Op, order: Sequence[int]) -> int:
-    """Bytes of the recipes that the forms in ``order`` read and the reference does not."""
-    reference = _recipes(op.regions[0])
+def _extra_recipes(op: Op, order: Sequence[int]) -> set[Recipe]:
+    """The recipes that the forms in ``order`` read and the reference does not."""
     taken = {recipe for index in set(order) for recipe in _recipes(op.regions[index])}
-    return sum(_size(recipe) for recipe in taken - reference)
+    return taken - _recipes(op.regions[0])
 
 
 def _recipes(region: Region) -> set[Recipe]:

@@ -9,19 +9,21 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from regraft.backends import Backend, ConstantStore, LowerOptions
 from regraft.compiler.choose.database import Measured, TuningDatabase, interpolated
-from regraft.compiler.choose.decide import Times, grid, signature, sizes_at
+from regraft.compiler.choose.decide import Times, grid, signature, sizes_at, within
 from regraft.compiler.choose.model import RooflineModel
+from regraft.compiler.partition import refusal
 from regraft.errors import OptionError
-from regraft.ir import Function, Op, Symbol, Value, clone_region, evaluate, input_symbols
-from regraft.runtime import TORCH_DTYPES
+from regraft.ir import Function, Op, Symbol, Trait, Value, clone_region, evaluate, input_symbols
+from regraft.runtime import TORCH_DTYPES, Executable
 
 _ROUNDS = 15
 #: Measured numbers of rows where sizes vary: every second power of two up to here.
@@ -30,36 +32,64 @@ _MOST_TUNED_ROWS = 1024
 _SHORTEST_SAMPLE = 200e-6
 
 
+@dataclass(frozen=True)
+class Executors:
+    """The back ends of a compile in order of preference, and the times that were measured on each.
+
+    ``databases`` has a database for each back end by name; it is empty where none is kept.
+    """
+
+    backends: Sequence[Backend]
+    databases: Mapping[str, TuningDatabase] = field(default_factory=dict[str, TuningDatabase])
+
+    def of(self, op: Op) -> Backend | None:
+        """The first back end that takes all of every form of ``op``: its forms are timed there."""
+        ops = [inner for region in op.regions for inner in region.walk() if not _is_free(inner)]
+        takes = (b for b in self.backends if all(refusal(b, inner) is None for inner in ops))
+        return next(takes, None)
+
+    def known(self, op: Op) -> list[Measured]:
+        """What was measured of ``op`` where it is timed, by increasing rows."""
+        backend = self.of(op) if self.databases else None
+        if backend is None:
+            return []
+        return self.databases[backend.name].lookup(signature(op), op.attr("forms"))
+
+
+def _is_free(op: Op) -> bool:
+    return op.has(Trait.TERMINATOR) or op.has(Trait.CONSTANT_LIKE)
+
+
 @dataclass
 class Timetable:
-    """Times of forms: measured where the database has them, else estimated.
+    """Times of forms: measured where ``known`` has them, else estimated.
 
     An estimate is corrected by what was measured of the same computation at other numbers of rows.
     """
 
     model: RooflineModel
-    database: TuningDatabase | None = None
-    _known: dict[str, list[Measured]] = field(default_factory=dict[str, list[Measured]])
+    known: Callable[[Op], Sequence[Measured]] = lambda op: ()
+    _found: dict[str, Sequence[Measured]] = field(default_factory=dict[str, Sequence[Measured]])
 
     def __call__(self, op: Op, rows: int) -> Times:
+        estimate = self._estimate(op, rows)
         known = self._lookup(op)
         exact = interpolated(known, rows)
         if exact is not None:
-            return Times(exact.us, measured=True, noise=exact.noise)
-        estimate = self._estimate(op, rows)
+            return Times(exact.us, True, exact.noise, estimate)
         if not known:
-            return Times(estimate)
+            return Times(estimate, estimated=estimate)
         nearest = min(known, key=lambda m: abs(m.rows - rows))
         at_nearest = self._estimate(op, nearest.rows)
         factors = [m / e for m, e in zip(nearest.us, at_nearest, strict=True)]
-        return Times(tuple(e * f for e, f in zip(estimate, factors, strict=True)), noise=nearest.noise)
+        us = tuple(e * f for e, f in zip(estimate, factors, strict=True))
+        return Times(us, noise=nearest.noise, estimated=estimate)
 
-    def _lookup(self, op: Op) -> list[Measured]:
+    def _lookup(self, op: Op) -> Sequence[Measured]:
         key = signature(op)
-        if key not in self._known:
-            found = self.database.lookup(key, op.attr("forms")) if self.database is not None else []
-            self._known[key] = found
-        return self._known[key]
+        if key not in self._found:
+            self._found[key] = self.known(op)
+        return self._found[key]
 
     def _estimate(self, op: Op, rows: int) -> tuple[float, ...]:
         sizes = sizes_at(op, rows)
@@ -68,49 +98,66 @@ class Timetable:
 
 @dataclass
 class Tuner:
-    """Measures what the database lacks, within a budget of seconds."""
+    """Measures what the databases lack, within a budget of seconds.
 
-    backend: Backend
+    Fields:
+        rows: the numbers of rows to measure at where sizes vary; some powers of two when there are none.
+        told: hears how many measurements are done, and of how many.
+    """
+
+    executors: Executors
     store: ConstantStore
     options: LowerOptions
-    database: TuningDatabase
     budget: float
-    progress: Callable[[int, int], None] = lambda done, total: None
+    rows: Sequence[int] = ()
+    told: Callable[[int, int], None] = lambda done, total: None
 
-    def run(self, ops: Sequence[Op]) -> str | None:
-        """Measure each computation once; a note when the budget did not suffice for all of them."""
-        unlike = {signature(op): op for op in ops if all(map(self._takes, op.regions[0].ops))}
-        jobs = [(key, op, rows) for key, op in unlike.items() for rows in self._missing(key, op)]
+    def run(self, ops: Sequence[Op]) -> list[str]:
+        """Measure each computation once, and keep each time at once; what there is to say of it."""
+        unlike = {signature(op): op for op in ops}
+        taken = {key: (op, b) for key, op in unlike.items() if (b := self.executors.of(op)) is not None}
+        notes = [
+            f"not measured, since no back end takes all its forms: {op.loc}"
+            for key, op in unlike.items()
+            if key not in taken
+        ]
+        missing = {key: self._missing(op, backend) for key, (op, backend) in taken.items()}
+        total, done = sum(map(len, missing.values())), 0
         deadline = time.perf_counter() + self.budget
-        for done, (key, op, rows) in enumerate(jobs):
-            self.progress(done, len(jobs))
-            if time.perf_counter() >= deadline:
-                return f"the budget of {self.budget:g} s sufficed for {done} of {len(jobs)} measurements"
-            self.database.record(key, op.attr("forms"), self._measure(op, rows))
-        self.progress(len(jobs), len(jobs))
-        return None
+        self.told(done, total)
+        for key, (op, backend) in taken.items():
+            forms: list[Executable] | None = None
+            for rows in missing[key]:
+                if time.perf_counter() >= deadline:
+                    spent = f"the budget of {self.budget:g} s sufficed for {done} of {total} measurements"
+                    return [*notes, f"{spent}; the next run goes on from there"]
+                forms = forms or self._lowered(op, backend)
+                measured = self._measure(op, forms, rows)
+                self.executors.databases[backend.name].record(key, op.attr("forms"), measured)
+                done += 1
+                self.told(done, total)
+        return notes
 
-    def _takes(self, op: Op) -> bool:
-        return self.backend.supports(op) is None
-
-    def _missing(self, key: str, op: Op) -> list[int]:
+    def _missing(self, op: Op, backend: Backend) -> list[int]:
         rows = op.site.dim_attr("rows")
-        wanted = grid(rows)
-        if not isinstance(rows, int):
+        wanted = within(rows, self.rows) if self.rows else grid(rows)
+        if isinstance(rows, int):
+            wanted = [rows]
+        elif not self.rows:
             wanted = [r for r in wanted if r <= _MOST_TUNED_ROWS][::2] or wanted[:1]
-        known = {m.rows for m in self.database.lookup(key, op.attr("forms"))}
-        return [r for r in wanted if r not in known]
+        known = self.executors.databases[backend.name].lookup(signature(op), op.attr("forms"))
+        return [r for r in wanted if r not in {m.rows for m in known}]
 
-    def _measure(self, op: Op, rows: int) -> Measured:
+    def _lowered(self, op: Op, backend: Backend) -> list[Executable]:
+        bodies = [clone_region(region) for region in op.regions]
+        functions = [Function("form", body, input_symbols(body.args)) for body in bodies]
+        return [backend.lower(function, self.store, self.options) for function in functions]
+
+    def _measure(self, op: Op, forms: Sequence[Executable], rows: int) -> Measured:
         sizes = sizes_at(op, rows)
         inputs = [_example(v, sizes) for v in op.operands]
         named = {s.name: size for s, size in sizes.items()}
-        calls: list[Callable[[], object]] = []
-        for region in op.regions:
-            body = clone_region(region)
-            function = Function("form", body, input_symbols(body.args))
-            executable = self.backend.lower(function, self.store, self.options)
-            calls.append(lambda run=executable.run: run(inputs, named))
+        calls = [partial(form.run, inputs, named) for form in forms]
         times, again = interleaved(calls)
         medians = tuple(1e6 * statistics.median(each) for each in times)
         ratios = [a / b for a, b in zip(again, times[0], strict=True)]

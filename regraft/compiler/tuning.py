@@ -1,0 +1,176 @@
+"""Measuring the forms of a model's computations and telling what was chosen: ``regraft tune``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regraft.backends import Backend
+from regraft.compiler.api import rewritten
+from regraft.compiler.capture import capture_model
+from regraft.compiler.choose import Choice, TuningDatabase, machine_name
+from regraft.compiler.choosing import state_folder, tuning_path
+from regraft.compiler.extensions import refuse
+from regraft.compiler.options import Options
+from regraft.compiler.progress import Observer, Phases
+from regraft.ir import Exactness, Leaf, Rewrite
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """What was measured and chosen.
+
+    Fields:
+        choices: one for each computation that has several forms, in the order of the graph.
+        constants: bytes of the model's own constants.
+        notes: what the user should know, such as a budget that did not suffice.
+        machine: what the times hold for: back end, CPU, threads and versions.
+        database: the file that keeps them.
+        tokens: the numbers of rows that were asked for; none when that was left open.
+    """
+
+    choices: tuple[Choice, ...]
+    constants: int
+    notes: tuple[str, ...]
+    machine: str
+    database: str
+    tokens: tuple[int, ...] = ()
+
+    def rows_of(self, choice: Choice) -> list[int]:
+        """The numbers of rows to show: those asked for, else those measured, else all that were looked at."""
+        asked = [count for count in choice.times if count in self.tokens]
+        return asked or list(choice.measured_at) or list(choice.times)
+
+    def unlike(self) -> list[tuple[Choice, int]]:
+        """Each choice once, with the number of computations that it was made for."""
+        found: dict[tuple[Any, ...], list[Choice]] = {}
+        for choice in self.choices:
+            key = (choice.signature, choice.rows, choice.cuts, choice.order, choice.reason)
+            found.setdefault(key, []).append(choice)
+        return [(each[0], len(each)) for each in found.values()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "choices": [{**choice.to_dict(), "text": str(choice)} for choice in self.choices],
+            "constants": self.constants,
+            "extra_bytes": sum(choice.extra_bytes for choice in self.choices),
+            "notes": list(self.notes),
+            "machine": self.machine,
+            "database": self.database,
+        }
+
+    def __rich__(self) -> Any:
+        from rich.console import Group
+
+        return Group(*self._parts())
+
+    def _parts(self) -> Iterator[Any]:
+        if not self.choices:
+            yield "nothing to choose: no computation of this model has several forms"
+        for choice, uses in self.unlike():
+            times = f" (and {uses - 1} more like it)" if uses > 1 else ""
+            yield f"{choice}{times}"
+            yield _table(choice, self.rows_of(choice))
+            yield ""
+        if self.choices:
+            extra = sum(choice.extra_bytes for choice in self.choices)
+            yield f"memory   {extra / 1e6:.1f} MB beside the model's own {self.constants / 1e6:.1f} MB"
+            yield f"kept in  {self.database}"
+        yield from (f"note: {note}" for note in self.notes)
+
+
+def _table(choice: Choice, shown: Sequence[int]) -> Any:
+    """Times by rows: as measured, the estimate beside it, and the form that runs."""
+    from rich.padding import Padding
+    from rich.table import Table
+
+    table = Table("rows", *(f"{form}, us" for form in choice.forms), "runs", box=None, pad_edge=False)
+    for rows in shown:
+        cells = [f"{us:.1f}" for us in choice.times[rows]]
+        if rows in choice.measured_at:
+            estimates = choice.estimated.get(rows, ())
+            cells = [f"{cell} (estimated {us:.1f})" for cell, us in zip(cells, estimates, strict=True)]
+        else:
+            cells = [f"estimated {cell}" for cell in cells]
+        table.add_row(str(rows), *cells, choice.forms[choice.form_at(rows)])
+    return Padding(table, (0, 0, 0, 2), expand=False)
+
+
+def tune(
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    backends: Sequence[str | Backend] = ("ort",),
+    rewrites: Sequence[Rewrite | type[Rewrite]] = (),
+    exactness: Exactness = Exactness.REASSOCIATES,
+    threads: int | None = None,
+    budget: str | float = "30s",
+    memory_limit: int | None = None,
+    tokens: Sequence[int] = (),
+    progress: Observer | None = None,
+) -> TuneReport:
+    """Measure the forms of a model's computations that have several, and keep the times for later compiles.
+
+    Each time is kept as soon as it is measured: a run that is ended goes on later from where it was.
+
+    Args:
+        tokens: the numbers of rows to measure at and to report, where sizes vary; by default powers of two.
+        The others are those of ``regraft.compile``.
+
+    Raises:
+        The errors of ``regraft.compile`` up to its back ends.
+    """
+    for count in tokens:
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            refuse("tokens", count, "numbers of rows from 1 on")
+    options = Options.checked(
+        backends=backends,
+        fallback="eager",
+        rewrites=rewrites,
+        passes=(),
+        ops=(),
+        exactness=exactness,
+        verify=False,
+        dump=None,
+        threads=threads,
+        progress=progress,
+        tune=True,
+        budget=budget,
+        memory_limit=memory_limit,
+        rows=tokens,
+    )
+    phases = Phases(options.progress)
+    captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
+    constants = [c for c in captured.module.constants() if isinstance(c, Leaf)]
+    compilation = rewritten(captured, options, phases)
+    report, machine = compilation.report, machine_name(threads, options.backends[0].name)
+    path = tuning_path(state_folder())
+    return TuneReport(
+        tuple(report.choices),
+        sum(leaf.storage.nbytes for leaf in constants),
+        (*report.notes, *_remarks(report.choices, tokens, path, machine)),
+        machine,
+        str(path),
+        tuple(tokens),
+    )
+
+
+def _remarks(choices: Sequence[Choice], tokens: Sequence[int], path: Path, machine: str) -> Iterator[str]:
+    fixed = [choice for choice in choices if choice.rows.isdigit()]
+    if tokens and fixed:
+        rows = ", ".join(dict.fromkeys(choice.rows for choice in fixed))
+        yield f"rows {rows} are fixed by the example: dynamic sizes would have times at other numbers"
+    absent = [count for count in tokens if not any(count in choice.times for choice in choices)]
+    if absent and len(fixed) < len(choices):
+        yield f"no computation can have {', '.join(map(str, absent))} rows: its sizes have another range"
+    others = TuningDatabase(path, machine).others()
+    if others:
+        yield (
+            f"the database has {others} times of other machines, versions, threads or back ends, "
+            "which do not count here"
+        )
