@@ -451,6 +451,11 @@ def _as_call(dim: Dim) -> Call | None:
     return None
 
 
+def power_of_two_ratio(large: Dim, small: Dim) -> int | None:
+    """``n`` when ``large`` is proved to be ``n * small`` and ``n`` is one of 1, 2, 4, ... 32; else None."""
+    return next((n for n in (1, 2, 4, 8, 16, 32) if eq(small * n, large) is True), None)
+
+
 def symbols_of(dim: Dim) -> Iterator[Symbol]:
     """Every symbol in ``dim``, in order of appearance, repeated as it is repeated."""
     if isinstance(dim, int):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from regraft.ir.core import Op
-from regraft.ir.dims import Dim, eq, le
+from regraft.ir.dims import Dim, eq, le, power_of_two_ratio
 
 Rule: TypeAlias = Callable[[Op], "str | None"]
 
@@ -147,6 +147,16 @@ def _cat(op: Op) -> str | None:
     return "the cat has one operand" if len(op.operands) == 1 else None
 
 
+def _pixels_repeated(op: Op) -> str | None:
+    if op.attr("scales_h") is not None or op.attr("scales_w") is not None:
+        return "it has scales; its sizes say as much"
+    shapes = (op.result.tensor.shape[2:], op.operand("self").tensor.shape[2:])
+    ratios = [power_of_two_ratio(new, old) for new, old in zip(*shapes, strict=True)]
+    if None in ratios or ratios == [1, 1]:
+        return "the sizes are not twice, four times... those of the operand"
+    return None
+
+
 NORMAL_FORM: Mapping[str, Rule] = {
     "aten.view": _sizes,
     "aten.expand": _expand,
@@ -163,6 +173,7 @@ NORMAL_FORM: Mapping[str, Rule] = {
     "aten.log_softmax.int": _own_dtype,
     "aten.cumsum": _own_dtype,
     "aten.linear": _linear,
+    "aten.upsample_nearest2d": _pixels_repeated,
     "aten.layer_norm": _layer_norm,
     "aten.rms_norm": _rms_norm,
 }

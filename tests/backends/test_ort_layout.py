@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import regraft
 from regraft.testing import assert_close, randomise
@@ -58,18 +60,19 @@ def block() -> Block:
     return randomise(Block().eval())
 
 
-def test_only_the_layout_transformer_runs(block: Block, tmp_path: Path) -> None:
+def test_only_the_transformers_for_convolutions_run(block: Block, tmp_path: Path) -> None:
     path = tmp_path / "block.onnx"
     regraft.export_onnx(block, (torch.randn(1, 16, 8, 8),), path)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(path)], capture_output=True, text=True, check=True, timeout=120
     )
     ran = set(re.findall(r"GraphTransformer (\w+)", done.stderr))
-    assert "NchwcTransformer" in ran
-    assert ran - ALWAYS == {"NchwcTransformer"}
+    assert ran - ALWAYS == {"NchwcTransformer", "ConvActivationFusion"}
 
 
-def test_convolutions_are_blocked(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def optimised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """The nodes of the last session as ONNX Runtime has optimised it, named ``domain.op``."""
     import onnxruntime
 
     session, path = onnxruntime.InferenceSession, tmp_path / "optimised.onnx"
@@ -78,14 +81,78 @@ def test_convolutions_are_blocked(block: Block, tmp_path: Path, monkeypatch: pyt
         options.optimized_model_filepath = str(path)
         return session(source, options, **rest)
 
+    def nodes() -> list[str]:
+        found = onnx.load(str(path), load_external_data=False).graph.node
+        return [f"{node.domain}.{node.op_type}".removeprefix("com.microsoft.") for node in found]
+
     monkeypatch.setattr(onnxruntime, "InferenceSession", saving)
+    return nodes
+
+
+def test_convolutions_are_blocked(block: Block, optimised: Callable[[], list[str]]) -> None:
     x = torch.randn(2, 16, 8, 8)
     compiled = regraft.compile(block, (x,))
-    nodes = onnx.load(str(path), load_external_data=False).graph.node
-    blocked = [n.op_type for n in nodes if n.domain == "com.microsoft.nchwc"]
-    assert blocked.count("Conv") == 2
-    assert not any(n.op_type == "Conv" and not n.domain for n in nodes)
+    assert optimised().count("nchwc.Conv") == 2
+    assert ".Conv" not in optimised()
     assert_close([compiled(x)], [block.double()(x.double())])
+
+
+class Activated(nn.Module):
+    def __init__(self, activation: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3)
+        self.second = nn.Conv2d(16, 16, 3, groups=16)
+        self.activation = activation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.second(self.activation(self.first(x))))
+
+
+ACTIVATIONS = {
+    "relu": torch.relu,
+    "relu6": functional.relu6,
+    "hardsigmoid": functional.hardsigmoid,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "from below": lambda x: x.clamp(min=0.1),
+    "from above": lambda x: x.clamp(max=0.1),
+    "bounds that cross": lambda x: x.clamp(2, 1),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_in_a_convolution_keeps_nan(name: str) -> None:
+    model = randomise(Activated(ACTIVATIONS[name]).eval())
+    x = torch.randn(1, 3, 9, 9)
+    compiled = regraft.compile(model, (x,))
+    x[0, 1, 4, 4] = float("nan")
+    assert_close([compiled(x)], [model.double()(x.double())])
+
+
+@pytest.mark.parametrize("name", ["relu", "relu6"])
+def test_an_activation_goes_into_the_convolution(name: str, optimised: Callable[[], list[str]]) -> None:
+    regraft.compile(randomise(Activated(ACTIVATIONS[name]).eval()), (torch.randn(1, 3, 9, 9),))
+    assert set(optimised()) <= {"nchwc.Conv", "nchwc.ReorderInput", "nchwc.ReorderOutput"}
+
+
+class Upsampled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(functional.interpolate(self.first(x), scale_factor=2, mode="nearest"))
+
+
+def test_repeated_pixels_stay_in_blocks(optimised: Callable[[], list[str]]) -> None:
+    model, x = randomise(Upsampled().eval()), torch.randn(2, 3, 8, 6)
+    shapes = {"x": {2: torch.export.Dim("height", min=4), 3: torch.export.Dim("width", min=4)}}
+    compiled = regraft.compile(model, (x,), dynamic_shapes=shapes)
+    assert "nchwc.Upsample" in optimised()
+    results = [(x, compiled(x)) for x in (torch.randn(2, 3, 8, 6), torch.randn(2, 3, 5, 11))]
+    reference = model.double()
+    for x, result in results:
+        assert_close([result], [reference(x.double())])
 
 
 def test_a_model_without_convolutions_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
-"""Which of ONNX Runtime's graph transformers run: one, and only where there are convolutions.
+"""Which of ONNX Runtime's graph transformers run: two, and only where there are convolutions.
 
-``NchwcTransformer`` gives convolutions a layout in blocks of channels and joins them with the sum and the
-activation behind them, which takes a fifth off a ResNet-50. The others stay off: the graph has been
-optimised before, and they would read constants that are not in the model.
+``ConvActivationFusion`` puts the activation behind a convolution into it, and ``NchwcTransformer`` gives
+convolutions a layout in blocks of channels and joins them with the sum behind them, which takes a fifth off
+a ResNet-50 and nearly half off a MobileNetV2. The others stay off: the graph has been optimised before, and
+they would read constants that are not in the model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ OTHERS: tuple[str, ...] = (
     "CommonSubexpressionElimination",
     "ConstantFolding",
     "ConstantSharing",
-    "ConvActivationFusion",
     "ConvAddActivationFusion",
     "DoubleQDQPairsRemover",
     "DynamicQuantizeMatMulFusion",

@@ -6,7 +6,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from regraft.ir.dims import Dim, eq, floordiv, mod
+from regraft.ir.dims import Dim, floordiv, mod, power_of_two_ratio
 from regraft.ir.dtypes import DType
 from regraft.ir.opdef import SAFE, CallSite, InferRule, OpDef
 from regraft.ir.ops.elementwise import cast
@@ -91,31 +91,40 @@ def _with_sizes(count: int) -> Any:
 def _nearest(count: int) -> Any:
     def rule(b: Any, op: Any) -> Any:
         scales = tuple(op.attr(name) for name in _AXES[count])
-        return _by_nearest(b, op.operand("self"), op.result.tensor.shape[2:], scales, "exact" in op.name)
+        x, sizes, exact = op.operand("self"), op.result.tensor.shape[2:], "exact" in op.name
+        is_normal = op.name == _PIXELS_REPEATED and scales == (None, None)
+        make = _axis_by_axis if is_normal else _by_nearest
+        return make(b, x, sizes, scales, exact)
 
     return one(rule)
 
 
 def _by_nearest(b: Any, x: Any, sizes: Shape, scales: tuple[Any, ...], exact: bool) -> Any:
+    if len(sizes) == 2 and _repeats(x.tensor.shape[2:], sizes, scales):
+        return b.call(_PIXELS_REPEATED, (x, sizes), {})
+    return _axis_by_axis(b, x, sizes, scales, exact)
+
+
+def _repeats(old: Shape, new: Shape, scales: tuple[Any, ...]) -> bool:
+    """Whether pixels are repeated, as often on each axis as the scales say, where they say it."""
+    ratios = [power_of_two_ratio(b, a) for a, b in zip(old, new, strict=True)]
+    fits = all(n is not None and scale in (None, n) for n, scale in zip(ratios, scales, strict=True))
+    return fits and ratios != [1, 1]
+
+
+def _axis_by_axis(b: Any, x: Any, sizes: Shape, scales: tuple[Any, ...], exact: bool) -> Any:
     """Each axis by itself: elements repeated where that is what torch's rounding comes to, else picked."""
     for i, (size, scale) in enumerate(zip(sizes, scales, strict=True)):
         axis, old = i + 2, x.tensor.shape[i + 2]
-        times = _whole_ratio(old, size)
-        if eq(size, old) is True and (scale is None or not exact):
-            continue
         # 1 / times is exact, and so are torch's products with it.
-        if times & (times - 1) == 0 and times > 0 and scale in (None, float(times)):
+        times = power_of_two_ratio(size, old)
+        if times == 1 and (scale is None or not exact):
+            continue
+        if times is not None and scale in (None, times):
             x = _repeated(b, x, axis, times)
         else:
             x = b.aten.index.Tensor(x, (*(None,) * axis, _nearest_places(b, old, size, scale, exact)))
     return x
-
-
-def _whole_ratio(old: Dim, new: Dim) -> int:
-    """``n`` when ``new`` is ``n * old``, else 0."""
-    if isinstance(old, int) and isinstance(new, int):
-        return new // old if old and new % old == 0 else 0
-    return next((n for n in (1, 2, 4, 8, 16, 32) if eq(old * n, new) is True), 0)
 
 
 def _repeated(b: Any, x: Any, axis: int, times: int) -> Any:
@@ -230,13 +239,25 @@ _NEAREST = {
     for count in (1, 2, 3)
 }
 
+#: Stays where it repeats pixels, in two dimensions: convolutions in blocked layouts have a kernel for it.
+_PIXELS_REPEATED = "aten.upsample_nearest2d"
+
 
 def _interpolation() -> tuple[OpDef, ...]:
     smooth = [
         define(_sized(name, n, True), _resized(n), SAFE, per_result(6 if "linear" in name else 40))
         for name, n in _SMOOTH.items()
     ]
-    nearest = [spelling(_sized(name[5:], n, False), _resized(n), _nearest(n)) for name, n in _NEAREST.items()]
+    nearest = [
+        define(
+            _sized(name[5:], n, False),
+            _resized(n),
+            SAFE,
+            decompose=_nearest(n),
+            canonical=name == _PIXELS_REPEATED,
+        )
+        for name, n in _NEAREST.items()
+    ]
     named = [(name, n, True) for name, n in _SMOOTH.items()] + [
         (k[5:], n, False) for k, n in _NEAREST.items()
     ]

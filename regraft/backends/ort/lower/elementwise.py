@@ -83,6 +83,8 @@ def trunc(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
 
 def _hard_gate(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
     """``clip(x + 3, 0, 6) / 6``."""
+    if dtype == DType.F32:
+        return e.op("HardSigmoid", x, alpha=1 / 6, beta=0.5)
     shifted = e.op("Add", x, e.scalar(3, dtype))
     return e.op("Div", e.op("Clip", shifted, e.scalar(0, dtype), e.scalar(6, dtype)), e.scalar(6, dtype))
 
@@ -160,6 +162,9 @@ def _softplus(e: Emitter, op: Op) -> ir.Value:
 def _clamp(e: Emitter, op: Op) -> ir.Value:
     x, dtype = e.operand(op, "self"), dtype_of(op)
     low, high = op.attr("min"), op.attr("max")
+    if dtype == DType.F32:  # one pass, which a convolution before it takes in
+        bounds = [None if bound is None else e.scalar(bound, dtype) for bound in (low, high)]
+        return e.op("Clip", x, *bounds)
     if low is not None:
         x = e.kernel("Max", dtype, x, e.scalar(low, dtype))
     # min after max: where the two cross, torch gives max.

@@ -228,6 +228,21 @@ def _resize(mode: str, *scales: str) -> Lowering:
     return Lowering(emit, ("Resize",), check=check)
 
 
+def _repeated_pixels(e: Emitter, op: Op) -> ir.Value:
+    """By scales, which are constants: so the layout in blocks of channels takes it in."""
+    shapes = (op.result.tensor.shape[2:], op.operand("self").tensor.shape[2:])
+    scales = [1, 1, *(algebra.power_of_two_ratio(new, old) for new, old in zip(*shapes, strict=True))]
+    return e.op(
+        "Resize",
+        e.operand(op, "self"),
+        None,
+        e.cast_array(np.array(scales), DType.F32),
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+
+
 # -- grids -------------------------------------------------------------------------------------
 
 _SAMPLE_MODES = ("linear", "nearest", "cubic")
@@ -259,6 +274,7 @@ LOWERINGS: dict[str, Lowering] = {
     **{f"aten.replication_pad{n}d": _pad_mode("edge") for n in (1, 2, 3)},
     "aten.upsample_linear1d": _resize("linear", "scales"),
     "aten.upsample_bilinear2d": _resize("linear", "scales_h", "scales_w"),
+    "aten.upsample_nearest2d": Lowering(_repeated_pixels, ("Resize",)),
     "aten.upsample_trilinear3d": _resize("linear", "scales_d", "scales_h", "scales_w"),
     "aten.upsample_bicubic2d": _resize("cubic", "scales_h", "scales_w"),
     "aten.grid_sampler_2d": Lowering(_grid_sample, ("GridSample",)),
