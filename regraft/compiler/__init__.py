@@ -5,7 +5,7 @@ from __future__ import annotations
 from regraft.compiler import cache, choose, options
 from regraft.compiler.api import capture, compile, export_onnx
 from regraft.compiler.bisect import BisectReport, bisect
-from regraft.compiler.capture import Captured, capture_model
+from regraft.compiler.capture import Captured, capture_model, control
 from regraft.compiler.choosing import state_folder, tuning_path
 from regraft.compiler.custom_ops import op_from_torch
 from regraft.compiler.dynamo import regraft_backend
@@ -40,6 +40,7 @@ __all__ = [
     "capture_model",
     "choose",
     "compile",
+    "control",
     "explain",
     "export_onnx",
     "op_from_torch",

@@ -28,8 +28,8 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from regraft.compiler.capture.arguments import draws, overload_name
-from regraft.compiler.capture.importer import location_of
-from regraft.compiler.capture.source import running_line
+from regraft.compiler.capture.control.flat import written_by
+from regraft.compiler.capture.source import location_of, running_line
 from regraft.errors import CaptureError
 from regraft.runtime import overlap
 
@@ -75,7 +75,7 @@ def check_effects(program: ExportedProgram) -> None:
             continue
         _check_metadata(node, node.target, names)
         _check_generator(node, node.target)
-        for written in _written(node, node.target):
+        for written in written_by(node):
             _check_written(node, written)
     _check_shared_memory(program, names)
 
@@ -225,18 +225,6 @@ def _check_generator(node: Node, target: OpOverload) -> None:
         )
 
 
-def _written(node: Node, target: OpOverload) -> Iterator[Node]:
-    """The arguments that ``node`` writes to."""
-    schema = target._schema.arguments
-    given = {a.name: v for a, v in zip(schema, node.args, strict=False)} | dict(node.kwargs)
-    for argument in schema:
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            values: Any = given.get(argument.name)
-            for value in values if isinstance(values, (list, tuple)) else [values]:
-                if isinstance(value, Node):
-                    yield value
-
-
 def _check_written(node: Node, written: Node) -> None:
     tensor = written.meta.get("val")
     if isinstance(tensor, torch.Tensor) and any(
@@ -257,7 +245,7 @@ def _check_shared_memory(program: ExportedProgram, names: Mapping[str, str]) -> 
     for node in program.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, OpOverload):
             continue
-        for base in {_base(written).name for written in _written(node, node.target)} & set(tensors):
+        for base in {_base(written).name for written in written_by(node)} & set(tensors):
             if names[base].startswith(_CONSTANT):
                 _refuse(
                     node,
@@ -287,7 +275,7 @@ def _own_tensors(program: ExportedProgram) -> dict[str, torch.Tensor]:
 def _identity(node: Node) -> Node:
     """The node that made the tensor object which the in-place op ``node`` gives back."""
     while isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
-        node = next(_written(node, node.target))
+        node = next(written_by(node))
     return node
 
 
@@ -298,7 +286,7 @@ def _base(node: Node) -> Node:
         if node.target is operator.getitem and isinstance(source, Node):
             node = source
         elif isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
-            node = next(_written(node, node.target))
+            node = next(written_by(node))
         elif isinstance(source, Node) and isinstance(node.target, OpOverload) and _is_view(node.target):
             node = source
         else:

@@ -28,17 +28,28 @@ from regraft.compiler.capture.arguments import (
     opaque,
     overload_name,
 )
+from regraft.compiler.capture.control.markers import (
+    IF_BEGIN,
+    IF_ELSE,
+    IF_END,
+    MARKERS,
+    TRUTH,
+    WHILE_BEGIN,
+    WHILE_DO,
+)
+from regraft.compiler.capture.control.regions import Regions
 from regraft.compiler.capture.example import CallForm
 from regraft.compiler.capture.layout import memory_order
 from regraft.compiler.capture.promotion import promoted
 from regraft.compiler.capture.results import results_of
-from regraft.compiler.capture.selection import check_sizes, longest_result, picked, picking_mask
+from regraft.compiler.capture.selection import check_sizes, longest_result, picked, picking_mask, truth
 from regraft.compiler.capture.signature import make_signature
 from regraft.compiler.capture.sizes import Sizes
-from regraft.compiler.capture.source import line_in
+from regraft.compiler.capture.source import location_of
 from regraft.errors import CaptureError
 from regraft.ir import (
     Builder,
+    DType,
     Function,
     Leaf,
     Location,
@@ -60,6 +71,8 @@ from regraft.runtime import MEMORY_ORDER, place
 _SIZE_OPS = ("aten.sym_size.int", "aten.sym_numel", "aten.sym_stride.int", "aten.sym_storage_offset")
 #: Facts about tensors that the import itself establishes.
 _ASSERTS = ("aten._assert_tensor_metadata",)
+#: Facts about values.
+_DATA_ASSERTS = ("aten._assert_async", "aten._assert_async.msg")
 
 
 def import_program(
@@ -88,9 +101,11 @@ class _Importer:
         self.sizes = Sizes(program, relaxed)
         self.results = results_of(program)
         self.region = Region()
+        self.regions = Regions(table, self.region)
         self.state: list[Leaf] = []
         self.values: dict[str, Value | tuple[Value, ...]] = {}
-        self.pending: dict[str, Leaf] = {}
+        self.constants: dict[str, Leaf] = {}
+        self.used: dict[tuple[Region, Leaf], Value] = {}
         self.leaves: dict[Any, Leaf] = {}
         self.places: dict[Value, Value] = {}
 
@@ -130,7 +145,7 @@ class _Importer:
                     leaf.storage = self._stored(str(spec.target))
                     state[spec.arg.name] = leaf
                 else:
-                    self.pending[spec.arg.name] = leaf
+                    self.constants[spec.arg.name] = leaf
             else:
                 raise CaptureError(f"the model's input '{spec.arg.name}' is a {spec.kind.name.lower()}")
         for name, leaf in state.items():
@@ -151,18 +166,16 @@ class _Importer:
         return leaf
 
     def _builder(self, node: Node) -> Builder:
-        return Builder(self.table, self.region, loc=location_of(node))
+        return Builder(self.table, self.regions.current, loc=location_of(node))
 
     def _value(self, node: Node) -> Any:
-        """The IR value of an argument node; a constant enters the graph where it is first used."""
-        if node.name in self.pending:
-            leaf = self.pending.pop(node.name)
-            existing = [v for v in self.values.values() if isinstance(v, Value) and _constant_of(v) is leaf]
-            value = existing[0] if existing else self._builder(node).constant(leaf)
-            value.hint = value.hint or leaf.name
-            self.values[node.name] = value
+        """The IR value of an argument node, in the region that is open."""
+        if node.name in self.constants:
+            return self._constant(self.constants[node.name], node)
         if node.name in self.values:
-            return self.values[node.name]
+            value = self.values[node.name]
+            assert isinstance(value, Value), f"{node.name} is several values"
+            return self.regions.here(value, location_of(node))
         size = node.meta.get("val")
         if isinstance(size, (int, torch.SymInt)):
             return self.sizes.dim(size)
@@ -173,6 +186,14 @@ class _Importer:
             location=str(location_of(node)),
         )
 
+    def _constant(self, leaf: Leaf, node: Node) -> Value:
+        """The constant as a value of the open region, which it enters where it is first used."""
+        key = (self.regions.current, leaf)
+        if key not in self.used:
+            self.used[key] = self._builder(node).constant(leaf)
+            self.used[key].hint = leaf.name
+        return self.used[key]
+
     def _add_call(self, node: Node) -> None:
         if node.target is operator.getitem:
             source, index = node.args
@@ -180,6 +201,12 @@ class _Importer:
             assert isinstance(index, int), index
             values = self.values[source.name]
             self.values[node.name] = values[index] if isinstance(values, tuple) else values
+            return
+        if node.target in MARKERS:
+            self._add_marker(node, node.target)
+            return
+        if node.target is TRUTH:
+            self.values[node.name] = truth(self._truth(node.args[0]), self.sizes, self._builder(node))
             return
         if not isinstance(node.target, OpOverload):
             if isinstance(
@@ -195,11 +222,25 @@ class _Importer:
         name = overload_name(node.target)
         if name in _SIZE_OPS or name in _ASSERTS or self._is_size_assert(node):
             return
+        if name in _DATA_ASSERTS:
+            self._add_check(node)
+            return
         try:
             self._add_op(node, node.target)
         except CaptureError as error:
             error.location = error.location or str(location_of(node))
             raise
+
+    def _add_check(self, node: Node) -> None:
+        """What the model asserts about the data, checked at each call."""
+        builder, arguments = self._builder(node), node.args
+        assert isinstance(arguments[0], Node), arguments
+        value = self._value(arguments[0])
+        if value.tensor.rank:
+            value = builder.aten.view(value, ())
+        if value.tensor.dtype != DType.BOOL:
+            value = builder.aten.ne.Scalar(value, 0)
+        builder.rg.check(value, str(arguments[1]) if len(arguments) > 1 else "")
 
     def _is_size_assert(self, node: Node) -> bool:
         """Whether ``node`` asserts a fact about sizes; one that is not proved becomes a check."""
@@ -212,6 +253,42 @@ class _Importer:
         if unbacked is not None and free_unbacked_symbols(value) and name.startswith("aten._assert_scalar"):
             check_sizes(value.node.expr, self.sizes, self._builder(node), str(node.args[1]))
         return True
+
+    def _add_marker(self, node: Node, marker: Any) -> None:
+        """Open or close a region. What stands for values is these values, as they are in the region."""
+        loc, regions = location_of(node), self.regions
+        arguments: Any = node.args
+        if marker is IF_BEGIN:
+            regions.begin_condition(self._value(arguments[0]), loc)
+        elif marker is IF_ELSE:
+            self.values[node.name] = self._all_values(arguments[0])
+            regions.begin_else()
+        elif marker is IF_END:
+            then: list[Any] = [self.values[each.name] for each in arguments[0]]
+            otherwise = self._all_values(arguments[1])
+            self.values[node.name] = regions.end_condition(then, otherwise, *self._fresh_types(node))
+        elif marker is WHILE_BEGIN:
+            carried = self._all_values(arguments[0])
+            self.values[node.name] = regions.begin_loop(carried, *self._fresh_types(node), loc)
+        elif marker is WHILE_DO:
+            regions.begin_body(self._value(arguments[0]))
+        else:
+            after = self._all_values(arguments[0])
+            self.values[node.name] = regions.end_loop(after, *self._fresh_types(node))
+
+    def _all_values(self, nodes: Any) -> tuple[Value, ...]:
+        return tuple(self._value(node) for node in nodes)
+
+    def _truth(self, condition: Any) -> Any:
+        """A condition on sizes, a node or settled, as sympy or Python has it."""
+        value = condition.meta["val"] if isinstance(condition, Node) else condition
+        return value.node.expr if isinstance(value, torch.SymBool) else value
+
+    def _fresh_types(self, node: Node) -> tuple[list[TensorType], tuple[Symbol, ...]]:
+        """The types of a node's results and the symbols that they define."""
+        self.sizes.longest = None
+        types = [self.sizes.tensor_type(value) for value in _results(node)]
+        return types, self.sizes.take_fresh()
 
     def _add_op(self, node: Node, target: OpOverload) -> None:
         builder = self._builder(node)
@@ -255,11 +332,11 @@ class _Importer:
     ) -> Value | None:
         """What the places of a mask give: torch gives all uses of one mask one symbol, and finds it once."""
         if name == "aten.nonzero":
-            return self.places.get(arguments["self"])
+            return None if symbols else self.places.get(arguments["self"])
         mask = picking_mask(name, arguments)
         if mask is None:
             return None
-        if mask not in self.places:
+        if mask not in self.places or symbols:
             if not symbols:
                 return None
             self.places[mask] = builder.create("aten.nonzero", (mask,), symbols=symbols).result
@@ -327,10 +404,6 @@ def _refuse_effects(definition: OpDef, node: Node) -> None:
         )
 
 
-def _constant_of(value: Value) -> Any:
-    return value.op.attr("value") if value.op is not None and value.op.name == "rg.const" else None
-
-
 def _results(node: Node) -> list[torch.Tensor]:
     value = node.meta.get("val")
     given: Sequence[Any] = value if isinstance(value, (tuple, list)) else [value]
@@ -373,11 +446,3 @@ def _may_equal(a: TensorType, b: TensorType) -> bool:
 
 def _target_name(node: Node) -> str:
     return str(node.target).removesuffix(".default")
-
-
-def location_of(node: Node) -> Location:
-    """The user's source line and module path that made ``node``."""
-    file, line = line_in(node.meta.get("stack_trace") or "")
-    stack = node.meta.get("nn_module_stack") or {}
-    path = list(stack.values())[-1][0] if stack else ""
-    return Location(file, line, path.removeprefix("L['self']").lstrip("."))

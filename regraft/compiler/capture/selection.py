@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from itertools import takewhile
 from typing import Any
 
@@ -30,6 +31,8 @@ _COMPARISONS: Mapping[str, str] = {
     "Equality": "eq",
     "Unequality": "ne",
 }
+
+_CONNECTIVES: Mapping[str, str] = {"And": "logical_and", "Or": "logical_or"}
 
 
 def picking_mask(name: str, arguments: Mapping[str, Any]) -> Value | None:
@@ -65,15 +68,38 @@ def check_sizes(condition: Any, sizes: Sizes, builder: Builder, message: str) ->
     """Check at each call what torch asserts of sizes that depend on values, unless it is proved.
 
     Raises:
-        CaptureError: the condition is not a comparison of sizes.
+        CaptureError: the condition is not made of comparisons of sizes.
     """
     name = _COMPARISONS.get(type(condition).__name__)
-    if name is None:
-        raise CaptureError(f"the condition {condition} on a size cannot be checked")
-    left, right = (sizes.from_expression(side) for side in condition.args)
-    if not _is_proved(name, left, right):
-        values = [builder.rg.dim_value(side) for side in (left, right)]
-        builder.rg.check(builder.call(f"aten.{name}.Tensor", values, {}), message)
+    if name is None or not _is_proved(name, *_sides(condition, sizes)):
+        builder.rg.check(truth(condition, sizes, builder), message)
+
+
+def truth(condition: Any, sizes: Sizes, builder: Builder) -> Value:
+    """A condition on sizes, of sympy or settled, as a ``bool[]``.
+
+    Raises:
+        CaptureError: it is not made of comparisons of sizes.
+    """
+    if isinstance(condition, bool):
+        return builder.aten.full((), condition, DType.BOOL)
+    kind = type(condition).__name__
+    if kind in ("BooleanTrue", "BooleanFalse"):
+        return truth(bool(condition), sizes, builder)
+    if kind in _CONNECTIVES:
+        parts = [truth(each, sizes, builder) for each in condition.args]
+        return reduce(getattr(builder.aten, _CONNECTIVES[kind]), parts)
+    if kind == "Not":
+        return builder.aten.logical_not(truth(condition.args[0], sizes, builder))
+    if kind not in _COMPARISONS:
+        raise CaptureError(f"the condition {condition} on a size cannot be computed")
+    values = [builder.rg.dim_value(side) for side in _sides(condition, sizes)]
+    return builder.call(f"aten.{_COMPARISONS[kind]}.Tensor", values, {})  # pyright: ignore[reportReturnType]
+
+
+def _sides(comparison: Any, sizes: Sizes) -> tuple[Dim, Dim]:
+    left, right = (sizes.from_expression(side) for side in comparison.args)
+    return left, right
 
 
 def _is_proved(name: str, left: Dim, right: Dim) -> bool:

@@ -1,7 +1,7 @@
 """Where in the user's own source something happened."""
 
 # The frames of a stack trace in fx metadata are text, and a model's class may have no source.
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ import traceback
 from pathlib import Path
 
 import torch
+from torch.fx import Node
+
+from regraft.ir import Location
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 # With a separator at the end: torchvision's files are not torch's.
@@ -45,6 +48,14 @@ def line_in(stack_trace: str) -> tuple[str, int]:
     written = [frame for frame in frames if not frame[0].startswith("<")]
     own = [frame for frame in written if is_users(frame[0])]
     return (own or written or [("", 0)])[-1]
+
+
+def location_of(node: Node) -> Location:
+    """The user's source line and module path that made ``node``."""
+    file, line = line_in(node.meta.get("stack_trace") or "")
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return Location(file, line, path.removeprefix("L['self']").lstrip("."))
 
 
 def line_of_error(error: BaseException) -> tuple[str, int] | None:

@@ -1,0 +1,68 @@
+"""What the tests of conditions and loops in captured graphs have in common."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import regraft
+from regraft.testing import assert_close
+
+BACKENDS = ("eager", "ort")
+AUTO = torch.export.Dim.AUTO
+
+Inputs = tuple[Tensor, ...]
+
+
+def compiled(model: Any, args: Inputs, backend: str, **options: Any) -> Callable[..., Any]:
+    options = {"cache": False} | options
+    return regraft.compile(model, args, backends=(backend,), **options)
+
+
+def check_calls(
+    model: Any, args: Inputs, calls: Sequence[Inputs] = (), backends: Sequence[str] = BACKENDS, **options: Any
+) -> None:
+    """Compile ``model`` on ``args`` and compare with eager there and at each of ``calls``.
+
+    Results, arguments and buffers after each call are eager's, and the compile itself leaves no trace.
+    """
+    for backend in backends:
+        own = copy.deepcopy(model)
+        made = compiled(own, copied(args), backend, **options)
+        for given in (args, *calls):
+            compare(made, model, given)
+
+
+def compare(made: Callable[..., Any], model: Any, given: Inputs) -> None:
+    """One call of the compiled model beside eager."""
+    ours, eagers, wide = copied(given), copied(given), doubled(given)
+    reference = copy.deepcopy(model)
+    precise = copy.deepcopy(model).double() if isinstance(model, nn.Module) else model
+    actual = made(*ours)
+    with torch.no_grad():
+        eager, expected = reference(*eagers), precise(*wide)
+    assert pytree.tree_structure(actual) == pytree.tree_structure(eager)
+    assert [t.shape for t in tensors(actual)] == [t.shape for t in tensors(eager)]
+    assert_close(tensors(actual), doubled(tensors(expected)), tensors(eager), reassociates=True)
+    assert_close(list(ours), list(wide), list(eagers), reassociates=True)
+
+
+def copied(args: Inputs) -> Inputs:
+    return tuple(arg.clone() for arg in args)
+
+
+def doubled(args: Sequence[Tensor]) -> Inputs:
+    return tuple(arg.double() if arg.is_floating_point() else arg.clone() for arg in args)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    return [leaf.detach() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def rows(count: int, seed: int = 0, shift: float = 0.0) -> Tensor:
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(seed)) + shift
