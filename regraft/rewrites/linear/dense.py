@@ -66,6 +66,8 @@ class _Writer:
         if op.name == "aten.view":
             return self.builder.aten.view(values[op.operand("self")], self._shape(op.result))
         bias = bias_of(op, self.found.layouts)
+        if op.name == "aten.add.Scalar" and not self.keep_bias:
+            return values[op.operand("self")]
         if bias is not None and not self.keep_bias and op.name != "aten.linear":
             return self._without_addend(op, values)
         arguments: dict[str, Any] = {n: self._argument(a, values) for n, a in op.arguments().items()}

@@ -66,7 +66,12 @@ class RowMap:
     @property
     def is_linear(self) -> bool:
         """Whether zero is sent to zero: nothing is added but other parts of the map."""
-        return all(bias_of(op, self.layouts) is None for op in self.ops)
+        return all(bias_of(op, self.layouts) is None and number_of(op) == 0 for op in self.ops)
+
+
+def number_of(op: Op) -> float:
+    """The number that ``op`` adds to every element."""
+    return op.attr("other") if op.name == "aten.add.Scalar" else 0
 
 
 def bias_of(op: Op, layouts: Layouts) -> Value | None:
@@ -223,6 +228,13 @@ def _scale(op: Op, layouts: Layouts) -> Outcome:
     return layouts[op.operand("self")]
 
 
+def _raise(op: Op, layouts: Layouts) -> Outcome:
+    number = op.attr("other")
+    if isinstance(number, bool) or op.attr("alpha") != 1:
+        return Declined("the summand is not a number", op.result)
+    return layouts[op.operand("self")]
+
+
 def _times(op: Op, layouts: Layouts) -> Outcome:
     a, b = op.operand("self"), op.operand("other")
     x, factor = (a, b) if a in layouts else (b, a)
@@ -256,6 +268,7 @@ RULES: Mapping[str, Callable[[Op, Layouts], Outcome]] = {
     "aten.mul.Scalar": _scale,
     "aten.div.Scalar": _scale,
     "aten.neg": _scale,
+    "aten.add.Scalar": _raise,
     "aten.mul.Tensor": _times,
     "aten.div.Tensor": _times,
     "aten.add.Tensor": _plus,
