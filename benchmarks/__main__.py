@@ -11,6 +11,7 @@ from benchmarks import low_rank as low_rank_benchmark
 from benchmarks import memory as memory_benchmark
 from benchmarks import networks as networks_benchmark
 from benchmarks import overhead as overhead_benchmark
+from benchmarks import siblings as siblings_benchmark
 from benchmarks import transformers as transformers_benchmark
 
 app = typer.Typer(help="Benchmarks of regraft; each writes JSON into benchmarks/results.")
@@ -29,6 +30,7 @@ def everything(context: typer.Context) -> None:
         memory_benchmark.run()
         compile_time_benchmark.run()
         low_rank_benchmark.run()
+        siblings_benchmark.run()
 
 
 @app.command()
@@ -67,6 +69,14 @@ def low_rank(
 ) -> None:
     """Low-rank layers and LoRA: the chosen form against each form."""
     low_rank_benchmark.run(rounds=rounds, patience=patience)
+
+
+@app.command()
+def siblings(
+    rounds: Rounds = 30, patience: Annotated[float, typer.Option(help="As above, a race.")] = 10.0
+) -> None:
+    """Linear layers over one input: separate, or one layer cut into theirs."""
+    siblings_benchmark.run(rounds, patience)
 
 
 @app.command()

@@ -132,18 +132,24 @@ class LayerScaleBlock(nn.Module):
 
 
 def test_path_ensemble() -> None:
-    check(PathEnsemble(), *at_sizes([2, "S", 16], SIZES), dynamic_shapes=({1: Dim.AUTO},))
+    """The last path is read by the weighted sum alone; the others are summands of later layers as well."""
+    fired = {"ScaledLayer": 1}
+    check(PathEnsemble(), *at_sizes([2, "S", 16], SIZES), rewrites=fired, dynamic_shapes=({1: Dim.AUTO},))
 
 
 def test_layer_scale() -> None:
-    check(LayerScaleBlock(), *at_sizes([2, "S", 16], SIZES), dynamic_shapes=({1: Dim.AUTO},))
+    fired = {"ScaledLayer": 2}
+    check(LayerScaleBlock(), *at_sizes([2, "S", 16], SIZES), rewrites=fired, dynamic_shapes=({1: Dim.AUTO},))
 
 
 @pytest.mark.parametrize("tie", [False, True])
 def test_depth_and_embedding_factors(tie: bool) -> None:
     ids = torch.randint(0, 40, (2, 7), generator=torch.Generator().manual_seed(0))
-    check(MiniCPM(tie=tie), (ids,), (ids[:1],), dynamic_shapes=({0: Dim.AUTO},))
+    fired = {"ScaledLayer": 3, "ScaledInput": 0} if tie else {"ScaledLayer": 4, "ScaledInput": 1}
+    check(MiniCPM(tie=tie), (ids,), (ids[:1],), rewrites=fired, dynamic_shapes=({0: Dim.AUTO},))
 
 
 def test_two_norms_of_one_input() -> None:
-    check(NeoXLayer(), *at_sizes([2, "S", 16], SIZES), dynamic_shapes=({1: Dim.AUTO},))
+    inputs = at_sizes([2, "S", 16], SIZES)
+    compiled = check(NeoXLayer(), *inputs, rewrites={"TwinNorm": 2}, dynamic_shapes=({1: Dim.AUTO},))
+    assert compiled.ir.count("aten.layer_norm(") == 1

@@ -6,5 +6,14 @@ from regraft.ir import Rewrite
 from regraft.rewrites.linear.merge import MergedLinear
 from regraft.rewrites.linear.ones import SumOfOnes
 from regraft.rewrites.linear.order import ProductOrder
+from regraft.rewrites.linear.scales import ScaledInput, ScaledLayer, ShiftedInput, TwinNorm
 
-LINEAR: tuple[Rewrite, ...] = (MergedLinear(), ProductOrder(), SumOfOnes())
+LINEAR: tuple[Rewrite, ...] = (
+    MergedLinear(),
+    ProductOrder(),
+    ScaledInput(),
+    ScaledLayer(),
+    ShiftedInput(),
+    SumOfOnes(),
+    TwinNorm(),
+)
