@@ -34,6 +34,16 @@ def is_known(value: Value, depth: int = 8) -> bool:
     return all(is_known(operand, depth - 1) for operand in op.operands)
 
 
+def is_computed_at_compile_time(value: Value, depth: int = 16) -> bool:
+    """Whether ``value`` depends on no input: ``is_known``, or made of generated tensors as well."""
+    if is_const(value):
+        return True
+    op = value.op
+    if op is None or depth == 0 or op.regions or not op.has(Trait.PURE):
+        return False
+    return all(is_computed_at_compile_time(operand, depth - 1) for operand in op.operands)
+
+
 def same_dims(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
     """Whether two shapes are provably equal."""
     return len(a) == len(b) and all(dims.eq(x, y) is True for x, y in zip(a, b, strict=True))

@@ -132,17 +132,32 @@ def graph_of(compiled: object) -> str:
     return text[text.index("func @forward") :]
 
 
-@pytest.mark.parametrize("layer", [FFNifiedAttention, ChannelMixer, Downsample])
+FFNET = {
+    FFNifiedAttention: ({"ConvBranches": 2, "ScaledLayer": 1}, 3),
+    ChannelMixer: ({"ConvBranches": 1, "ConvIdentity": 1, "ScaledLayer": 1}, 3),
+    Downsample: ({"ConvBranches": 1, "ConvOfBatchNorm": 1, "ConvIdentity": 1}, 2),
+}
+
+
+@pytest.mark.parametrize("layer", FFNET)
 def test_ffnet(layer: type[nn.Module]) -> None:
-    check(layer(8), *IMAGES, dynamic_shapes=({0: Dim.AUTO},))
+    """One convolution for each depthwise block and each product, and nothing else but GELU and residuals."""
+    fired, convolutions = FFNET[layer]
+    compiled = check(layer(8), *IMAGES, rewrites=fired, dynamic_shapes=({0: Dim.AUTO},))
+    graph = graph_of(compiled)
+    assert graph.count("aten.conv2d(") == convolutions
+    assert "aten.batch_norm" not in graph
+    assert "aten.mul" not in graph
 
 
 @pytest.mark.parametrize(("out", "groups"), [(8, 1), (8, 2), (12, 1)])
 def test_repvgg(out: int, groups: int) -> None:
-    check(RepVGGBlock(8, out, groups), *IMAGES, dynamic_shapes=({0: Dim.AUTO},))
+    fired = {"ConvBranches": 1, "ConvIdentity": int(out == 8)}
+    compiled = check(RepVGGBlock(8, out, groups), *IMAGES, rewrites=fired, dynamic_shapes=({0: Dim.AUTO},))
+    assert graph_of(compiled).count("aten.conv2d(") == 1
 
 
 @pytest.mark.parametrize("layer", [ConvLoRA, PeftConv2d])
 def test_conv_lora(layer: type[nn.Module]) -> None:
     compiled = check(layer(8, 6), *IMAGES, dynamic_shapes=({0: Dim.AUTO},))
-    assert compiled.ir
+    assert graph_of(compiled).count("aten.conv2d(") == 1

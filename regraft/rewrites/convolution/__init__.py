@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from regraft.ir import Rewrite
 from regraft.rewrites.convolution.batch_norm import ConvBatchNorm
+from regraft.rewrites.convolution.branches import ConvBranches, ConvChain, ConvIdentity, ConvOfBatchNorm
 
-__all__ = ["CONVOLUTION"]
-
-CONVOLUTION: tuple[Rewrite, ...] = (ConvBatchNorm(),)
+CONVOLUTION: tuple[Rewrite, ...] = (
+    ConvBatchNorm(),
+    ConvBranches(),
+    ConvChain(),
+    ConvIdentity(),
+    ConvOfBatchNorm(),
+)

@@ -17,7 +17,7 @@ from regraft.ir import (
     Value,
     Var,
 )
-from regraft.rewrites.support import is_known
+from regraft.rewrites.support import is_computed_at_compile_time
 
 _CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
 _PARAMETERS = ("bias", "scale", "shift", "mean", "variance")
@@ -51,7 +51,7 @@ class ConvBatchNorm(Rewrite):
     def check(self, m: Match) -> Declined | None:
         given = [m.weight, *(v for v in map(m.optional, _PARAMETERS) if v is not None)]
         for value in given:
-            if not is_known(value):
+            if not is_computed_at_compile_time(value):
                 return m.decline("a parameter is not constant", value)
         if m.weight.tensor.dtype not in (DType.F32, DType.F64):
             return m.decline("the new weights would be rounded to 16 bits once more", m.weight)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regraft.ir import Builder, Declined, DType, Op, Value
-from regraft.rewrites.support import is_known
+from regraft.rewrites.support import is_computed_at_compile_time, is_known
 
 Factor = Value | float
 
@@ -59,7 +59,7 @@ def why_not_scaled(op: Op, factor: Factor) -> Declined | None:
 
 def why_not_changed(weight: Value) -> Declined | None:
     """Why ``weight`` should not be replaced by one computed from it, if it should not."""
-    if not is_known(weight):
+    if not is_computed_at_compile_time(weight):
         return Declined("the weight is not constant", weight)
     if weight.tensor.dtype not in (DType.F32, DType.F64):
         return Declined("the new weight would be rounded to 16 bits once more", weight)
