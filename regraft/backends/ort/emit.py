@@ -296,8 +296,7 @@ def emit_function(
     for name in output_names or ():
         emitter.unique(name)
     results = emitter.run_region(function.body, args)
-    # A file for others has nowhere to raise from: there the checks are left out.
-    checks = emitter.checks if target.shared else []
+    checks = emitter.checks
     rounded = [emitter.cast(emitter.get(r), carrier(r.tensor.dtype), r.tensor.dtype) for r in results]
     outputs = emitter.fresh([*rounded, *(value for value, _ in checks)], emitter.inputs)
     for index, result in enumerate(results):

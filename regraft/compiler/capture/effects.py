@@ -28,7 +28,7 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from regraft.compiler.capture.arguments import draws, overload_name
-from regraft.compiler.capture.control.flat import written_by
+from regraft.compiler.capture.control.flat import identity, written_by
 from regraft.compiler.capture.source import location_of, running_line
 from regraft.errors import CaptureError
 from regraft.runtime import overlap
@@ -206,7 +206,7 @@ def _check_metadata(node: Node, target: OpOverload, names: Mapping[str, str]) ->
         )
     # An overload's name has the op's before its own.
     if ".".join(name.split(".")[:2]) in _METADATA or torch.Tag.inplace_view in target.tags:
-        changed = _identity(node)
+        changed = identity(node)
         if changed.op == "placeholder":
             _refuse(
                 node,
@@ -270,13 +270,6 @@ def _own_tensors(program: ExportedProgram) -> dict[str, torch.Tensor]:
         if spec.kind is not InputKind.USER_INPUT and isinstance(stored, torch.Tensor):
             found[spec.arg.name] = stored
     return found
-
-
-def _identity(node: Node) -> Node:
-    """The node that made the tensor object which the in-place op ``node`` gives back."""
-    while isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
-        node = next(written_by(node))
-    return node
 
 
 def _base(node: Node) -> Node:

@@ -26,7 +26,7 @@ import torch
 from torch.export import ExportedProgram
 
 from regraft.compiler.capture.composites import functional
-from regraft.compiler.capture.control.writes import check_regions
+from regraft.compiler.capture.control.writes import settle_writes
 from regraft.compiler.capture.effects import (
     WriteWatch,
     assignments,
@@ -173,7 +173,7 @@ def _export(
 def _functional(program: ExportedProgram, table: OpTable) -> ExportedProgram:
     """The program with its writes turned into results."""
     check_effects(program)
-    check_regions(program)
+    settle_writes(program)
     found = functional(program, table)
     check_draws(program, found)
     return found

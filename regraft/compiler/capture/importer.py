@@ -225,6 +225,9 @@ class _Importer:
         if name in _DATA_ASSERTS:
             self._add_check(node)
             return
+        if name == "aten.copy":
+            self._add_copy(node)
+            return
         try:
             self._add_op(node, node.target)
         except CaptureError as error:
@@ -241,6 +244,18 @@ class _Importer:
         if value.tensor.dtype != DType.BOOL:
             value = builder.aten.ne.Scalar(value, 0)
         builder.rg.check(value, str(arguments[1]) if len(arguments) > 1 else "")
+
+    def _add_copy(self, node: Node) -> None:
+        """The values of the second operand, in the type of the first, which may be another arm's."""
+        (type,), _ = self._fresh_types(node)
+        builder, source = self._builder(node), node.args[1]
+        assert isinstance(source, Node), source
+        value = self._value(source)
+        if value.tensor.dtype != type.dtype:
+            value = builder.create("aten._to_copy", (value,), {"dtype": type.dtype}).result
+        if value.tensor.shape != type.shape:
+            value = builder.aten.expand(value, type.shape)
+        self.values[node.name] = value
 
     def _is_size_assert(self, node: Node) -> bool:
         """Whether ``node`` asserts a fact about sizes; one that is not proved becomes a check."""

@@ -32,20 +32,22 @@ def check_calls(
     Results, arguments and buffers after each call are eager's, and the compile itself leaves no trace.
     """
     for backend in backends:
-        own = copy.deepcopy(model)
+        own, eager, precise = copy.deepcopy(model), copy.deepcopy(model), copy.deepcopy(model)
+        if isinstance(precise, nn.Module):
+            precise.double()
         made = compiled(own, copied(args), backend, **options)
         for given in (args, *calls):
-            compare(made, model, given)
+            compare(made, eager, precise, given)
+            if isinstance(own, nn.Module):
+                assert_close(tensors(own.state_dict()), doubled(tensors(precise.state_dict())))
 
 
-def compare(made: Callable[..., Any], model: Any, given: Inputs) -> None:
-    """One call of the compiled model beside eager."""
+def compare(made: Callable[..., Any], model: Any, precise: Any, given: Inputs) -> None:
+    """One call of the compiled model beside eager, ``precise`` being the model in fp64."""
     ours, eagers, wide = copied(given), copied(given), doubled(given)
-    reference = copy.deepcopy(model)
-    precise = copy.deepcopy(model).double() if isinstance(model, nn.Module) else model
     actual = made(*ours)
     with torch.no_grad():
-        eager, expected = reference(*eagers), precise(*wide)
+        eager, expected = model(*eagers), precise(*wide)
     assert pytree.tree_structure(actual) == pytree.tree_structure(eager)
     assert [t.shape for t in tensors(actual)] == [t.shape for t in tensors(eager)]
     assert_close(tensors(actual), doubled(tensors(expected)), tensors(eager), reassociates=True)

@@ -16,6 +16,7 @@ from regraft.ir import print_module, verify
 from regraft.testing import randomise
 from tests.compiler.capture.running import AUTO, BACKENDS, check_calls, compiled, rows
 
+assert_async = torch.ops.aten._assert_async.msg
 HERE = Path(__file__).name
 UP, DOWN = rows(6, shift=1.0), rows(6, shift=-1.0)
 ROWS = ({0: AUTO},)
@@ -211,6 +212,51 @@ def test_a_loop_that_takes_too_many_trips_says_so(backend: str) -> None:
         made(torch.full((1,), 6.0))
     with pytest.raises(RegraftError, match="more than 4 trips"):
         made(torch.full((1,), -1.0))
+
+
+# -- checks ------------------------------------------------------------------------------------
+
+
+def checked(x: Tensor, trips: Tensor) -> Any:
+    """Checks in both arms, in a loop, and in a condition in it."""
+
+    def trip(carried: tuple[Tensor, ...]) -> Any:
+        h, i = carried
+        assert_async((h < 100).all(), "too large")
+        (h,) = control.cond(i > 0, lambda: (small(h),), lambda: (h + 1,))
+        return h, i + 1
+
+    def small(h: Tensor) -> Tensor:
+        assert_async(h.min() > -50, "too small")
+        return h * 2
+
+    def refused() -> Any:
+        assert_async(x.sum() > -20, "far down")
+        return x, trips
+
+    def looped() -> Any:
+        return control.loop(lambda c: c[1] < trips, trip, (x, count()))
+
+    return control.cond(positive(x), looped, refused)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_checks_of_what_runs_hold(backend: str) -> None:
+    made = compiled(checked, (torch.ones(2), count(2)), backend)
+
+    def run(values: list[float], trips: int) -> list[float]:
+        return made(torch.tensor(values), count(trips))[0].tolist()
+
+    assert run([1.0, 2.0], 3) == [8.0, 12.0]
+    assert run([-200.0, 201.0], 0) == [-200.0, 201.0]
+    assert run([-7.0, -8.0], 9) == [-7.0, -8.0]
+    for values, trips, message in (
+        ([1.0, 99.0], 3, "too large"),
+        ([-60.0, 90.0], 2, "too small"),
+        ([-19.0, -8.0], 1, "far down"),
+    ):
+        with pytest.raises(RegraftError, match=message):
+            run(values, trips)
 
 
 def test_a_limit_holds_in_eager() -> None:

@@ -14,16 +14,38 @@ from regraft.ir import DType, Op, Region, Value, settled_form
 def _cond(e: Emitter, op: Op) -> list[ir.Value]:
     """The branches take nothing: what they use they see from outside, without a copy."""
     operands = _operands(e, op)
+    counts = [_checks_in(e, region) for region in op.regions]
     branches: list[ir.Graph] = []
-    for name, region in zip(("then_branch", "else_branch"), op.regions, strict=True):
+    messages: list[str] = []
+    for number, name in enumerate(("then_branch", "else_branch")):
+        known = len(e.checks)
         with e.nested():
-            results = [e.get(v) for v in e.run_region(region, operands)]
+            results = [e.get(v) for v in e.run_region(op.regions[number], operands)]
+            own = _take_checks(e, known, counts[number])
+            passed = [e.scalar(True, DType.BOOL) for _ in range(counts[1 - number])]
+            checks = [value for value, _ in own]
+            results += [*passed, *checks] if number else [*checks, *passed]
             branches.append(e.graph(name, results))
+        messages += [message for _, message in own]
+    if not op.results and not messages:
+        return []
     then, other = branches
     pred = e.operand(op, "pred")
-    if not op.results:
-        return []
-    return e.ops("If", len(op.results), pred, then_branch=then, else_branch=other)
+    found = e.ops("If", len(op.results) + len(messages), pred, then_branch=then, else_branch=other)
+    e.checks += zip(found[len(op.results) :], messages, strict=True)
+    return found[: len(op.results)]
+
+
+def _checks_in(e: Emitter, region: Region) -> int:
+    return sum(op.name == "rg.check" for op in region.walk()) if e.target.shared else 0
+
+
+def _take_checks(e: Emitter, known: int, count: int) -> list[tuple[ir.Value, str]]:
+    """The ``count`` checks emitted after the first ``known``: results of the node that is in the making."""
+    taken = e.checks[known:]
+    del e.checks[known:]
+    assert len(taken) == count, f"{len(taken)} checks were emitted, {count} counted"
+    return taken
 
 
 def _alt(e: Emitter, op: Op) -> list[ir.Value]:
@@ -64,22 +86,28 @@ def _while(e: Emitter, op: Op) -> list[ir.Value]:
     carried = [i for i, (arg, out) in enumerate(zip(body.args, body.results, strict=True)) if arg is not out]
     (first,) = e.run_region(condition, start)
     enter = e.get(first)
+    known, count = len(e.checks), sum(_checks_in(e, region) for region in op.regions)
     with e.nested():
         inputs = [e.value("trip", DType.I64, ()), e.value("go", DType.BOOL, ())]
         inner = list(start)  # values that no trip changes stay outside: a carried one is copied
         for i in carried:
             inner[i] = _argument(e, body.args[i])
             inputs.append(inner[i])
+        passed = [e.value("passed", DType.BOOL, ()) for _ in range(count)]
         after = [e.get(v) for v in e.run_region(body, inner)]
         e.forget(condition)
         (again,) = e.run_region(condition, after)
-        results = [e.get(again), *(after[i] for i in carried)]
-        graph = e.graph("body", results, inputs)
+        own = _take_checks(e, known, count)
+        checks = [e.op("And", before, now) for before, (now, _) in zip(passed, own, strict=True)]
+        results = [e.get(again), *(after[i] for i in carried), *checks]
+        graph = e.graph("body", results, [*inputs, *passed])
     e.forget(condition)
-    final = (
-        e.ops("Loop", len(carried), None, enter, *(start[i] for i in carried), body=graph) if carried else []
-    )
-    by_index = dict(zip(carried, final, strict=True))
+    if not carried and not count:
+        return start
+    initial = [*(start[i] for i in carried), *(e.scalar(True, DType.BOOL) for _ in range(count))]
+    final = e.ops("Loop", len(initial), None, enter, *initial, body=graph)
+    e.checks += zip(final[len(carried) :], (message for _, message in own), strict=True)
+    by_index = dict(zip(carried, final[: len(carried)], strict=True))
     return [by_index.get(i, start[i]) for i in range(len(start))]
 
 
@@ -92,22 +120,15 @@ def _argument(e: Emitter, arg: Value) -> ir.Value:
     return value
 
 
-def _inside(region: Region | None) -> bool:
-    return region is not None and region.parent is not None
-
-
 def _check_op(e: Emitter, op: Op) -> list[ir.Value]:
-    e.checks.append((e.operand(op, "pred"), str(op.attr("message"))))
+    if e.target.shared:  # A file for others has nowhere to raise from.
+        e.checks.append((e.operand(op, "pred"), str(op.attr("message"))))
     return []
-
-
-def _check_place(op: Op) -> str | None:
-    return "a check inside a branch or a loop" if _inside(op.parent) else None
 
 
 LOWERINGS: dict[str, Lowering] = {
     "cf.cond": Lowering(_cond),
     "cf.while": Lowering(_while),
     "rg.alt": Lowering(_alt),
-    "rg.check": Lowering(_check_op, check=_check_place),
+    "rg.check": Lowering(_check_op),
 }

@@ -1,7 +1,12 @@
-"""Writes to tensors, and draws of random numbers, in arms of conditions and in loops.
+"""Writes to tensors from outside, in arms of conditions and in loops.
 
-A graph of values has one value after another, so that a write in an arm would be one in every call. Writes
-to tensors that the arm makes itself stay within it; others are refused, and so are draws of random numbers.
+A flat graph has one write after the other: what one arm writes the other would see, and so would every call.
+So the tensors from outside that an arm writes to become results of the condition: they are put back between
+the arms, and written to after the condition. What a loop's body writes to is carried by the loop. All that is
+left is then for functionalization to turn into values, region by region.
+
+In eager a value that a condition gives may be a tensor from outside itself; here it is a new one. Where a
+later write would tell the two apart, it is refused.
 """
 
 # torch's export and fx classes are partly untyped, and schemas have no public names.
@@ -11,50 +16,221 @@ to tensors that the arm makes itself stay within it; others are refused, and so 
 from __future__ import annotations
 
 import linecache
-from typing import NoReturn
+import operator
+from collections.abc import Collection, Sequence
+from typing import Any, NoReturn
 
+import torch
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Node
 
 from regraft.compiler.capture.arguments import draws, overload_name
-from regraft.compiler.capture.control.flat import FlatGraph, memory_of, written_by
+from regraft.compiler.capture.control.aliases import Aliases
+from regraft.compiler.capture.control.flat import (
+    Construct,
+    FlatGraph,
+    Memory,
+    listed,
+    memories_written_by,
+    memory_of,
+)
 from regraft.compiler.capture.control.markers import MARKERS
 from regraft.compiler.capture.source import location_of
 from regraft.errors import CaptureError
 
+#: What a node's metadata say of where in the model it comes from.
+_WHERE = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn")
 
-def check_regions(program: ExportedProgram) -> None:
-    """Refuse writes to tensors from outside, and draws, in the arms and loops of ``program``.
+_CLONE = torch.ops.aten.clone.default
+_COPY = torch.ops.aten.copy_.default
+
+
+def settle_writes(program: ExportedProgram) -> None:
+    """Make the writes of ``program`` in arms and loops hold there only, by results and carried values.
+
+    ``program`` is as ``torch.export`` gives it, before functionalization.
 
     Raises:
-        CaptureError: with the line of the write or the draw.
+        CaptureError: a write, or a draw of random numbers, that no graph of values holds; with its line.
     """
     flat = FlatGraph(program)
+    if not flat.constructs:
+        return
+    _check_draws(flat)
+    _check_tests(flat)
+    _check_aliases(program, flat)
+    _Settler(program, flat).run()
+    program.graph.lint()
+    program.graph_module.recompile()
+
+
+class _Settler:
+    """Changes the graph, construct after construct, inner ones first."""
+
+    def __init__(self, program: ExportedProgram, flat: FlatGraph) -> None:
+        self.graph = program.graph
+        self.flat = flat
+        self.written = {memory for node in flat.around for memory in memories_written_by(node)}
+
+    def run(self) -> None:
+        reads = {construct: self._outer_reads(construct) for construct in self.flat.constructs}
+        writes: dict[Construct | None, dict[Memory, None]] = {None: {}}
+        for construct in self.flat.constructs:
+            own = writes.setdefault(construct, {})
+            for node in (*construct.parts[0], *construct.parts[1]):
+                own.update(dict.fromkeys(memories_written_by(node)))
+            outer = [m for m in own if self.flat.comes_from_outside(m, construct)]
+            if construct.is_loop:
+                outer_too = self._settle_carried(construct, own)
+                self._settle_loop(construct, [self.flat.makers[m] for m in outer])
+                outer += outer_too
+            else:
+                self._settle_condition(construct, [self.flat.makers[m] for m in outer])
+            writes.setdefault(construct.around, {}).update(dict.fromkeys(outer))
+        for construct, nodes in reads.items():
+            construct.begin.args = (*construct.begin.args[:-1], nodes)
+
+    def _outer_reads(self, construct: Construct) -> list[Node]:
+        """The tensors from outside that the construct uses and that something writes to.
+
+        Functionalization brings a tensor up to date when it is read: it must not do so in one of the arms.
+        """
+        found: dict[Node, None] = {}
+        for node, around in self.flat.around.items():
+            if construct.encloses(around) or node is construct.end:
+                for each in node.all_input_nodes:
+                    outside = each.op == "placeholder" or not construct.encloses(self.flat.around[each])
+                    if outside and memory_of(each) in self.written:
+                        found[each] = None
+        return list(found)
+
+    def _settle_condition(self, construct: Construct, targets: Sequence[Node]) -> None:
+        begin, middle, end = construct.begin, construct.middle, construct.end
+        before = [self._before(begin, _CLONE, target) for target in targets]
+        first = [self._before(middle, _CLONE, target) for target in targets]
+        kept = self._extended(middle, 0, first)
+        for target, value in zip(targets, before, strict=True):
+            self._after(middle, _COPY, target, value)
+        second = [self._before(end, _CLONE, target) for target in targets]
+        results = self._extended(end, 1, second)
+        end.args = ([*listed(end.args[0]), *kept], end.args[1])
+        for target, result in zip(targets, results, strict=True):
+            self._after(result, _COPY, target, result)
+
+    def _settle_loop(self, construct: Construct, targets: Sequence[Node]) -> None:
+        begin, middle, end = construct.begin, construct.middle, construct.end
+        carried = self._extended(begin, 0, [self._before(begin, _CLONE, target) for target in targets])
+        results = self._extended(end, 0, [self._before(end, _CLONE, target) for target in targets])
+        for target, value, result in zip(targets, carried, results, strict=True):
+            self._after(value, _COPY, target, value)
+            self._after(middle, _COPY, target, value)
+            self._after(result, _COPY, target, result)
+
+    def _settle_carried(self, construct: Construct, written: Collection[Memory]) -> list[Memory]:
+        """Write back what trips write to a carried tensor that stays the same object; its memories."""
+        found: list[Memory] = []
+        for number, (start, inside) in construct.carried.items():
+            if memory_of(inside) in written and construct.hands_on(number):
+                result = self._getitem(construct.end, number)
+                self._after(result, _COPY, start, result)
+                found += [memory for memory in [memory_of(start)] if memory is not None]
+        return found
+
+    # -- nodes -----------------------------------------------------------------------------------
+
+    def _extended(self, marker: Node, argument: int, values: Sequence[Node]) -> list[Node]:
+        """``marker`` with ``values`` appended to a list it takes; the results that it has for them."""
+        lists = list(marker.args)
+        count = len(listed(lists[argument]))
+        lists[argument] = [*listed(lists[argument]), *values]
+        marker.args = tuple(lists)
+        return [self._getitem(marker, count + index) for index in range(len(values))]
+
+    def _getitem(self, marker: Node, index: int) -> Node:
+        return self._after(marker, operator.getitem, marker, index)
+
+    def _before(self, anchor: Node, target: Any, *args: Any) -> Node:
+        with self.graph.inserting_before(anchor):
+            return self._placed(anchor, target, args)
+
+    def _after(self, anchor: Node, target: Any, *args: Any) -> Node:
+        with self.graph.inserting_after(anchor):
+            return self._placed(anchor, target, args)
+
+    def _placed(self, anchor: Node, target: Any, args: tuple[Any, ...]) -> Node:
+        node = self.graph.call_function(target, args)
+        node.meta = {key: value for key, value in anchor.meta.items() if key in _WHERE}
+        return node
+
+
+def _check_tests(flat: FlatGraph) -> None:
+    """Refuse loops whose conditions write: a region that tests gives nothing but the test."""
+    for node in flat.around:
+        for memory in memories_written_by(node):
+            for construct, part in flat.parts_of(node).items():
+                carried = {memory_of(inside) for _, inside in construct.carried.values()}
+                outside = memory in carried or flat.comes_from_outside(memory, construct)
+                if construct.is_loop and part == 0 and outside:
+                    _refuse(
+                        node,
+                        f"{_name(node)} writes, in the condition of a loop, to a tensor from outside of it",
+                        "write to it in the loop's body",
+                    )
+
+
+def _check_draws(flat: FlatGraph) -> None:
     for node, construct in flat.around.items():
-        if construct is None or not isinstance(node.target, OpOverload) or node.target in MARKERS:
+        target = node.target
+        if construct is None or not isinstance(target, OpOverload) or target in MARKERS:
             continue
-        _check_draw(node, node.target)
-        for written in written_by(node):
-            memory = memory_of(written)
-            if memory is not None and flat.comes_from_outside(memory, construct):
-                _refuse(
-                    node,
-                    f"{overload_name(node.target)} writes, in an arm of a condition or in a loop, to a "
-                    "tensor from outside of it",
-                    "compute a new tensor on both paths instead",
-                )
+        schema = target._schema.arguments
+        given = {a.name: v for a, v in zip(schema, node.args, strict=False)} | dict(node.kwargs)
+        if draws(target, given):
+            _refuse(
+                node,
+                f"{_name(node)} draws random numbers in an arm of a condition or in a loop, and how many "
+                "are drawn would depend on the data",
+                "draw them before the condition or the loop, and pass them in",
+            )
 
 
-def _check_draw(node: Node, target: OpOverload) -> None:
-    given = {a.name: v for a, v in zip(target._schema.arguments, node.args, strict=False)} | dict(node.kwargs)
-    if draws(target, given):
-        _refuse(
-            node,
-            f"{overload_name(target)} draws random numbers in an arm of a condition or in a loop, and how "
-            "many are drawn would depend on the data",
-            "draw them before the condition or the loop, and pass them in",
-        )
+def _check_aliases(program: ExportedProgram, flat: FlatGraph) -> None:
+    """Refuse writes to what may be, in eager, a tensor that is looked at later under another name."""
+    aliases = Aliases(program, flat)
+    handed_on = {
+        memory_of(inside): construct
+        for construct in flat.constructs
+        for number, (_, inside) in construct.carried.items()
+        if construct.hands_on(number)
+    }
+    for node in flat.around:
+        for memory in memories_written_by(node):
+            if aliases.conflict(node, memory, handed_on.get(memory)):
+                _refuse_alias(node, _name(node))
+            if memory in handed_on:
+                _check_write_back(aliases, handed_on[memory], memory)
+
+
+def _check_write_back(aliases: Aliases, loop: Construct, memory: Memory) -> None:
+    """What a loop writes to a carried tensor is written to the tensor that it began with."""
+    for start, inside in loop.carried.values():
+        written = memory_of(start)
+        if memory_of(inside) == memory and written is not None and aliases.conflict(loop.end, written):
+            _refuse_alias(loop.begin, "the loop")
+
+
+def _refuse_alias(node: Node, who: str) -> NoReturn:
+    _refuse(
+        node,
+        f"{who} writes to a tensor that, depending on the data, is one that is used under another name too",
+        "write to a copy, such as x = x.clone() before the condition or the loop",
+    )
+
+
+def _name(node: Node) -> str:
+    assert isinstance(node.target, OpOverload), node
+    return overload_name(node.target)
 
 
 def _refuse(node: Node, message: str, hint: str) -> NoReturn:
