@@ -129,8 +129,8 @@ def given_back(x: Tensor) -> Any:
 class Buffers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("cache", torch.zeros(6, 4))
+        self.steps = nn.Buffer(torch.zeros((), dtype=torch.int64))
+        self.cache = nn.Buffer(torch.zeros(6, 4))
         self.linear = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Any:
