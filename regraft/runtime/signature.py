@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from regraft.errors import ShapeError
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.dtypes import DTYPE_NAMES, TORCH_DTYPES
+from regraft.runtime.results import result_builder
 
 #: The types whose elements are their memory.
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
@@ -141,7 +142,9 @@ class Signature:
         object.__setattr__(self, "_checks", tuple(checks))
         object.__setattr__(self, "_guards", tuple(_guard(g) for g in self.guards))
         object.__setattr__(self, "_names", _plain_names(self.params, self.positional))
-        object.__setattr__(self, "_result", _builder(self.outputs, self.out_structure))
+        indices = [o if isinstance(o, int) else None for o in self.outputs]
+        values = [None if isinstance(o, int) else o.value for o in self.outputs]
+        object.__setattr__(self, "_result", result_builder(indices, values, self.out_structure))
 
     @functools.cached_property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -304,26 +307,6 @@ class _ShapeCheck:
 def autocast_dtype(device: str) -> str | None:
     """The dtype name of the ``torch.autocast`` around the caller, None outside of any."""
     return DTYPE_NAMES[torch.get_autocast_dtype(device)] if torch.is_autocast_enabled(device) else None
-
-
-def _builder(
-    outputs: Sequence[int | ValueSpec], structure: pytree.TreeSpec
-) -> Callable[[Sequence[Tensor]], Any]:
-    """How the result is put together; without the detour through a general tree where it is flat."""
-    if structure.is_leaf() and outputs == (0,):
-        return operator.itemgetter(0)
-    plain = tuple(outputs) == tuple(range(len(outputs)))
-
-    def leaves(results: Sequence[Tensor]) -> list[Any]:
-        return [results[o] if isinstance(o, int) else o.value for o in outputs]
-
-    node = pytree.SUPPORTED_NODES.get(structure.type)
-    if node is None or not all(child.is_leaf() for child in structure.children()):
-        return lambda results: pytree.tree_unflatten(leaves(results), structure)
-    build, context = node.unflatten_fn, structure.context
-    if plain:
-        return lambda results: build(results, context)
-    return lambda results: build(leaves(results), context)
 
 
 def _plain_names(params: Sequence[ParamSpec], positional: Sequence[str]) -> tuple[str, ...] | None:

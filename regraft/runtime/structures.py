@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections import OrderedDict
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +20,12 @@ from regraft.errors import ArtefactError
 
 #: Output classes live in these modules, which only define classes when they are imported.
 _OUTPUT_CLASS = re.compile(r"transformers\.(modeling_outputs|models\.\w+\.modeling_\w+)\.\w+")
+
+
+def is_output_class(kind: Any) -> bool:
+    """Whether ``kind`` is one of transformers' own output classes."""
+    name = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"
+    return isinstance(kind, type) and issubclass(kind, OrderedDict) and bool(_OUTPUT_CLASS.fullmatch(name))
 
 
 def dump_structure(structure: pytree.TreeSpec) -> str:

@@ -243,18 +243,18 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What the sizes of a call determine: the shapes of its results, and the sizes as tensors.
+    """What the sizes of a call determine: shapes and strides of its results, and the sizes as tensors.
 
-    A shape is None when ONNX Runtime has to allocate the result.
+    A result that ONNX Runtime has to allocate has None.
     """
 
-    shapes: tuple[tuple[int, ...] | None, ...]
+    shapes: tuple[tuple[tuple[int, ...], tuple[int, ...]] | None, ...]
     sizes: tuple[Tensor, ...]
     is_complete: bool
 
     @staticmethod
     def of(outputs: Sequence[_Place], values: Sequence[int], sizes: Mapping[str, int]) -> _Layout:
-        shapes = tuple(None if output.shape is None else output.shape(sizes) for output in outputs)
+        shapes = tuple(None if output.shape is None else _dense(output.shape(sizes)) for output in outputs)
         tensors = tuple(torch.tensor([value], dtype=torch.int64, device=_CPU) for value in values)
         return _Layout(shapes, tensors, None not in shapes)
 
@@ -294,14 +294,14 @@ class _Binding:
     def bind_results(self, layout: _Layout) -> list[Tensor]:
         """New tensors for the results, bound; ``_NOTHING`` in place of one that ONNX Runtime allocates."""
         results: list[Tensor] = []
-        for port, shape, like in zip(self._outputs, layout.shapes, self._like, strict=True):
-            if shape is None:
+        for port, dense, like in zip(self._outputs, layout.shapes, self._like, strict=True):
+            if dense is None:
                 self._bare.bind_output(port.name, self._device)
                 results.append(_NOTHING)
             else:
-                tensor = like.new_empty(shape)
+                tensor = like.new_empty_strided(*dense)  # does less than new_empty
                 place = tensor.data_ptr() or _NOWHERE
-                self._bare.bind_output(port.name, self._device, port.element, shape, place)
+                self._bare.bind_output(port.name, self._device, port.element, dense[0], place)
                 results.append(tensor)
         return results
 
@@ -329,6 +329,14 @@ def register(options: Any, libraries: Mapping[str, str]) -> None:
                 f"the library '{library}' (OnnxOp.library of {domains}) cannot be loaded: {error}",
                 backend="ort",
             ) from error
+
+
+def _dense(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """``shape`` and its strides in row-major order."""
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * max(size, 1))
+    return shape, tuple(reversed(strides[: len(shape)]))
 
 
 def _shape(dims: tuple[int | str, ...] | None) -> Callable[[Mapping[str, int]], tuple[int, ...]] | None:
