@@ -119,27 +119,44 @@ def _compiled(
     resident = Resident()
     phases = Phases(options.progress)
     session = Session.begin(model, args, kwargs, dynamic_shapes, options, phases)
-    entry = None
+
+    def finish(compiled: CompiledModel, captured: Captured) -> CompiledModel:
+        compiled.report.time["total"] = time.perf_counter() - start
+        compiled.report.memory |= resident.growth()
+        if options.verify:
+            _verify(model, compiled, captured, options, phases)
+        return compiled
+
     found = _from_cache(session, model, args, kwargs, options, phases)
     if found is not None:
-        compiled, captured = found
-    else:
-        captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
-        compilation = rewritten(captured, options, phases)
-        entry = session.describe(compilation.module, compilation.read, compilation.report)
-        compiled = lowered(compilation, Store(compilation.module), model)
-    report = compiled.report
-    report.time["total"] = time.perf_counter() - start
-    report.memory |= resident.growth()
-    if options.verify:
-        with phases.phase("verify"):
-            report.error = error_against_eager(
-                model, compiled, captured, reassociates=options.exactness != Exactness.EXACT
-            )
-            report.measure(compiled, captured.args, captured.kwargs)
+        try:
+            compiled = finish(*found)
+        except RegraftError as error:  # a hit must end no worse than a miss: whose fault it was will show
+            found = session.miss(f"what the entry gives was found to be wrong, {error.message}")
+        else:
+            compiled.report.cache = session.outcome
+            return compiled
+    captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
+    compilation = rewritten(captured, options, phases)
+    entry = session.describe(compilation.module, compilation.read, compilation.report)
+    compiled = finish(lowered(compilation, Store(compilation.module), model), captured)
     session.store(entry)
-    report.cache = session.outcome
+    compiled.report.cache = session.outcome
     return compiled
+
+
+def _verify(
+    model: Any, compiled: CompiledModel, captured: Captured, options: Options, phases: Phases
+) -> None:
+    """Compare ``compiled`` with eager, and time it.
+
+    Raises:
+        NumericsMismatch: the error is beyond what the numerics rule allows.
+    """
+    report, reassociates = compiled.report, options.exactness != Exactness.EXACT
+    with phases.phase("verify"):
+        report.error = error_against_eager(model, compiled, captured, reassociates=reassociates)
+        report.measure(compiled, captured.args, captured.kwargs)
 
 
 def _from_cache(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.export import Dim
 
 import regraft
 from regraft.compiler import cache
-from regraft.errors import OptionError
+from regraft.errors import NumericsMismatch, OptionError
 from regraft.ir import Leaf, Module, PassContext
 from regraft.testing import assert_close
 
@@ -290,6 +291,50 @@ def test_a_damaged_entry_is_replaced(tmp_path: Path, damage: str) -> None:
     assert result.report.cache.reason.startswith("the entry cannot be used, it")
     same(result, model, X)
     assert status(compiled(tmp_path)) == "hit"
+
+
+def forged(path: Path, old: bytes, new: bytes) -> None:
+    """Change the graph of an entry so that nothing but its results tells."""
+    magic, _, content = path.read_bytes().split(b"\n", 2)
+    assert old in content
+    changed = content.replace(old, new)
+    path.write_bytes(b"\n".join([magic, hashlib.sha256(changed).hexdigest().encode(), changed]))
+
+
+def test_an_entry_whose_results_are_wrong_is_replaced(tmp_path: Path) -> None:
+    """A hit ends no worse than a miss: what verification finds, another compile may not have."""
+    model = Mlp().eval()
+    compiled(tmp_path, model)
+    (entry,) = cache.CacheFolder(tmp_path).entries()
+    forged(entry.path, b"aten.relu", b"aten.tanh")
+    result = compiled(tmp_path, model, verify=True)
+    assert status(result) == "miss"
+    assert "what the entry gives was found to be wrong" in result.report.cache.reason
+    assert result.report.error < 1e-6
+    same(result, model, X)
+    again = compiled(tmp_path, model, verify=True)
+    assert status(again) == "hit"
+    same(again, model, X)
+
+
+class ReluIsTanh(regraft.Rewrite):
+    """Wrong."""
+
+    exactness = regraft.Exactness.EXACT
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.aten.relu(x)
+
+    def rewrite(self, op: Any, m: Any) -> Any:
+        return op.aten.tanh(m.x)
+
+
+def test_a_compile_that_is_wrong_is_so_with_and_without_an_entry(tmp_path: Path) -> None:
+    compiled(tmp_path, rewrites=[ReluIsTanh])
+    assert status(compiled(tmp_path, rewrites=[ReluIsTanh])) == "hit"
+    for _ in range(2):
+        with pytest.raises(NumericsMismatch):
+            compiled(tmp_path, rewrites=[ReluIsTanh], verify=True)
 
 
 def test_an_entry_that_is_no_file(tmp_path: Path) -> None:
