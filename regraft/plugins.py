@@ -27,6 +27,8 @@ class Plugin:
         ops: definitions of ops (``OpDef``).
         backends: classes or instances of ``Backend``; they run nothing until ``backends=[...]`` names them.
         loaders: back end name -> ``load(record, reader)``, which makes its executables from an artefact.
+        native: those of ``loaders`` that run machine code from the artefact's files: ``load`` calls them
+            with ``allow_native=True`` only.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Plugin:
     ops: Sequence[Any] = ()
     backends: Sequence[Any] = ()
     loaders: Mapping[str, Callable[[Any, Any], Any]] = field(default_factory=dict[str, Any])
+    native: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,9 @@ def _check_parts(named: NamedPlugin) -> None:
     loaders: Any = plugin.loaders
     if not isinstance(loaders, Mapping) or not all(callable(load) for load in loaders.values()):
         raise named.refuse("its 'loaders' is not a dict of functions by the names of back ends")
+    native: Any = plugin.native
+    if isinstance(native, str) or not isinstance(native, Sequence) or not set(native) <= set(loaders):
+        raise named.refuse("its 'native' is not a list of names of its 'loaders'")
 
 
 def _package_of(entry: EntryPoint) -> str:

@@ -1,8 +1,7 @@
-"""What a compile did, as data and as JSON; ``report_view`` shows it to people."""
+"""What a compile did, as data and as JSON; ``ReadableReport`` shows it to people."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -10,10 +9,7 @@ from typing import Any, Literal
 from regraft.compiler.choose import Choice
 from regraft.compiler.measure import Measurement, measure
 from regraft.ir import RewriteStats
-from regraft.runtime import CompiledModel
-
-WIDTH = 100
-"""Columns of the report's text."""
+from regraft.runtime import CompiledModel, ReadableReport
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class CacheOutcome:
 
 
 @dataclass
-class Report:
+class Report(ReadableReport):
     """The report of one compile. What is not known is None or absent, and shown as unknown.
 
     Fields:
@@ -138,33 +134,9 @@ class Report:
             "cache": asdict(self.cache),
         }
 
-    def __rich__(self) -> Any:
-        from regraft.compiler.report_view import summary
-
-        return summary(self.to_dict())
-
-    def __str__(self) -> str:
-        from regraft.compiler.report_view import summary
-
-        return _text(summary(self.to_dict()))
-
-    def full(self) -> str:
-        """All there is: every pass, every rewrite with the reasons it declined for, every step."""
-        from regraft.compiler.report_view import details
-
-        return _text(details(self.to_dict()))
-
 
 def lines_in_rich(lines: Iterable[str]) -> Any:
     """Lines as rich shows them: as they are, without markup."""
     from rich.text import Text
 
     return Text("\n".join(lines))
-
-
-def _text(renderable: Any) -> str:
-    from rich.console import Console
-
-    out = io.StringIO()
-    Console(file=out, width=WIDTH, markup=False, emoji=False, highlight=False).print(renderable)
-    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n"))

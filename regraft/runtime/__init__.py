@@ -15,6 +15,7 @@ from regraft.runtime.plan import Plan, Step
 from regraft.runtime.profile import Profile, StepTime, profile
 from regraft.runtime.random import MEMORY_ORDER, is_random
 from regraft.runtime.records import signature_from, signature_record
+from regraft.runtime.report import ReadableReport, SavedReport
 from regraft.runtime.sharing import place
 from regraft.runtime.signature import (
     GuardSpec,
@@ -41,6 +42,8 @@ __all__ = [
     "ParamSpec",
     "Plan",
     "Profile",
+    "ReadableReport",
+    "SavedReport",
     "Signature",
     "Step",
     "StepTime",

@@ -15,10 +15,13 @@ class Added:
     """Loaders of executables by back end, and libraries of ONNX Runtime kernels by domain.
 
     An artefact names a back end or a domain; what is loaded for it is found here, and nowhere else.
+    ``native`` are the back ends whose loaders run machine code from the artefact. A library of kernels is
+    none of the artefact's: who names the plug-in has installed it, and lets it run by naming it.
     """
 
     loaders: Mapping[str, Callable[[Any, Any], Any]] = field(default_factory=dict[str, Any])
     libraries: Mapping[str, str] = field(default_factory=dict[str, str])
+    native: frozenset[str] = frozenset()
 
     @staticmethod
     def by(plugins: Sequence[str | Plugin], taken: Sequence[str]) -> Added:
@@ -29,7 +32,9 @@ class Added:
         """
         loaders: dict[str, Callable[[Any, Any], Any]] = {}
         libraries: dict[str, str] = {}
+        native: set[str] = set()
         for named in find_plugins(plugins):
+            native |= set(named.plugin.native)
             for name, load in named.plugin.loaders.items():
                 if name in loaders or name in taken:
                     raise named.refuse(f"it loads for the back end '{name}', which has a loader already")
@@ -37,7 +42,7 @@ class Added:
             for onnx in (getattr(op, "onnx", None) for op in named.plugin.ops):
                 if onnx is not None and onnx.library is not None:
                     libraries[onnx.domain] = onnx.library
-        return Added(loaders, libraries)
+        return Added(loaders, libraries, frozenset(native))
 
     def loader(self, backend: str) -> Callable[[Any, Any], Any]:
         """The loader of a back end that regraft does not have.

@@ -428,22 +428,24 @@ class _Loader:
             ArtefactError: it is not, and there is no portable form.
         """
         backend = step["backend"]
-        if backend not in LOADERS:
-            return _loaded_by(self.reader.added.loader(backend), backend, step["record"], self.reader)
-        reason = self._why_not_native(backend, step.get("requires", []))
+        reason = self._why_not_native(backend, step.get("requires", [])) if self._is_native(step) else None
         if reason is None:
+            if backend not in LOADERS:
+                return _loaded_by(self.reader.added.loader(backend), backend, step["record"], self.reader)
             return import_module(LOADERS[backend]).load(step["record"], self.reader)
         portable = step.get("portable")
         if portable is None:
             raise ArtefactError(f"{reason}. It has no portable form")
-        if portable["backend"] in NATIVE:
+        if self._is_native(portable):
             raise ArtefactError("the portable form of native code is native code")
         self.notes.append(f"{reason}; its portable form runs on '{portable['backend']}'")
         return self.executable(portable)
 
+    def _is_native(self, step: Mapping[str, Any]) -> bool:
+        """Whether the record, or who loads it, says that it is machine code: a file may keep quiet of it."""
+        return step["backend"] in NATIVE | self.reader.added.native or "portable" in step
+
     def _why_not_native(self, backend: str, requires: Sequence[Any]) -> str | None:
-        if backend not in NATIVE:
-            return None
         if not self.allow_native:
             return f"it holds native code ('{backend}'); pass allow_native=True if you trust it"
         missing = sorted(set(requires) - cpu_features())

@@ -192,7 +192,8 @@ def load(
     Args:
         path: the folder.
         allow_native: load machine code from the artefact. Only for artefacts you trust.
-        plugins: installed plug-ins by name, or ``Plugin`` objects, whose back ends and ops it needs.
+        plugins: installed plug-ins by name, or ``Plugin`` objects, whose back ends and ops it needs. Their
+            code runs, libraries of ONNX Runtime kernels included: name those you trust.
 
     Returns:
         A ``CompiledModel``, or a ``Bundle`` where a bundle was saved. (A type checker sees a compiled model

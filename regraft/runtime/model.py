@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from regraft.runtime import artefact
 from regraft.runtime.effects import Effects
 from regraft.runtime.entry import EntryPoint
 from regraft.runtime.plan import Plan
+from regraft.runtime.report import SavedReport
 from regraft.runtime.signature import Signature
 from regraft.runtime.standin import StandIn
 
@@ -137,13 +137,3 @@ def model_of(found: artefact.Contents) -> CompiledModel:
     return CompiledModel(
         found.signature, found.plan, SavedReport(found.report), found.ir, effects=found.effects
     )
-
-
-@dataclass(frozen=True)
-class SavedReport:
-    """The report of a model that was loaded: what the compile wrote down."""
-
-    content: Mapping[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        return dict(self.content)

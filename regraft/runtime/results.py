@@ -65,7 +65,7 @@ class _Outputs:
         names = self._names
         if names is None:
             return self._first(leaves)
-        made = self._kind.__new__(self._kind)
+        made = OrderedDict.__new__(self._kind)
         attributes = made.__dict__
         attributes.update(self._attributes)
         for name, leaf in zip(names, leaves, strict=True):

@@ -119,6 +119,7 @@ def test_an_unknown_name(install: Install) -> None:
         ("import regraft\nplugin = regraft.Plugin('acme', passes=[3])", ["pairs (stage, Pass)"]),
         ("import regraft\nplugin = regraft.Plugin('acme', backends=[3])", ["a Backend with a name"]),
         ("import regraft\nplugin = regraft.Plugin('acme', loaders={'acme': 3})", ["its 'loaders'"]),
+        ("import regraft\nplugin = regraft.Plugin('acme', native=['acme'])", ["its 'native'"]),
     ],
 )
 def test_an_installed_plugin_that_is_broken(install: Install, code: str, words: list[str]) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 
 import regraft
 from regraft.errors import ArtefactError, BackendError, RegraftError, ShapeError
-from regraft.runtime import CompiledModel, NativeCode, Plan, Step, cpu_features
+from regraft.runtime import CompiledModel, Plan, Step
 
 
 class Model(nn.Module):
@@ -460,78 +460,6 @@ def test_native_code_needs_permission(saved: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("regraft.runtime.artefact.NATIVE", frozenset({"eager"}))
     refused(saved, "it holds native code")
     regraft.load(saved, allow_native=True)
-
-
-class Native:
-    """Machine code for which another executable stands."""
-
-    backend = "fake-native"
-
-    def __init__(self, inner: Any, features: set[str]) -> None:
-        self.inner = inner
-        self.native = NativeCode(frozenset(features), inner)
-
-    def run(self, inputs: Any, sizes: Any) -> Any:
-        return self.inner.run(inputs, sizes)
-
-    def save(self, writer: Any) -> dict[str, Any]:
-        writer.add_file("kernel.so", b"machine code")
-        return {"file": "kernel.so"}
-
-
-@pytest.fixture
-def native(compiled: CompiledModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Saves ``compiled`` as if it were native code that needs ``features``."""
-    module = types.ModuleType("fake_native_run")
-    step = compiled.plan.steps[0]
-
-    def load(record: Any, reader: Any) -> Native:
-        assert reader.file(record["file"]) == b"machine code"
-        return Native(step.executable, set())
-
-    module.load = load  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fake_native_run", module)
-    loaders = sys.modules["regraft.runtime.artefact"].LOADERS
-    monkeypatch.setitem(loaders, "fake-native", "fake_native_run")
-    monkeypatch.setattr("regraft.runtime.artefact.NATIVE", frozenset({"fake-native"}))
-
-    def make(*features: str) -> Path:
-        plan = compiled.plan
-        steps = (Step(Native(step.executable, set(features)), step.inputs, step.outputs, step.dead),)
-        fake = Plan(plan.inputs, plan.slots, steps, plan.results)
-        CompiledModel(compiled.signature, fake, compiled.report, compiled.ir).save(tmp_path / "native")
-        return tmp_path / "native"
-
-    return make
-
-
-def test_native_code_and_its_portable_form(native: Callable[..., Path], compiled: CompiledModel) -> None:
-    folder = native(next(iter(cpu_features())))
-    trusted = regraft.load(folder, allow_native=True)
-    assert [s.executable.backend for s in trusted.plan.steps] == ["fake-native"]
-    untrusted = regraft.load(folder)
-    assert [s.executable.backend for s in untrusted.plan.steps] == ["eager"]
-    (note,) = untrusted.report.to_dict()["notes"]
-    assert "pass allow_native=True if you trust it; its portable form runs on 'eager'" in note
-    for loaded in (trusted, untrusted):
-        assert torch.equal(loaded(BATCH, 0.5)["y"], compiled(BATCH, 0.5)["y"])
-
-
-def test_native_code_for_another_cpu(native: Callable[..., Path], compiled: CompiledModel) -> None:
-    folder = native("avx9000", "sse2")
-    loaded = regraft.load(folder, allow_native=True)
-    assert [s.executable.backend for s in loaded.plan.steps] == ["eager"]
-    assert "needs avx9000" in loaded.report.to_dict()["notes"][-1]
-    assert torch.equal(loaded(BATCH, 0.5)["y"], compiled(BATCH, 0.5)["y"])
-    manifest = json.loads((folder / "manifest.json").read_text())
-    portable = manifest["plan"]["steps"][0].pop("portable")
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtefactError, match=r"needs avx9000.*, which this CPU lacks\. It has no"):
-        regraft.load(folder, allow_native=True)
-    manifest["plan"]["steps"][0]["portable"] = {**portable, "backend": "fake-native"}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtefactError, match="the portable form of native code is native code"):
-        regraft.load(folder, allow_native=True)
 
 
 def test_what_a_killed_save_left_is_removed_in_time(compiled: CompiledModel, tmp_path: Path) -> None:
