@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from regraft.ir.core import Op
+from regraft.ir.builder import Builder
+from regraft.ir.core import Op, Region, Value, clone_op
 from regraft.ir.dims import Dim, Symbol, substitute, symbols_of
+from regraft.ir.ops import OPS
 from regraft.ir.types import TensorType
 
 
@@ -57,8 +59,29 @@ def evaluate(dim: Dim, sizes: Mapping[Symbol, int]) -> int:
 
 
 def flops_of(op: Op, sizes: Mapping[Symbol, int]) -> int:
-    """Floating-point operations of one call of ``op``."""
+    """Floating-point operations of one call of ``op``; of a spelling those of what it stands for."""
+    parts = _parts(op)
+    if parts is not None:
+        return sum(flops_of(part, sizes) for part in parts)
     return evaluate(op.definition.flops(op.site), sizes)
+
+
+def _parts(op: Op) -> Sequence[Op] | None:
+    """The ops that a spelling stands for, in a region of their own; None for an op of the normal form."""
+    definition = op.definition
+    if definition.canonical or definition.decompose is None:
+        return None
+    region = Region()
+    mapping: dict[Value, Value] = {}
+    for value in dict.fromkeys(op.operands):
+        if value.is_const and value.op is not None:
+            region.append(clone_op(value.op, mapping))
+        else:
+            mapping[value] = region.add_arg(value.type)
+    copy = clone_op(op, mapping)
+    region.append(copy)
+    builder = Builder(OPS, region, copy)
+    return None if definition.decompose(builder, copy) is None else builder.made
 
 
 def bytes_of(op: Op, sizes: Mapping[Symbol, int]) -> int:

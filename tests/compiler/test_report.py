@@ -86,6 +86,30 @@ def test_a_measurement_that_fails_is_none() -> None:
     assert compiled.report.measured is None
 
 
+class Products(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        """2*5*4*3 operations for each product; 15 for the sum that ``addmm`` stands for as well."""
+        w = torch.ones(4, 3)
+        return torch.addmm(torch.ones(3), x, w) + torch.mm(x, w)
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "flops"),
+    [
+        (nn.LSTM(8, 16), torch.randn(7, 3, 8), 2 * 7 * 3 * 4 * 16 * (8 + 16)),
+        (
+            nn.GRU(8, 16, num_layers=2, bidirectional=True, batch_first=True),
+            torch.randn(3, 7, 8),
+            2 * 7 * 3 * 3 * 16 * 2 * (8 + 16 + 32 + 16),
+        ),
+        (Products(), torch.randn(5, 4), 2 * (2 * 5 * 4 * 3) + 15 + 15),
+    ],
+)
+def test_spellings_count_as_what_they_stand_for(model: nn.Module, x: Tensor, flops: int) -> None:
+    report = regraft.compile(model.eval(), (x,), backends=("eager",)).report
+    assert report.flops["before"] == flops
+
+
 def test_uncounted_flops_are_named() -> None:
     report = regraft.compile(Mixed().eval(), (X,), fallback="eager").report
     assert report.uncounted == {"aten.special_i0e": 1}

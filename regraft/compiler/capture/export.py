@@ -243,7 +243,7 @@ def _quiet_export(module: torch.nn.Module | None) -> Generator[None]:
             warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
             # torch.export would undo the assignment and go on: the state would be lost in silence.
             warnings.filterwarnings("error", r"The tensor attribute", UserWarning)
-            flat = [f"self.{name}._flat_weights" for name in _recurrent(module)]
+            flat = [f"self.{path}" for path in _flat_weights(module)]
             if flat:
                 # While it traces, torch.export puts fake weights in place of the model's, and an LSTM keeps
                 # its weights in a list too.
@@ -255,10 +255,11 @@ def _quiet_export(module: torch.nn.Module | None) -> Generator[None]:
             logger.setLevel(level)
 
 
-def _recurrent(module: torch.nn.Module | None) -> list[str]:
-    """The paths of the submodules that are torch's RNNs."""
+def _flat_weights(module: torch.nn.Module | None) -> list[str]:
+    """The paths of the lists of weights that torch's RNNs among the submodules keep."""
     modules = module.named_modules() if module is not None else ()
-    return [name for name, each in modules if isinstance(each, torch.nn.RNNBase)]
+    rnns = [name for name, each in modules if isinstance(each, torch.nn.RNNBase)]
+    return [f"{name}._flat_weights".removeprefix(".") for name in rnns]
 
 
 @contextmanager
@@ -283,7 +284,7 @@ def _assigned_attribute(error: Exception, module: torch.nn.Module) -> str | None
     if named is None:
         return None
     paths = {path.partition("[")[0].removeprefix("self.") for path in named.group(1).split(", ")}
-    return min(paths - {f"{name}._flat_weights" for name in _recurrent(module)})
+    return min(paths - set(_flat_weights(module)))
 
 
 def _explain(error: Exception, attribute: str | None) -> tuple[str, str | None]:
