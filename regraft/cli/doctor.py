@@ -89,21 +89,10 @@ def _findings() -> dict[str, Any]:
 
 
 def _cpu() -> dict[str, Any]:
-    """Model and features as Linux tells them; other systems tell the model only."""
-    rows = _cpu_rows()
-    flags = set((rows.get("flags") or rows.get("Features") or "").split())
-    return {
-        "model": rows.get("model name") or platform.processor() or platform.machine(),
-        "features": [each for each in _FEATURES if each in flags] if flags else None,
-    }
+    from regraft.runtime import cpu_features, cpu_model
 
-
-def _cpu_rows() -> dict[str, str]:
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return {}
-    rows = (line.partition(":") for line in path.read_text().split("\n\n", 1)[0].splitlines())
-    return {key.strip(): value.strip() for key, _, value in rows}
+    known = cpu_features()
+    return {"model": cpu_model(), "features": [each for each in _FEATURES if each in known] or None}
 
 
 def _threads() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regraft.runtime.bundle import Bundle, load
-from regraft.runtime.cpu import cpu_features
+from regraft.runtime.cpu import cpu_features, cpu_model
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from regraft.runtime.effects import Effects, overlap
@@ -14,7 +14,7 @@ from regraft.runtime.model import CompiledModel, refreshed
 from regraft.runtime.plan import Plan, Step
 from regraft.runtime.profile import Profile, StepTime, profile
 from regraft.runtime.random import MEMORY_ORDER, is_random
-from regraft.runtime.records import signature_from, signature_record
+from regraft.runtime.records import signature_from, signature_record, text
 from regraft.runtime.report import ReadableReport, SavedReport
 from regraft.runtime.sharing import place
 from regraft.runtime.signature import (
@@ -53,6 +53,7 @@ __all__ = [
     "autocast_dtype",
     "compile_dim",
     "cpu_features",
+    "cpu_model",
     "is_random",
     "lazy_names",
     "load",
@@ -63,4 +64,5 @@ __all__ = [
     "refreshed",
     "signature_from",
     "signature_record",
+    "text",
 ]

@@ -85,12 +85,17 @@ def _symbol_from(record: Mapping[str, Any]) -> SymbolSpec:
 
 def _leaf_from(record: Mapping[str, Any]) -> TensorSpec | ValueSpec:
     if "dtype" in record:
-        name, dtype, device = (_text(record[key]) for key in ("name", "dtype", "device"))
+        name, dtype, device = (text(record[key]) for key in ("name", "dtype", "device"))
         return TensorSpec(name, dtype, tuple(record["shape"]), device)
-    return ValueSpec(_text(record["name"]), record["value"])
+    return ValueSpec(text(record["name"]), record["value"])
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """``value``, which must be text.
+
+    Raises:
+        TypeError: it is not.
+    """
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
     return value

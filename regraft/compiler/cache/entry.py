@@ -28,7 +28,7 @@ import torch
 from regraft.compiler.materialise import tensor_of
 from regraft.errors import RegraftError
 from regraft.ir import STAGES, Function, Leaf, Module, OpTable, parse_module, print_module, verify
-from regraft.runtime import DTYPE_NAMES, TORCH_DTYPES, signature_from, signature_record
+from regraft.runtime import DTYPE_NAMES, TORCH_DTYPES, signature_from, signature_record, text
 
 FORMAT = 1
 _MAGIC = f"regraft-cache {FORMAT}\n".encode()
@@ -113,10 +113,10 @@ class Entry:
             return Entry(
                 str(head["model"]),
                 {str(name): str(value) for name, value in body["components"]},
-                _text(body["ir"]),
+                text(body["ir"]),
                 dict(body["signatures"]),
                 {name: _leaf(*record) for name, record in body["leaves"].items()},
-                {_text(name): _text(value) for name, value in body["read"].items()},
+                {text(name): text(value) for name, value in body["read"].items()},
                 dict(body["report"]),
             )
         except _MALFORMED as error:
@@ -132,14 +132,8 @@ def read_head(content: bytes) -> dict[str, Any]:
     return _lines(content)[0]
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
 def _leaf(name: Any, names: Any, literal: Any) -> LeafRecord:
-    return LeafRecord(_text(name), tuple(_text(each) for each in names), literal)
+    return LeafRecord(text(name), tuple(text(each) for each in names), literal)
 
 
 def _line(value: Any) -> bytes:

@@ -12,23 +12,13 @@ regraft itself are identified by their version alone.
 from __future__ import annotations
 
 import functools
-import site
 import sys
-import sysconfig
 from enum import Enum
-from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-import torch
+from regraft.compiler.owners import Owner, is_torchs, owner_of, package_of_file
 
-_TORCH = str(Path(torch.__file__).parent)
-_REGRAFT = str(Path(__file__).parents[2])
-_STANDARD = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
-_SITE = tuple(
-    {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
-    | ({site.USER_SITE} if site.USER_SITE else set())
-)
 #: Installed packages that are identified by their version.
 _BY_VERSION = frozenset({"torch", "numpy", "sympy", "mpmath", "scipy", "onnx", "onnx_ir", "onnxruntime"})
 
@@ -42,17 +32,14 @@ class Origin(Enum):
 @functools.lru_cache(maxsize=4096)
 def of_file(file: str) -> Origin:
     """The origin of code in ``file``; a name in angle brackets is a place that only Python knows."""
-    if file.startswith("<frozen"):
-        return Origin.FIXED
-    if file.startswith(_REGRAFT + "/"):
-        return Origin.FIXED
-    if file.startswith(_TORCH + "/"):
-        return Origin.LIBRARY if file.startswith(f"{_TORCH}/nn/") else Origin.FIXED
-    for folder in _SITE:
-        if file.startswith(folder + "/"):
-            package = file[len(folder) + 1 :].split("/")[0].partition(".")[0]
-            return Origin.FIXED if package in _BY_VERSION else Origin.LIBRARY
-    return Origin.FIXED if file.startswith(tuple(f"{folder}/" for folder in _STANDARD)) else Origin.USER
+    owner = owner_of(file)
+    if owner is Owner.GENERATED:
+        return Origin.FIXED if file.startswith("<frozen") else Origin.USER
+    if owner is Owner.TORCH:
+        return Origin.LIBRARY if is_torchs(file, "nn") else Origin.FIXED
+    if owner is Owner.LIBRARY:
+        return Origin.FIXED if package_of_file(file) in _BY_VERSION else Origin.LIBRARY
+    return Origin.USER if owner is Owner.USER else Origin.FIXED
 
 
 def of_module(module: ModuleType | None) -> Origin:

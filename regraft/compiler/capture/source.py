@@ -7,36 +7,28 @@ from __future__ import annotations
 
 import ast
 import inspect
-import os
 import re
-import sysconfig
 import textwrap
 import traceback
-from pathlib import Path
 
 import torch
 from torch.fx import Node
 
 from regraft.ir import Location
 
+from regraft.compiler.owners import Owner, is_torchs, owner_of
+
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-# With a separator at the end: torchvision's files are not torch's.
-_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
-_REGRAFT = f"{Path(__file__).parents[2]}{os.sep}"
-_STANDARD = sysconfig.get_path("stdlib")
-_INSTALLED = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
 
 
 def is_users(file: str) -> bool:
-    """Whether ``file`` is neither torch's, nor ours, nor Python's, nor generated code.
+    """Whether ``file`` is the user's or an installed library's: not torch's, ours, Python's, or generated.
 
     The examples that torch ships to be exported count as a user's.
     """
-    if file.startswith(("<", _REGRAFT)):
-        return False
-    if file.startswith(_TORCH):
-        return file.startswith(f"{_TORCH}_export/db/examples")
-    return not file.startswith(_STANDARD) or file.startswith(_INSTALLED)
+    if is_torchs(file, "_export/db/examples"):
+        return True
+    return owner_of(file) in (Owner.USER, Owner.LIBRARY)
 
 
 def line_in(stack_trace: str) -> tuple[str, int]:

@@ -25,9 +25,14 @@ import torch
 
 from regraft.backends import LowerOptions, backend
 from regraft.errors import OptionError
-from regraft.ir import OPS, Builder, Constant, DType, Function, Leaf, Region, TensorType, Value
+from regraft.graphs import GraphConstants
+from regraft.ir import OPS, Builder, DType, Function, Leaf, Region, TensorType, Value
+from regraft.runtime import cpu_features, cpu_model
 
 _FORMAT = 1
+
+#: The vector extensions that kernels are chosen by.
+_VECTORS = frozenset({"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve"})
 
 
 @dataclass(frozen=True)
@@ -74,36 +79,15 @@ def machine_name(threads: int | None = None, executor: str = "ort") -> str:
 
     ``executor`` is the back end that was timed; a profile is measured through ONNX Runtime.
     """
-    flags = ",".join(sorted(_cpu_flags()))
+    flags = ",".join(sorted(_VECTORS & cpu_features()))
     versions = ",".join(f"{p} {metadata.version(p)}" for p in ("torch", "onnxruntime"))
-    cpu = f"{platform.machine()} {_cpu_model()} [{flags}]"
+    cpu = f"{platform.machine()} {cpu_model()} [{flags}]"
     return f"{executor} on {cpu}; threads {threads or cores()}; {versions}"
 
 
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu_model() -> str:
-    for line in _cpu_info():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
-
-
-def _cpu_flags() -> set[str]:
-    """The vector extensions that kernels are chosen by."""
-    known = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve"}
-    for line in _cpu_info():
-        if line.lower().startswith(("flags", "features")):
-            return known & set(line.split())
-    return set()
-
-
-def _cpu_info() -> list[str]:
-    info = Path("/proc/cpuinfo")
-    return info.read_text().splitlines() if info.exists() else []
 
 
 # -- storing -----------------------------------------------------------------------------------
@@ -181,18 +165,6 @@ def measure_profile(threads: int | None = None) -> MachineProfile:
     )
 
 
-class _NoNames:
-    """The store of functions whose constants are leaves."""
-
-    def name(self, constant: Constant) -> str:
-        assert isinstance(constant, Leaf)
-        return constant.name
-
-    def tensor(self, constant: Constant) -> Any:
-        assert isinstance(constant, Leaf)
-        return constant.storage
-
-
 class _Executor:
     """Times small functions on ONNX Runtime, in seconds."""
 
@@ -217,7 +189,7 @@ class _Executor:
         region = Region([TensorType(DType.F32, tuple(shape))])
         builder = Builder(OPS, region)
         builder.create("cf.yield", ((build(builder, region.args[0]),),))
-        executable = self.backend.lower(Function("probe", region), _NoNames(), self.options)
+        executable = self.backend.lower(Function("probe", region), GraphConstants(), self.options)
         x = torch.full(tuple(shape), 0.5)
         return median_seconds(lambda: executable.run([x], {}), budget=0.4)
 
