@@ -14,9 +14,8 @@ import traceback
 import torch
 from torch.fx import Node
 
-from regraft.ir import Location
-
 from regraft.compiler.owners import Owner, is_torchs, owner_of
+from regraft.ir import Location
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
