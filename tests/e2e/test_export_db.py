@@ -39,16 +39,12 @@ class Refusal:
 
 
 _NUMBER = "a number read from a tensor cannot be captured yet"
-_CONTROL = "is not an operation on tensors that can be captured yet"
 
 #: Every example that is not here runs.
 REFUSED: Mapping[str, Refusal] = {
     "assume_constant_result": Refusal(_NUMBER, "self.get_item(y)", "leave out .item()"),
-    "cond_closed_over_variable": Refusal(_CONTROL, "return cond(", "torch.where"),
-    "cond_operands": Refusal(_CONTROL, "return torch.cond(", "torch.where"),
     "constrain_as_size_example": Refusal(_NUMBER, "x.item()", "leave out .item()"),
     "constrain_as_value_example": Refusal(_NUMBER, "x.item()", "leave out .item()"),
-    "dynamic_shape_map": Refusal(_CONTROL, "return map(", "unroll a loop"),
     "dynamic_shape_round": Refusal("dynamic_shapes do not fit the model", None, "Dim.AUTO"),
     "model_attr_mutation": Refusal(
         "writes to its attribute 'attr_list'", "self.attr_list = self.recreate_list()", "return the new value"

@@ -26,6 +26,7 @@ import torch
 from torch.export import ExportedProgram
 
 from regraft.compiler.capture.composites import functional
+from regraft.compiler.capture.control.higher_order import copied, write_out
 from regraft.compiler.capture.control.writes import settle_writes
 from regraft.compiler.capture.effects import (
     WriteWatch,
@@ -172,6 +173,7 @@ def _export(
 
 def _functional(program: ExportedProgram, table: OpTable) -> ExportedProgram:
     """The program with its writes turned into results."""
+    write_out(program)
     check_effects(program)
     settle_writes(program)
     found = functional(program, table)
@@ -212,7 +214,7 @@ def _unchanged(module: torch.nn.Module) -> Generator[None]:
 
 def _import_exported(program: ExportedProgram, table: OpTable, phases: Phases) -> Captured:
     with _EXPORTING, _quiet_export(None), phases.phase("decompositions"):
-        program = _functional(program, table)
+        program = _functional(copied(program), table)
     entry = program.module_call_graph[0].signature
     names = tuple(entry.forward_arg_names or ()) if entry is not None else ()
     example = program.example_inputs

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._C._functorch import is_batchedtensor
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -20,6 +21,9 @@ from regraft.compiler.capture.control.markers import BEGINNINGS, ENDS, MIDDLES, 
 
 #: A tensor that the code writes out: to the trace it shares the memory of the constant that it is a copy of.
 _LITERAL = torch.ops.aten.lift_fresh_copy.default
+
+#: What a node's metadata say of where in the model it comes from.
+ORIGIN = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn")
 
 #: The memory of a tensor: tensors with equal ones share it.
 Memory = int
@@ -139,7 +143,9 @@ class FlatGraph:
 def memory_of(node: Node) -> Memory | None:
     """The memory of a node that is a tensor, by the fake tensors that ``torch.export`` left."""
     value = node.meta.get("val")
-    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
+    if not isinstance(value, torch.Tensor) or is_batchedtensor(value):
+        return None  # what torch.func batches has no memory, and is refused later on
+    return value.untyped_storage()._cdata
 
 
 def written_by(node: Node) -> Iterator[Node]:

@@ -28,6 +28,7 @@ from torch.fx import Node
 from regraft.compiler.capture.arguments import draws, overload_name
 from regraft.compiler.capture.control.aliases import Aliases
 from regraft.compiler.capture.control.flat import (
+    ORIGIN,
     Construct,
     FlatGraph,
     Memory,
@@ -35,12 +36,9 @@ from regraft.compiler.capture.control.flat import (
     memories_written_by,
     memory_of,
 )
-from regraft.compiler.capture.control.markers import MARKERS
+from regraft.compiler.capture.control.markers import BEGINNINGS, MARKERS
 from regraft.compiler.capture.source import location_of
 from regraft.errors import CaptureError
-
-#: What a node's metadata say of where in the model it comes from.
-_WHERE = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn")
 
 _CLONE = torch.ops.aten.clone.default
 _COPY = torch.ops.aten.copy_.default
@@ -54,9 +52,9 @@ def settle_writes(program: ExportedProgram) -> None:
     Raises:
         CaptureError: a write, or a draw of random numbers, that no graph of values holds; with its line.
     """
-    flat = FlatGraph(program)
-    if not flat.constructs:
+    if not any(node.target in BEGINNINGS for node in program.graph.nodes):
         return
+    flat = FlatGraph(program)
     _check_draws(flat)
     _check_tests(flat)
     _check_aliases(program, flat)
@@ -160,7 +158,7 @@ class _Settler:
 
     def _placed(self, anchor: Node, target: Any, args: tuple[Any, ...]) -> Node:
         node = self.graph.call_function(target, args)
-        node.meta = {key: value for key, value in anchor.meta.items() if key in _WHERE}
+        node.meta = {key: value for key, value in anchor.meta.items() if key in ORIGIN}
         return node
 
 
