@@ -8,6 +8,7 @@ TORCH ?= auto
 SEED ?= $(shell git rev-parse --verify --quiet HEAD || echo no-commit)
 
 BIN := $(VENV)/bin
+DEMO_INSTALLED := $(VENV)/.installed-demo
 INSTALLED := $(VENV)/.installed
 PLUGIN_VENV := $(VENV)-plugin
 BENCH_INSTALLED := $(VENV)/.installed-bench
@@ -20,10 +21,14 @@ help: ## list the targets
 
 venv: $(INSTALLED) ## make the virtual environment
 
-$(INSTALLED): pyproject.toml tools/install_torch.py
+$(DEMO_INSTALLED): pyproject.toml tools/install_torch.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "regraft needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python tools/install_torch.py $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	touch $@
+
+$(INSTALLED): $(DEMO_INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev,tvm]'
 	touch $@
 
@@ -31,7 +36,7 @@ $(BENCH_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@
 
-demo: $(INSTALLED) ## compile a model and compare it with eager
+demo: $(DEMO_INSTALLED) ## compile a model and compare it with eager
 	$(BIN)/regraft demo
 
 test: $(INSTALLED) ## the tests, with a seeded sample of the conformance tables

@@ -177,6 +177,8 @@ class NumericsMismatch(RegraftError):
     """The op that was replaced."""
     location: str | None = None
     """The line of the model's source, as `file:line`."""
+    hint: str | None = None
+    """How to find the cause."""
 
     def _details(self) -> list[str]:
         nth = f", application {self.application}" if self.application else ""
@@ -185,6 +187,7 @@ class NumericsMismatch(RegraftError):
             *_labelled("suspect", self.suspect and f"{self.suspect}{nth}"),
             *_labelled("op", self.op),
             *_labelled("from", self.location),
+            *_labelled("hint", self.hint),
         ]
 
 

@@ -19,7 +19,9 @@ EXAMPLES = [
     errors.RewriteError("no end", rewrites=("merge", "split")),
     errors.ParseError("expected ')'", line=2, column=5, source_line="f(a b"),
     errors.BackendError("build failed", "ort", op="rg.linear"),
-    errors.NumericsMismatch("outputs differ", "%7", error=0.5, tolerance=1e-4, suspect="merge"),
+    errors.NumericsMismatch(
+        "outputs differ", "%7", error=0.5, tolerance=1e-4, suspect="merge", hint="bisect"
+    ),
     errors.PluginError("it cannot be imported", "acme", "regraft-acme 1.0", hint="install numpy"),
     errors.ShapeError("wrong shape", "x", expected="f32[n, 4]", actual="f32[2, 3]"),
     errors.GradientError.of("x"),

@@ -22,7 +22,7 @@ from regraft.compiler.options import Fallback, Options, Verify
 from regraft.compiler.pipeline import WHOLE, Compilation, Limit
 from regraft.compiler.progress import Observer, Phases
 from regraft.compiler.report import Report
-from regraft.errors import OptionError, RegraftError
+from regraft.errors import NumericsMismatch, OptionError, RegraftError
 from regraft.ir import Exactness, Leaf, Module, OpDef, Pass, Rewrite, print_module
 from regraft.plugins import Plugin
 from regraft.runtime import CompiledModel, Effects, Signature
@@ -155,7 +155,12 @@ def _verify(
     """
     report, reassociates = compiled.report, options.exactness != Exactness.EXACT
     with phases.phase("verify"):
-        report.error = error_against_eager(model, compiled, captured, reassociates=reassociates)
+        try:
+            report.error = error_against_eager(model, compiled, captured, reassociates=reassociates)
+        except NumericsMismatch as error:
+            each = 'compile(..., verify="each") compares every rewrite; ' if options.verify is True else ""
+            error.hint = f"{each}regraft.bisect(...) finds the pass, rewrite or back end that is wrong"
+            raise
         report.measure(compiled, captured.args, captured.kwargs)
 
 
@@ -267,8 +272,9 @@ def export_onnx(
     """Write an optimised ONNX file that runs without torch and without regraft.
 
     Args:
-        path: the file to write, with the suffix ``.onnx``. Weights of more than 2 GB go to a file
-            beside it with the suffix ``.onnx.data``.
+        path: the file to write, with the suffix ``.onnx``; one that is there is replaced, as
+            ``torch.onnx.export`` does. Weights of more than 2 GB go to a file beside it with the suffix
+            ``.onnx.data``.
         opset: the opset of the default domain; None takes the newest that onnxruntime runs well.
         contrib: allow onnxruntime's own operators (domain ``com.microsoft``), which are faster
             there. ``False`` writes standard ONNX only.
@@ -281,6 +287,10 @@ def export_onnx(
         OptionError: ``path`` has another suffix or cannot be written; nothing is written.
         The errors of ``compile``.
     """
+    given: Any = path
+    if not isinstance(given, (str, Path)):
+        shown = "None" if given is None else f"a {type(given).__name__}"
+        raise OptionError(f"path is {shown}; the order is export_onnx(model, args, path)")
     target = Path(path)
     if target.suffix != ".onnx":
         raise OptionError(f"path must end in .onnx, got '{target.name}'")

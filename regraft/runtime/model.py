@@ -100,6 +100,9 @@ class CompiledModel(StandIn):
         """
         take_over(self, refreshed(self, model))
 
+    def _refresh(self) -> None:
+        self.refresh(self._original)
+
     def save(self, path: str | Path) -> None:
         """Write an artefact folder that ``regraft.load`` reads, whole or not at all.
 

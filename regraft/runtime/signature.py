@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -214,9 +215,14 @@ class Signature:
 
     def _refuse_unexpected(self, given: Mapping[str, Any]) -> None:
         for name, value in given.items():
-            if name not in self.defaults or not _same_value(value, self.defaults[name]):
+            if name not in self.defaults:
                 known = ", ".join(p.name for p in self.params)
                 raise ShapeError(f"unexpected argument '{name}'; the model was compiled with: {known}")
+            if not _same_value(value, self.defaults[name]):
+                raise ShapeError(
+                    f"argument '{name}' was not in the example, so the model was compiled for its default, "
+                    f"{self.defaults[name]!r}; compile with '{name}' in the example"
+                )
 
     def _leaves(self, param: ParamSpec, value: Any) -> list[Any]:
         if isinstance(value, dict) and param.structure is not None and param.structure.type is dict:
@@ -243,7 +249,9 @@ class Signature:
             where = f"dimension {symbol.axis} of '{self._checks[symbol.input].spec.name}'"
             sizes[symbol.name] = symbol.solve(extent, where)
         for check, tensor in zip(self._checks, tensors, strict=True):
-            check.extents(tensor, sizes)
+            axis = check.wrong_axis(tensor, sizes)
+            if axis is not None:
+                raise self._wrong_extent(check.spec, axis, tensor, sizes)
         for guard, holds in zip(self.guards, self._guards, strict=True):
             if not holds(sizes):
                 values = ", ".join(f"{name} = {value}" for name, value in sizes.items())
@@ -252,6 +260,27 @@ class Signature:
                     f"it was compiled for {guard}. Compile again with an example of such sizes"
                 )
         return sizes
+
+    def _wrong_extent(
+        self, spec: TensorSpec, axis: int, tensor: Tensor, sizes: Mapping[str, int]
+    ) -> ShapeError:
+        """The error for an axis that has another size than it must have, and why it must."""
+        size = spec.shape[axis]
+        found = f"argument '{spec.name}' has shape {list(tensor.shape)}; dimension {axis} must be "
+        compiled_for = f"(the model was compiled for {_shape_text(spec)})"
+        if isinstance(size, int):
+            way_out = "Compile with dynamic_shapes for other sizes"
+            if self.symbols:
+                way_out = "That size is fixed: dynamic_shapes leaves it out, or the model's code needs it so"
+            return ShapeError(f"{found}{size} {compiled_for}. {way_out}")
+        named = [s for s in self.symbols if s.name in re.findall(r"\w+", size)]
+        places = {s.name: f"dimension {s.axis} of '{self.tensors[s.input].name}'" for s in named}
+        if size in places:
+            reason = f"as {places[size]} is"
+        else:
+            origins = (f"{name} = {sizes[name]} by {where}" for name, where in places.items())
+            reason = f"which is {size} with {', '.join(origins)}"
+        return ShapeError(f"{found}{compile_dim(size)(sizes)}, {reason} {compiled_for}")
 
     def unflatten(self, results: Sequence[Tensor]) -> Any:
         """The user's result from the flat results."""
@@ -284,7 +313,8 @@ class _ShapeCheck:
         if tensor.dtype != self.dtype:
             got = DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype))
             raise ShapeError(
-                f"argument '{spec.name}' has dtype {got}; the model was compiled for {spec.dtype}"
+                f"argument '{spec.name}' has dtype {got}; the model was compiled for {spec.dtype}. Pass "
+                f"{spec.name}.to({self.dtype}), or compile with an example of that dtype"
             )
         if tensor.dim() != len(spec.shape):
             raise ShapeError(
@@ -294,14 +324,9 @@ class _ShapeCheck:
         if tensor.device.type != spec.device:
             raise ShapeError(f"argument '{spec.name}' is on {tensor.device}; the model runs on {spec.device}")
 
-    def extents(self, tensor: Tensor, sizes: Mapping[str, int]) -> None:
-        for axis, size in self.dims:
-            if tensor.shape[axis] != size(sizes):
-                raise ShapeError(
-                    f"argument '{self.spec.name}' has shape {list(tensor.shape)}; dimension {axis} must be "
-                    f"{size(sizes)} (the model was compiled for {_shape_text(self.spec)}). "
-                    "Compile with dynamic_shapes for other sizes"
-                )
+    def wrong_axis(self, tensor: Tensor, sizes: Mapping[str, int]) -> int | None:
+        """The first axis that has not its size."""
+        return next((axis for axis, size in self.dims if tensor.shape[axis] != size(sizes)), None)
 
 
 def autocast_dtype(device: str) -> str | None:
@@ -320,11 +345,19 @@ def _shape_text(spec: TensorSpec) -> str:
 
 
 def _tensor(leaf: Any, spec: TensorSpec) -> Tensor:
-    if not isinstance(leaf, Tensor):
-        raise ShapeError(
-            f"argument '{spec.name}' is a {type(leaf).__name__}; the model was compiled for a tensor"
-        )
-    return leaf
+    if isinstance(leaf, Tensor):
+        return leaf
+    kind = type(leaf).__name__
+    if leaf is None:
+        way_out = "compile with None in the example for a model without it"
+    elif kind == "ndarray":
+        way_out = f"pass torch.from_numpy({spec.name})"
+    else:
+        way_out = f"pass torch.tensor({spec.name})"
+    raise ShapeError(
+        f"argument '{spec.name}' is {'None' if leaf is None else f'of type {kind}'}; the model was compiled "
+        f"for a tensor: {way_out}"
+    )
 
 
 def _same_value(a: Any, b: Any) -> bool:

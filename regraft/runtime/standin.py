@@ -8,12 +8,13 @@ the compiled one. What would make it another model is refused, with what to do.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from types import MethodType
 from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from regraft.errors import NoOriginalError, RegraftError
 
@@ -89,10 +90,35 @@ class StandIn(nn.Module):
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         return self._module().named_children()
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RegraftError(
-            "a compiled model takes no state_dict; load it into the original, then call refresh(original)"
-        )
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load into the original, whose weights these are, and take them over.
+
+        Raises:
+            NoOriginalError: there is none.
+            RuntimeError: names or shapes do not fit; torch's own.
+        """
+        found = self._to_load_into().load_state_dict(state_dict, strict, assign)
+        self._refresh()
+        return found
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """What a parent's ``load_state_dict`` comes down to here: the same."""
+        _load(self._to_load_into(), state_dict, prefix, *args)
+        self._refresh()
+
+    def _to_load_into(self) -> nn.Module:
+        if not isinstance(self._original, nn.Module):
+            raise NoOriginalError(
+                "there is nothing to load a state_dict into: the model was loaded from an artefact or is no "
+                "module; load it into a module and compile that"
+            )
+        return self._original
+
+    def _refresh(self) -> None:
+        """Take over the weights that the original has now."""
+        raise NotImplementedError
 
     # -- becoming another model ----------------------------------------------------------------
 
@@ -138,3 +164,28 @@ class StandIn(nn.Module):
             "a compiled model cannot be copied or pickled; it is safe to share between threads, and "
             "save(path) with regraft.load(path) takes it to another process"
         )
+
+
+def _load(
+    module: nn.Module,
+    state_dict: Mapping[str, Any],
+    prefix: str,
+    metadata: Mapping[str, Any],
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """``module`` and its submodules from those entries of ``state_dict`` that begin with ``prefix``.
+
+    As ``nn.Module.load_state_dict`` does it. Of the versions of the layers a parent hands on that of
+    ``module`` alone.
+    """
+    own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+    module._load_from_state_dict(own, prefix, dict(metadata), strict, missing, unexpected, errors)
+    inner = {key: value for key, value in metadata.items() if key != "version"}
+    for name, child in module._modules.items():
+        if child is not None:
+            _load(child, own, f"{prefix}{name}.", inner, strict, missing, unexpected, errors)
+    for hook in module._load_state_dict_post_hooks.values():
+        hook(module, _IncompatibleKeys(missing, unexpected))

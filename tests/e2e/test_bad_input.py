@@ -14,7 +14,14 @@ from torch.export import Dim
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import regraft
-from regraft.errors import CaptureError, OptionError, RegraftError, ShapeError, UnsupportedOpError
+from regraft.errors import (
+    CaptureError,
+    NumericsMismatch,
+    OptionError,
+    RegraftError,
+    ShapeError,
+    UnsupportedOpError,
+)
 from regraft.testing import randomise
 
 HERE = Path(__file__).name
@@ -209,6 +216,19 @@ def test_args_that_are_no_tuple() -> None:
         regraft.compile(nn.Linear(8, 8).eval(), rows())
 
 
+@pytest.mark.parametrize(
+    ("path", "args", "words"),
+    [
+        ((rows(),), "model.onnx", "path is a tuple; the order is export_onnx(model, args, path)"),
+        (None, (rows(),), "path is None; the order is export_onnx(model, args, path)"),
+    ],
+)
+def test_an_export_with_its_arguments_in_another_order(path: Any, args: Any, words: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        regraft.export_onnx(nn.Linear(8, 8).eval(), args, path)
+    assert words in str(caught.value)
+
+
 def test_too_many_args() -> None:
     assert "takes 1 positional" in compile_fails(OptionError, nn.Linear(8, 8).eval(), rows(), rows())
 
@@ -266,18 +286,18 @@ CALLS: list[tuple[Callable[[Any], Any], list[str]]] = [
     (lambda m: m(rows(), rows()), ["missing argument 'scale'"]),
     (lambda m: m(rows(), scale=2.0), ["missing argument 'y'"]),
     (lambda m: m(rows(), rows(), 3.0), ["'scale'", "3.0", "compiled for 2.0"]),
-    (lambda m: m(rows(), rows(), 2.0, True), ["unexpected argument 'flag'", "x, y, scale"]),
+    (lambda m: m(rows(), rows(), 2.0, True), ["'flag' was not in the example", "default, False"]),
     (lambda m: m(rows(), rows(), 2.0, mask=rows()), ["unexpected argument 'mask'"]),
     (lambda m: m(rows(), rows(), 2.0, False, 1), ["at most 4 positional", "5"]),
     (lambda m: m(rows(), rows(), 2.0, x=rows()), ["'x'", "twice"]),
     (lambda m: m(rows().double(), rows(), 2.0), ["'x'", "f64", "f32"]),
     (lambda m: m(rows()[0], rows(), 2.0), ["'x'", "[8]"]),
     (lambda m: m(rows()[:, :5], rows(), 2.0), ["'x'", "[3, 5]", "8"]),
-    (lambda m: m(rows(3), rows(4), 2.0), ["'y'", "[4, 8]", "3"]),
+    (lambda m: m(rows(3), rows(4), 2.0), ["'y'", "[4, 8]", "3, as dimension 0 of 'x' is"]),
     (lambda m: m(rows(0), rows(0), 2.0), ["'x'", "0"]),
     (lambda m: m([1.0], rows(), 2.0), ["'x'", "list", "tensor"]),
     (lambda m: m(rows().to("meta"), rows(), 2.0), ["'x'", "meta", "cpu"]),
-    (lambda m: m(None, rows(), 2.0), ["'x'", "NoneType"]),
+    (lambda m: m(None, rows(), 2.0), ["'x'", "is None"]),
 ]
 
 
@@ -315,3 +335,65 @@ def test_an_index_out_of_range() -> None:
     with pytest.raises(RegraftError, match="range"):
         compiled(torch.tensor([1, 10]))
     assert torch.equal(compiled(torch.tensor([1, 9])), model(torch.tensor([1, 9])))
+
+
+class Sigmoid(regraft.Rewrite):
+    """Wrong."""
+
+    exactness = regraft.Exactness.REASSOCIATES
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.aten.tanh(x)
+
+    def rewrite(self, op: Any, m: Any) -> Any:
+        return op.aten.sigmoid(m.x)
+
+
+def test_a_wrong_result_says_how_to_find_the_cause() -> None:
+    with pytest.raises(NumericsMismatch) as caught:
+        regraft.compile(nn.Tanh().eval(), (rows(),), rewrites=[Sigmoid], verify=True)
+    assert 'verify="each"' in str(caught.value)
+    assert "regraft.bisect(...)" in str(caught.value)
+
+
+# -- what libraries have to say beside an error -------------------------------------------------
+
+
+class Mismatched(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.ones(5)
+
+
+class CutByValue(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[: int(x.sum().item())]
+
+
+def index_out_of_range() -> None:
+    regraft.compile(nn.Embedding(10, 4).eval(), (torch.tensor([1, 2]),))(torch.tensor([1, 10]))
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        lambda: regraft.compile(Mismatched().eval(), (rows(),)),
+        lambda: regraft.compile(CutByValue().eval(), (torch.ones(3),)),
+        index_out_of_range,
+    ],
+)
+def test_an_error_stands_alone(fails: Callable[[], Any], capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither torch's tracers nor ONNX Runtime print beside it what it says already."""
+    with pytest.raises(RegraftError):
+        fails()
+    assert capfd.readouterr() == ("", "")
+
+
+class Talking(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        print("traced")
+        return x + 1
+
+
+def test_what_the_model_prints_is_seen(capfd: pytest.CaptureFixture[str]) -> None:
+    regraft.compile(Talking().eval(), (rows(),))
+    assert "traced" in capfd.readouterr().out

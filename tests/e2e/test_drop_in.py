@@ -168,7 +168,6 @@ def test_what_changes_nothing_is_allowed(which: str, request: pytest.FixtureRequ
         (lambda m: m.to(torch.bfloat16), r"torch\.bfloat16.*compile it again"),
         (lambda m: m.to("meta"), "on meta.*compile it again"),
         (lambda m: nn.Sequential(m).double(), r"torch\.float64.*compile it again"),
-        (lambda m: m.load_state_dict({}), r"refresh\(original\)"),
         (copy.deepcopy, "save"),
         (copy.copy, "save"),
         (pickle.dumps, "save"),
@@ -182,6 +181,59 @@ def test_what_would_make_it_another_model_is_refused(
     with pytest.raises(RegraftError, match=words):
         change(made)
     assert made(rows()).dtype == torch.float32
+
+
+class Parent(nn.Module):
+    def __init__(self, child: nn.Module) -> None:
+        super().__init__()
+        self.first, self.child = nn.Linear(8, 8), child
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.child(self.first(x))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_parents_state_dict_is_loaded_into_a_compiled_child(
+    model: Encoder, compiled: Any, assign: bool
+) -> None:
+    new = randomise(Parent(Encoder()).eval(), seed=1)
+    parent = Parent(compiled)
+    parent.load_state_dict(new.state_dict(), assign=assign)
+    with torch.no_grad():
+        assert_close(parent(rows()), new.double()(rows().double()))
+        assert_close(compiled(rows()), new.child(rows().double()))
+        assert_close(model(rows()), new.child(rows().double()), eager=model(rows()))
+
+
+def test_a_state_dict_that_does_not_fit(compiled: Any) -> None:
+    parent = Parent(compiled)
+    content = parent.state_dict()
+    content["child.more"] = torch.ones(1)
+    content["child.linear.other"] = torch.ones(1)
+    del content["child.shift"]
+    with pytest.raises(RuntimeError) as caught:
+        parent.load_state_dict(content)
+    for word in ('"child.shift"', '"child.more"', '"child.linear.other"'):
+        assert word in str(caught.value)
+    assert parent.load_state_dict(content, strict=False).missing_keys == ["child.shift"]
+
+
+def test_its_own_state_dict(model: Encoder, compiled: Any) -> None:
+    new = randomise(Encoder().eval(), seed=2)
+    assert compiled.load_state_dict(new.state_dict()).missing_keys == []
+    with torch.no_grad():
+        assert_close(compiled(rows()), new.double()(rows().double()))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        compiled.load_state_dict({})
+
+
+def test_nothing_to_load_into(loaded: Any) -> None:
+    function = regraft.compile(lambda x: x + 1, (rows(),))
+    for made in (loaded, function):
+        with pytest.raises(NoOriginalError, match="nothing to load a state_dict into"):
+            made.load_state_dict({})
+        with pytest.raises(NoOriginalError, match="nothing to load a state_dict into"):
+            Parent(made).load_state_dict({}, strict=False)
 
 
 def test_the_dtype_of_a_loaded_artefact(tmp_path: Path) -> None:

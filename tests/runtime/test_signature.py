@@ -56,7 +56,7 @@ def test_only_captured_parameters_are_flattened() -> None:
     made = signature(tensor("x", 2, 3), tensor("z", 2), positional=("x", "y", "z"), defaults={"y": None})
     z = torch.ones(2)
     assert made.flatten((X, None, z), {})[1] is z
-    assert "unexpected argument 'y'" in refused(made, X, torch.ones(1), z)
+    assert "argument 'y' was not in the example" in refused(made, X, torch.ones(1), z)
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,14 @@ def test_only_captured_parameters_are_flattened() -> None:
         ((X, MASK, X), {}, "expected at most 2 positional arguments, got 3"),
         ((X, MASK), {"mask": MASK}, "argument 'mask' is given twice"),
         ((X, MASK), {"labels": X}, "unexpected argument 'labels'; the model was compiled with: x, mask"),
-        (([X], MASK), {}, "argument 'x' is a list; the model was compiled for a tensor"),
-        ((X, None), {}, "argument 'mask' is a NoneType; the model was compiled for a tensor"),
-        ((3, MASK), {}, "argument 'x' is a int; the model was compiled for a tensor"),
+        (([X], MASK), {}, "'x' is of type list; the model was compiled for a tensor: pass torch.tensor(x)"),
+        (
+            (X.numpy(), MASK),
+            {},
+            "'x' is of type ndarray; the model was compiled for a tensor: pass torch.",
+        ),
+        ((X, None), {}, "'mask' is None; the model was compiled for a tensor: compile with None"),
+        ((3, MASK), {}, "'x' is of type int; the model was compiled for a tensor: pass torch.tensor(x)"),
     ],
 )
 def test_wrong_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], expected: str) -> None:
@@ -78,10 +83,13 @@ def test_wrong_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], expected
 def test_defaults_may_be_passed() -> None:
     made = signature(tensor("x", 2, 3), positional=("x", "scale"), defaults={"scale": 1.0, "mode": "fast"})
     assert len(made.flatten((X, 1.0), {"mode": "fast"})) == 1
-    assert "unexpected argument 'scale'" in refused(made, X, 2.0)
-    assert "unexpected argument 'scale'" in refused(made, X, 1)  # another type is another program
-    assert "unexpected argument 'mode'" in refused(made, X, mode="slow")
-    assert "unexpected argument 'mode'" in refused(made, X, mode=torch.ones(3))
+    assert refused(made, X, 2.0) == (
+        "argument 'scale' was not in the example, so the model was compiled for its default, 1.0; "
+        "compile with 'scale' in the example"
+    )
+    assert "compile with 'scale'" in refused(made, X, 1)  # another type is another program
+    assert "for its default, 'fast'" in refused(made, X, mode="slow")
+    assert "compile with 'mode'" in refused(made, X, mode=torch.ones(3))
 
 
 def test_fixed_values() -> None:
@@ -113,7 +121,10 @@ def test_nested_arguments() -> None:
     assert flat[2] is b
     assert made.sizes(flat) == {"n": 3}
     message = refused(made, {"ids": (ids, a), "more": [torch.ones(4, 2), 5]})
-    assert message.startswith("argument 'batch[2]' has shape [4, 2]; dimension 0 must be 3")
+    assert message == (
+        "argument 'batch[2]' has shape [4, 2]; dimension 0 must be 3, as dimension 0 of 'batch[1]' is "
+        "(the model was compiled for [n, 2])"
+    )
     assert "argument 'batch[3]' is 6" in refused(made, {"ids": (ids, a), "more": [b, 6]})
 
 
@@ -139,18 +150,37 @@ def test_another_structure(value: Any) -> None:
 @pytest.mark.parametrize(
     ("x", "mask", "expected"),
     [
-        (X.double(), MASK, "argument 'x' has dtype f64; the model was compiled for f32"),
+        (
+            X.double(),
+            MASK,
+            "argument 'x' has dtype f64; the model was compiled for f32. Pass x.to(torch.float32), or",
+        ),
         (X.to(torch.float8_e5m2), MASK, "argument 'x' has dtype torch.float8_e5m2"),
         (X, MASK.int(), "argument 'mask' has dtype i32; the model was compiled for bool"),
         (torch.ones(2), MASK, "argument 'x' has shape [2]; the model was compiled for [2, 3]"),
         (torch.ones(1, 2, 3), MASK, "argument 'x' has shape [1, 2, 3]; the model was compiled for [2, 3]"),
-        (torch.ones(2, 4), MASK, "argument 'x' has shape [2, 4]; dimension 1 must be 3"),
+        (
+            torch.ones(2, 4),
+            MASK,
+            "dimension 1 must be 3 (the model was compiled for [2, 3]). Compile with dyn",
+        ),
         (X, torch.ones(3, dtype=torch.bool), "argument 'mask' has shape [3]; dimension 0 must be 2"),
         (X.to("meta"), MASK, "argument 'x' is on meta; the model runs on cpu"),
     ],
 )
 def test_wrong_tensors(x: torch.Tensor, mask: torch.Tensor, expected: str) -> None:
     assert expected in refused(TWO, x, mask)
+
+
+def test_a_size_that_others_determine() -> None:
+    symbols = SymbolSpec("n", 0, 0), SymbolSpec("m", 1, 0)
+    made = signature(tensor("x", "n", "2*n + m", 3), tensor("y", "m"), symbols=symbols)
+    assert made.sizes([torch.ones(4, 13, 3), torch.ones(5)]) == {"n": 4, "m": 5}
+    message = refused(made, torch.ones(4, 12, 3), torch.ones(5))
+    assert "dimension 1 must be 13, which is 2*n + m with n = 4 by dimension 0 of 'x', m = 5 by" in message
+    fixed = refused(made, torch.ones(4, 13, 2), torch.ones(5))
+    assert "dimension 2 must be 3 (the model was compiled for [n, 2*n + m, 3]). That size is fixed" in fixed
+    assert "Compile with dynamic_shapes" not in fixed + message
 
 
 def test_sizes_are_solved_and_compared() -> None:
@@ -163,7 +193,7 @@ def test_sizes_are_solved_and_compared() -> None:
     y = torch.empty(6, 8, 7, 24)
     assert made.sizes([torch.empty(3), y]) == {"n": 3, "t": 8, "k": 2}
     for shape, expected in (
-        ((6, 8, 7, 25), "dimension 3 must be 24 (the model was compiled for [2*n, t, 3*k + 1, t*n])"),
+        ((6, 8, 7, 25), "dimension 3 must be 24, which is t*n with n = 3 by dimension 0 of 'x', t = 8 by"),
         ((7, 8, 7, 24), "dimension 0 must be 6"),
         ((6, 6, 7, 18), "dimension 1 of 'y' is 6; t must be a multiple of 4"),
         ((6, 8, 6, 24), "dimension 2 of 'y' is 6; it must be 3*k + 1"),

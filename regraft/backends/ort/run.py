@@ -134,7 +134,7 @@ class OrtExecutable:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if blocked else levels.ORT_DISABLE_ALL
         options.intra_op_num_threads = self._threads or 0
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it logs as an error it raises as well
         # Workers spin within a call and sleep after it: spinning on would starve torch, or the next
         # back end of a plan, of cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")

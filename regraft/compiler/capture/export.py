@@ -13,10 +13,8 @@ user's line.
 from __future__ import annotations
 
 import linecache
-import logging
 import re
 import threading
-import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +46,7 @@ from regraft.compiler.capture.example import (
 from regraft.compiler.capture.importer import import_program
 from regraft.compiler.capture.leaves import check_leaves
 from regraft.compiler.capture.models import as_module, check_ready, owned_tensors
+from regraft.compiler.capture.quiet import flat_weights, quiet_export
 from regraft.compiler.capture.size_one import with_size_one
 from regraft.compiler.capture.source import line_of_assignment, line_of_error
 from regraft.compiler.progress import Phases
@@ -154,7 +153,7 @@ def _export(
         return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
 
     # torch's tracers are process-wide: a second one in another thread fails.
-    with _EXPORTING, _quiet_export(module), torch.no_grad(), _unchanged(module):
+    with _EXPORTING, quiet_export(module), torch.no_grad(), _unchanged(module):
         with phases.phase("export"), _pointing_at_user_code(module):
             try:
                 with assignments(module) as assigned:
@@ -213,7 +212,7 @@ def _unchanged(module: torch.nn.Module) -> Generator[None]:
 
 
 def _import_exported(program: ExportedProgram, table: OpTable, phases: Phases) -> Captured:
-    with _EXPORTING, _quiet_export(None), phases.phase("decompositions"):
+    with _EXPORTING, quiet_export(None), phases.phase("decompositions"):
         program = _functional(copied(program), table)
     entry = program.module_call_graph[0].signature
     names = tuple(entry.forward_arg_names or ()) if entry is not None else ()
@@ -225,43 +224,6 @@ def _import_exported(program: ExportedProgram, table: OpTable, phases: Phases) -
     with phases.phase("import"):
         module = import_program(program, table, arguments, form, frozenset())
     return Captured(module, tuple(args), dict(kwargs), traced=example is not None)
-
-
-@contextmanager
-def _quiet_export(module: torch.nn.Module | None) -> Generator[None]:
-    """torch.export logs advice about dims and guards that we give ourselves, as errors.
-
-    It also calls names of its own that it deprecates.
-    """
-    loggers = [
-        logging.getLogger(n)
-        for n in ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._export")
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
-            # torch.export would undo the assignment and go on: the state would be lost in silence.
-            warnings.filterwarnings("error", r"The tensor attribute", UserWarning)
-            flat = [f"self.{path}" for path in _flat_weights(module)]
-            if flat:
-                # While it traces, torch.export puts fake weights in place of the model's, and an LSTM keeps
-                # its weights in a list too.
-                several = rf"({'|'.join(map(re.escape, flat))})\[\d+\]"
-                warnings.filterwarnings("ignore", rf"The tensor attributes? ({several}(, )?)+ w\w+ assigned")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _flat_weights(module: torch.nn.Module | None) -> list[str]:
-    """The paths of the lists of weights that torch's RNNs among the submodules keep."""
-    modules = module.named_modules() if module is not None else ()
-    rnns = [name for name, each in modules if isinstance(each, torch.nn.RNNBase)]
-    return [f"{name}._flat_weights".removeprefix(".") for name in rnns]
 
 
 @contextmanager
@@ -286,7 +248,7 @@ def _assigned_attribute(error: Exception, module: torch.nn.Module) -> str | None
     if named is None:
         return None
     paths = {path.partition("[")[0].removeprefix("self.") for path in named.group(1).split(", ")}
-    return min(paths - set(_flat_weights(module)))
+    return min(paths - set(flat_weights(module)))
 
 
 def _explain(error: Exception, attribute: str | None) -> tuple[str, str | None]:
