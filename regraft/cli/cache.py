@@ -41,7 +41,7 @@ def clear(folder: Folder = None, as_json: Json = False, quiet: Quiet = False) ->
     """Remove every entry."""
     cache = _cache(folder)
     removed = cache.clear()
-    Output(as_json, quiet).show({"removed": removed}, f"{removed} entries removed from {cache.path}")
+    Output(as_json, quiet).show({"removed": removed}, f"{_entries(removed)} removed from {cache.path}")
 
 
 @app.command()
@@ -55,7 +55,7 @@ def prune(
     cache = _cache(folder)
     removed = cache.prune(bytes_of(keep, "--keep"))
     left = cache.size()
-    text = f"{removed} entries removed from {cache.path}, {left / 1e6:.1f} MB left"
+    text = f"{_entries(removed)} removed from {cache.path}, {left / 1e6:.1f} MB left"
     Output(as_json, quiet).show({"removed": removed, "bytes": left}, text)
 
 
@@ -65,6 +65,10 @@ def contents(cache: compile_cache.CacheFolder) -> dict[str, Any]:
         {"path": str(e.path), "bytes": e.bytes, "used": e.used, **(_told(e.head()))} for e in cache.entries()
     ]
     return {"path": str(cache.path), "bytes": cache.size(), "limit": cache.limit, "entries": entries}
+
+
+def _entries(count: int) -> str:
+    return f"{count} {'entry' if count == 1 else 'entries'}"
 
 
 def _told(head: dict[str, Any] | None) -> dict[str, Any]:
@@ -78,15 +82,15 @@ def _table(cache: compile_cache.CacheFolder) -> Any:
     from rich.table import Column, Table
 
     content = contents(cache)
-    columns = (Column("model", overflow="fold"), "kB", "last used", Column("file", overflow="fold"))
+    columns = (Column("model", overflow="fold"), "kB", "last used")
     table = Table(*columns, box=None, pad_edge=False)
     for entry in content["entries"]:
-        used = datetime.fromtimestamp(entry["used"], UTC).astimezone().isoformat(" ", "seconds")
+        used = f"{datetime.fromtimestamp(entry['used'], UTC).astimezone():%Y-%m-%d %H:%M}"
         name = "damaged: the next compile replaces it" if entry["damaged"] else entry["model"]
-        table.add_row(name, f"{entry['bytes'] / 1e3:.1f}", used, Path(entry["path"]).name)
+        table.add_row(name, f"{entry['bytes'] / 1e3:.1f}", used)
     count = len(content["entries"])
     total = f"{content['bytes'] / 1e6:.1f} of {content['limit'] / 1e6:.0f} MB"
-    return Group(f"{content['path']}: {count} entries, {total}", *([table] if count else []))
+    return Group(f"{content['path']}: {_entries(count)}, {total}", *([table] if count else []))
 
 
 def _cache(folder: Path | None) -> compile_cache.CacheFolder:

@@ -32,8 +32,12 @@ def _ignore(progress: Progress) -> None:
 
 
 def _lines(console: Console, title: str) -> Watch:
+    seen: set[str] = set()
+
     def watch(progress: Progress) -> None:
-        if progress.done:
+        # A phase may come in several parts; one that takes no time to speak of is told of once.
+        if progress.done and (progress.phase not in seen or progress.seconds >= 0.01):
+            seen.add(progress.phase)
             console.print(f"{title}: {progress.phase} {progress.seconds:.2f} s")
 
     return watch

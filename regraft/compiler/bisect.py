@@ -125,7 +125,7 @@ class BisectReport:
         if self.before != self.after:
             yield "  change"
             yield from (f"    {line}" for line in self.diff.splitlines())
-        yield f"  found in {self.trials} compiles"
+        yield f"  after {self.trials} {'compile' if self.trials == 1 else 'compiles'}"
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

@@ -93,7 +93,7 @@ class Attempt:
             yield f"    at      {self.location}"
         if self.source:
             yield f"            {self.source}"
-        if self.culprit:
+        if self.culprit and self.progress is not Progress.APPLIED:
             yield f"    culprit {self.culprit}"
         if self.root:
             yield f"    root    {self.root}"

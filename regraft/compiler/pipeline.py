@@ -34,6 +34,7 @@ from regraft.ir import (
     RewritePass,
     RewriteStats,
     Symbol,
+    Trait,
     Watcher,
     bytes_of,
     chosen_form,
@@ -90,7 +91,8 @@ class Compilation:
 
     def rewrite(self) -> None:
         """Run every stage over the module, which changes in place."""
-        self.report.captured = dict(Counter(op.name for op in self.module.main.walk()))
+        computing = (op for op in self.module.main.walk() if _computes(op))
+        self.report.captured = dict(Counter(op.name for op in computing))
         self._count("before")
         leaves = [c for c in self.module.constants() if isinstance(c, Leaf)]
         for leaf in leaves:
@@ -182,6 +184,11 @@ class Compilation:
         self.report.executors = executor_counts(assignment)
         self.report.fallbacks = dict(assignment.fallbacks)
         return plan
+
+
+def _computes(op: Op) -> bool:
+    """Whether ``op`` is one to who reads a report: constants and ends of regions are none."""
+    return not op.has(Trait.CONSTANT_LIKE) and not op.has(Trait.TERMINATOR)
 
 
 def _executed(region: Region, sizes: Mapping[Symbol, int]) -> Iterator[Op]:
