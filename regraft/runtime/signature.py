@@ -347,17 +347,13 @@ def _shape_text(spec: TensorSpec) -> str:
 def _tensor(leaf: Any, spec: TensorSpec) -> Tensor:
     if isinstance(leaf, Tensor):
         return leaf
-    kind = type(leaf).__name__
+    way_out = "pass a torch.Tensor"
     if leaf is None:
         way_out = "compile with None in the example for a model without it"
-    elif kind == "ndarray":
-        way_out = f"pass torch.from_numpy({spec.name})"
-    else:
-        way_out = f"pass torch.tensor({spec.name})"
-    raise ShapeError(
-        f"argument '{spec.name}' is {'None' if leaf is None else f'of type {kind}'}; the model was compiled "
-        f"for a tensor: {way_out}"
-    )
+    elif isinstance(leaf, (bool, int, float, complex, list, tuple)) or hasattr(leaf, "__array__"):
+        way_out = f"pass torch.as_tensor({spec.name})"
+    found = "None" if leaf is None else f"of type {type(leaf).__name__}"
+    raise ShapeError(f"argument '{spec.name}' is {found}; the model was compiled for a tensor: {way_out}")
 
 
 def _same_value(a: Any, b: Any) -> bool:

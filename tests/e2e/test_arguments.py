@@ -144,7 +144,9 @@ def test_a_tensor_where_there_was_none() -> None:
 @pytest.mark.parametrize("other", [np.ones((3, 8), np.float32), [[1.0]], 3.0, "x", None])
 def test_no_tensor_where_there_was_one(other: Any) -> None:
     compiled = regraft.compile(lambda x: x * 2, (rows(),))
-    with pytest.raises(ShapeError, match=f"'x' is a {type(other).__name__}|'x' has the structure"):
+    with pytest.raises(
+        ShapeError, match=r"'x' is (None|of type \w+); the model was compiled for a tensor: |'x' has the"
+    ):
         compiled(other)
 
 

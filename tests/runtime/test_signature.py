@@ -66,14 +66,18 @@ def test_only_captured_parameters_are_flattened() -> None:
         ((X, MASK, X), {}, "expected at most 2 positional arguments, got 3"),
         ((X, MASK), {"mask": MASK}, "argument 'mask' is given twice"),
         ((X, MASK), {"labels": X}, "unexpected argument 'labels'; the model was compiled with: x, mask"),
-        (([X], MASK), {}, "'x' is of type list; the model was compiled for a tensor: pass torch.tensor(x)"),
+        (
+            ([X], MASK),
+            {},
+            "'x' is of type list; the model was compiled for a tensor: pass torch.as_tensor(x)",
+        ),
         (
             (X.numpy(), MASK),
             {},
-            "'x' is of type ndarray; the model was compiled for a tensor: pass torch.",
+            "'x' is of type ndarray; the model was compiled for a tensor: pass torch.as_tensor(x)",
         ),
         ((X, None), {}, "'mask' is None; the model was compiled for a tensor: compile with None"),
-        ((3, MASK), {}, "'x' is of type int; the model was compiled for a tensor: pass torch.tensor(x)"),
+        ((3, MASK), {}, "'x' is of type int; the model was compiled for a tensor: pass torch.as_tensor(x)"),
     ],
 )
 def test_wrong_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], expected: str) -> None:
