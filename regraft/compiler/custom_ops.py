@@ -15,6 +15,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from regraft.compiler.capture.arguments import opaque
 from regraft.errors import OptionError
 from regraft.ir import CallSite, Dim, OnnxOp, OpDef, Trait, Type
+from regraft.runtime import is_random
 
 
 def op_from_torch(
@@ -43,7 +44,7 @@ def op_from_torch(
     overload = _overload(op)
     if overload._schema.is_mutable:
         _refuse(op, "an op that returns new tensors and leaves its arguments as they are")
-    definition = opaque(overload)
+    definition = opaque(overload, draws=is_random(overload))
     if infer is not None:
         definition = replace(definition, infer=infer, opaque=False)
     if flops is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from regraft.compiler.trial import copied
+from regraft.compiler.trial import copied, on_copies
 from regraft.runtime import CompiledModel, Profile, profile
 
 
@@ -62,13 +62,12 @@ def measure(
     """
     whole: list[float] = []
     stepwise: list[Profile] = []
-    effects = None if compiled.effects is None else compiled.effects.apart()
-    trial = CompiledModel(compiled.signature, compiled.plan, compiled.report, compiled.ir, effects=effects)
+    trial = on_copies(compiled)
     own_args, own_kwargs = copied((tuple(args), dict(kwargs)))
     with torch.no_grad(), torch.random.fork_rng(devices=()):  # pyright: ignore[reportUnknownMemberType]
         tensors = compiled.signature.flatten(own_args, own_kwargs)
         sizes = compiled.signature.sizes(tensors)
-        inputs = [*tensors, *(() if effects is None else effects.state)]
+        inputs = [*tensors, *(() if trial.effects is None else trial.effects.state)]
         for round_ in range(calls + 1):
             start = time.perf_counter()
             trial(*own_args, **own_kwargs)

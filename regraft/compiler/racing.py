@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from regraft.backends import FileRunner, LowerOptions, backend
 from regraft.compiler.check import references, runner_of, state_of
-from regraft.compiler.trial import run_compiled
+from regraft.compiler.trial import apart, copied, on_copies, run_compiled
 from regraft.errors import BackendError, NumericsMismatch
 from regraft.numerics import assert_close
 from regraft.runtime import CompiledModel
@@ -91,17 +91,18 @@ def bench(
     Everybody runs in turns, in an order that is drawn anew for each round; a peer whose results are off by
     more than the numerics rule allows does not take part. ``patience`` is the seconds to spend on rounds that
     other processes disturbed. ``threads`` is for the peers: ``compiled`` has
-    its own, and torch's number belongs to the process. A model that writes to its state or to its arguments
-    goes on writing: give one that you do not need as it is.
+    its own, and torch's number belongs to the process. Everybody runs on copies of the arguments and of the
+    state.
 
     Raises:
         NumericsMismatch: the results of ``compiled`` are off.
         The errors of a call.
     """
-    keywords, runner = dict(kwargs or {}), runner_of(model)
-    eager, expected = (run[0] for run in references(model, args, keywords, state_of(compiled)))
+    runner, state, ours_on_copies = runner_of(model), state_of(compiled), on_copies(compiled)
+    args, keywords = copied((tuple(args), dict(kwargs or {})))
+    eager, expected = (run[0] for run in references(model, args, keywords, state))
     calls: dict[str, Callable[[], object]] = {
-        OURS: lambda: compiled(*args, **keywords),
+        OURS: lambda: ours_on_copies(*args, **keywords),
         EAGER: lambda: runner(*args, **keywords),
     }
     with torch.inference_mode():
@@ -115,7 +116,7 @@ def bench(
             calls[TORCH_ONNX] = call
         except (BackendError, NumericsMismatch) as error:
             left_out[TORCH_ONNX] = str(error).replace("\n", "; ")
-    with torch.inference_mode():
+    with apart(runner, state), torch.inference_mode():
         return BenchReport(race(calls, rounds=rounds, patience=patience), errors, left_out, threads)
 
 

@@ -1,6 +1,6 @@
 """Runs that leave no trace: the model, its arguments and torch's generator are as before afterwards."""
 
-# A module's tables of tensors have no public name.
+# A module's tables of tensors, and what keeps the count of a tensor's changes, have no public names.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.utils import _pytree as pytree
 
 from regraft.runtime import CompiledModel
@@ -37,25 +38,34 @@ def run_eager(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], state:
     ``model`` is a module or a function. Of its tensors only those named by ``state`` are copied.
     """
     own_args, own_kwargs = copied((tuple(args), dict(kwargs)))
-    with torch.no_grad(), same_draws(), _apart(model, state) as values:
-        result = model(*own_args, **own_kwargs)
-    return tensors_of(result), [*(values[name] for name in state), *tensors_of((own_args, own_kwargs))]
+    with torch.no_grad(), same_draws(), apart(model, state) as values:
+        found = tensors_of(model(*own_args, **own_kwargs))
+        own = {id(tensor) for tensor in (_tensor(model, name) for name in state)}
+        # What is the state's own tensor goes back to what it was.
+        results = [tensor.clone() if id(tensor) in own else tensor for tensor in found]
+    return results, [*(values[name] for name in state), *tensors_of((own_args, own_kwargs))]
 
 
 @contextmanager
-def _apart(model: Any, state: Sequence[str]) -> Generator[dict[str, Tensor]]:
-    """Give ``model`` copies of its tensors ``state`` for the block; then the dict holds their values."""
+def apart(model: Any, state: Sequence[str]) -> Generator[dict[str, Tensor]]:
+    """Give the tensors ``state`` of ``model`` other memory for the block; then the dict holds their values.
+
+    The tensors stay the same objects, since code may hold them by other ways than the module's attributes.
+    """
     own = {name: _place(model, name) for name in state}
     originals = {name: table[key] for name, (table, key) in own.items()}
+    memory = {name: tensor.data for name, tensor in originals.items()}
     values: dict[str, Tensor] = {}
-    for name, (table, key) in own.items():
-        table[key] = copy.deepcopy(originals[name])
-    try:
-        yield values
-        values |= {name: table[key].detach() for name, (table, key) in own.items()}
-    finally:
-        for name, (table, key) in own.items():
-            table[key] = originals[name]
+    with _unsafe_preserve_version_counter(tuple(originals.values())):
+        for tensor in originals.values():
+            tensor.data = tensor.data.clone()
+        try:
+            yield values
+            values |= {name: table[key].detach().clone() for name, (table, key) in own.items()}
+        finally:
+            for name, (table, key) in own.items():
+                table[key] = originals[name]
+                originals[name].data = memory[name]
 
 
 def _place(model: torch.nn.Module, name: str) -> tuple[dict[str, Any], str]:
@@ -65,11 +75,19 @@ def _place(model: torch.nn.Module, name: str) -> tuple[dict[str, Any], str]:
     return next(table for table in (owner._buffers, owner._parameters) if key in table), key
 
 
+def _tensor(model: Any, name: str) -> Tensor:
+    table, key = _place(model, name)
+    return table[key]
+
+
 def run_double(
     model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], state: Sequence[str]
 ) -> Run:
     """``run_eager`` in fp64, on a copy of the model."""
-    double = copy.deepcopy(model).double()
+    double = copy.deepcopy(model)
+    for tensor in (*double.parameters(), *double.buffers()):
+        # Not by double(), which makes new buffers: code may hold these by another way.
+        tensor.data = to_double(tensor.data)
     args, kwargs = pytree.tree_map(to_double, (tuple(args), dict(kwargs)))
     return run_eager(double, args, kwargs, state)
 
@@ -86,6 +104,21 @@ def run_compiled(compiled: CompiledModel, args: Sequence[Any], kwargs: Mapping[s
         effects = effects.apart()
         result = signature.unflatten(effects.run(compiled.plan, tensors, signature.sizes(tensors)))
     return tensors_of(result), [*effects.state, *tensors_of((args, kwargs))]
+
+
+def on_copies(compiled: CompiledModel) -> CompiledModel:
+    """The compiled model on a copy of its state, which nobody else sees."""
+    effects = None if compiled.effects is None else compiled.effects.apart()
+    trial = CompiledModel(
+        compiled.signature,
+        compiled.plan,
+        compiled.report,
+        compiled.ir,
+        weights=compiled._weights,
+        effects=effects,
+    )
+    vars(trial)["_versions"] = compiled._versions
+    return trial
 
 
 def copied(value: Any) -> Any:

@@ -52,6 +52,31 @@ def test_buffers(counting: Counting) -> None:
     assert compiled.report.to_dict()["memory"]["state"] == 36
 
 
+def test_a_buffer_that_code_reaches_by_another_way() -> None:
+    class Holder:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.count: Any
+            self.register_buffer("count", torch.zeros(2))
+            self.holder = Holder(self.count)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.holder.tensor.add_(1)
+            return x + self.count + self.holder.tensor
+
+    model: Any = Counting().eval()
+    reference = Counting().eval()
+    compiled = regraft.compile(model, (torch.ones(2),), verify=True)
+    for _ in range(3):
+        assert torch.equal(compiled(torch.ones(2)), reference(torch.ones(2)))
+    assert model.holder.tensor is model.count  # and the compile, which traced the write, has undone it
+    assert model.count.tolist() == [3.0, 3.0]
+
+
 def test_dynamic_sizes(counting: Counting) -> None:
     shapes = {"x": {0: Dim.AUTO}}
     compiled = regraft.compile(counting, (rows(),), dynamic_shapes=shapes, fallback="eager")

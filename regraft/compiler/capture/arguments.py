@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,10 +41,12 @@ def overload_name(target: OpOverload) -> str:
     return str(target).removesuffix(".default")
 
 
-def call_arguments(node: Node, target: OpOverload, value_of: Callable[[Node], Any]) -> dict[str, Any]:
-    """The node's arguments by schema name, in IR terms; those left at the schema's default are absent."""
+def call_arguments(
+    target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], value_of: Callable[[Node], Any]
+) -> dict[str, Any]:
+    """A call's arguments by schema name, in IR terms; those left at the schema's default are absent."""
     schema = {a.name: a for a in target._schema.arguments}
-    given = dict(zip(schema, node.args, strict=False)) | dict(node.kwargs)
+    given = dict(zip(schema, args, strict=False)) | dict(kwargs)
     return {name: _as_declared(_convert(value, value_of), schema[name]) for name, value in given.items()}
 
 
@@ -69,7 +71,7 @@ def definition_for(
 ) -> tuple[OpDef, dict[str, Any]]:
     """The definition to use for a call, and the call's arguments in that definition's terms."""
     if draws(target, arguments):
-        return opaque(target), {n: v for n, v in arguments.items() if n not in _LEFT_OUT}
+        return opaque(target, draws=True), {n: v for n, v in arguments.items() if n not in _LEFT_OUT}
     name = overload_name(target)
     bound = dict(arguments)
     schema = {a.name: a for a in target._schema.arguments}
@@ -138,12 +140,15 @@ def _is_default(value: Any, argument: Any) -> bool:
     return argument is not None and argument.has_default_value() and value == argument.default_value
 
 
-def opaque(target: OpOverload) -> OpDef:
-    """A definition by torch's schema, for an op outside the table: its result types are those captured."""
+def opaque(target: OpOverload, *, draws: bool = False) -> OpDef:
+    """A definition by torch's schema, for an op outside the table: its result types are those captured.
+
+    ``draws`` says that its calls advance torch's generator.
+    """
     params = tuple(
         _param(argument) for argument in target._schema.arguments if argument.name not in PLACEMENT
     )
-    traits = Trait.RANDOM if is_random(target) else Trait.PURE
+    traits = Trait.RANDOM if draws else Trait.PURE
     if target._schema.is_mutable:
         traits = Trait.NONE
     if Trait.RANDOM in traits:

@@ -31,7 +31,7 @@ from regraft.compiler.capture.arguments import draws, overload_name
 from regraft.compiler.capture.control.flat import identity, written_by
 from regraft.compiler.capture.source import location_of, running_line
 from regraft.errors import CaptureError
-from regraft.runtime import overlap
+from regraft.runtime import overlap, place
 
 _CONSTANT = "tensor"
 _KINDS = {
@@ -40,6 +40,8 @@ _KINDS = {
     InputKind.BUFFER: "buffer",
     InputKind.CONSTANT_TENSOR: _CONSTANT,
 }
+#: Inputs that are attributes of a module.
+_NAMED = (InputKind.PARAMETER, InputKind.BUFFER)
 #: What an assignment to ``tensor.data`` leaves behind.
 _DATA_ASSIGNED = "aten._has_compatible_shallow_copy_type"
 #: In-place ops on shape or storage.
@@ -156,6 +158,29 @@ def drop_unused_aliases(program: ExportedProgram) -> None:
             program.graph.erase_node(nodes[spec.arg.name])
         else:
             kept.append(spec)
+    program.graph_signature.input_specs[:] = kept
+    program.graph_module.recompile()
+
+
+def join_aliases(program: ExportedProgram) -> None:
+    """Make one input of a buffer and of the constant that ``torch.export`` takes it for where code reaches it
+    by another way than the module's attribute, such as a cache object that holds it too.
+    """
+    tensors = _own_tensors(program)
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    named = {
+        place(tensors[spec.arg.name]): nodes[spec.arg.name]
+        for spec in program.graph_signature.input_specs
+        if spec.kind in _NAMED and spec.arg.name in tensors and tensors[spec.arg.name].numel()
+    }
+    kept: list[Any] = []
+    for spec in program.graph_signature.input_specs:
+        twin = named.get(place(tensors[spec.arg.name])) if spec.kind is InputKind.CONSTANT_TENSOR else None
+        if twin is None:
+            kept.append(spec)
+        else:
+            nodes[spec.arg.name].replace_all_uses_with(twin)
+            program.graph.erase_node(nodes[spec.arg.name])
     program.graph_signature.input_specs[:] = kept
     program.graph_module.recompile()
 

@@ -33,6 +33,7 @@ from regraft.compiler.capture.effects import (
     check_draws,
     check_effects,
     drop_unused_aliases,
+    join_aliases,
 )
 from regraft.compiler.capture.example import (
     Call,
@@ -45,10 +46,12 @@ from regraft.compiler.capture.example import (
 )
 from regraft.compiler.capture.importer import import_program
 from regraft.compiler.capture.leaves import check_leaves
+from regraft.compiler.capture.lengths import any_length
 from regraft.compiler.capture.models import as_module, check_ready, owned_tensors
 from regraft.compiler.capture.quiet import flat_weights, quiet_export
 from regraft.compiler.capture.size_one import with_size_one
 from regraft.compiler.capture.source import line_of_assignment, line_of_error
+from regraft.compiler.capture.undo import Undo
 from regraft.compiler.progress import Phases
 from regraft.errors import CaptureError, ShapeError
 from regraft.ir import Leaf, Module, OpTable
@@ -150,10 +153,11 @@ def _export(
 
     def export() -> ExportedProgram:
         dynamic = torch_shapes(shapes, arguments) if shapes else None
-        return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+        with Undo():
+            return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
 
     # torch's tracers are process-wide: a second one in another thread fails.
-    with _EXPORTING, quiet_export(module), torch.no_grad(), _unchanged(module):
+    with _EXPORTING, quiet_export(module), any_length(), torch.no_grad(), _unchanged(module):
         with phases.phase("export"), _pointing_at_user_code(module):
             try:
                 with assignments(module) as assigned:
@@ -164,6 +168,7 @@ def _export(
                         export()
                 raise
         with phases.phase("decompositions"), _pointing_at_user_code(module):
+            join_aliases(program)
             drop_unused_aliases(program)
             found = _functional(program, table)
             check_assignments(assigned, module, found)
@@ -212,7 +217,7 @@ def _unchanged(module: torch.nn.Module) -> Generator[None]:
 
 
 def _import_exported(program: ExportedProgram, table: OpTable, phases: Phases) -> Captured:
-    with _EXPORTING, quiet_export(None), phases.phase("decompositions"):
+    with _EXPORTING, quiet_export(None), any_length(), phases.phase("decompositions"):
         program = _functional(copied(program), table)
     entry = program.module_call_graph[0].signature
     names = tuple(entry.forward_arg_names or ()) if entry is not None else ()

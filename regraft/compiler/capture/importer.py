@@ -12,7 +12,8 @@ torch does implicitly become ops.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from regraft.compiler.capture.arguments import (
     opaque,
     overload_name,
 )
+from regraft.compiler.capture.checks import add_check, has_effect
 from regraft.compiler.capture.control.markers import (
     IF_BEGIN,
     IF_ELSE,
@@ -49,7 +51,6 @@ from regraft.compiler.capture.source import location_of
 from regraft.errors import CaptureError
 from regraft.ir import (
     Builder,
-    DType,
     Function,
     Leaf,
     Location,
@@ -71,8 +72,6 @@ from regraft.runtime import MEMORY_ORDER, place
 _SIZE_OPS = ("aten.sym_size.int", "aten.sym_numel", "aten.sym_stride.int", "aten.sym_storage_offset")
 #: Facts about tensors that the import itself establishes.
 _ASSERTS = ("aten._assert_tensor_metadata",)
-#: Facts about values.
-_DATA_ASSERTS = ("aten._assert_async", "aten._assert_async.msg")
 
 
 def import_program(
@@ -146,7 +145,7 @@ class _Importer:
                     state[spec.arg.name] = leaf
                 else:
                     self.constants[spec.arg.name] = leaf
-            else:
+            elif spec.kind is not InputKind.TOKEN:
                 raise CaptureError(f"the model's input '{spec.arg.name}' is a {spec.kind.name.lower()}")
         for name, leaf in state.items():
             self.state.append(leaf)
@@ -199,6 +198,8 @@ class _Importer:
             source, index = node.args
             assert isinstance(source, Node), source
             assert isinstance(index, int), index
+            if has_effect(source):
+                return  # the token; checks have no results
             values = self.values[source.name]
             self.values[node.name] = values[index] if isinstance(values, tuple) else values
             return
@@ -207,6 +208,10 @@ class _Importer:
             return
         if node.target is TRUTH:
             self.values[node.name] = truth(self._truth(node.args[0]), self.sizes, self._builder(node))
+            return
+        if has_effect(node):
+            with _located(node):
+                add_check(node, self._value, self._builder(node))
             return
         if not isinstance(node.target, OpOverload):
             if isinstance(
@@ -222,28 +227,11 @@ class _Importer:
         name = overload_name(node.target)
         if name in _SIZE_OPS or name in _ASSERTS or self._is_size_assert(node):
             return
-        if name in _DATA_ASSERTS:
-            self._add_check(node)
-            return
         if name == "aten.copy":
             self._add_copy(node)
             return
-        try:
+        with _located(node):
             self._add_op(node, node.target)
-        except CaptureError as error:
-            error.location = error.location or str(location_of(node))
-            raise
-
-    def _add_check(self, node: Node) -> None:
-        """What the model asserts about the data, checked at each call."""
-        builder, arguments = self._builder(node), node.args
-        assert isinstance(arguments[0], Node), arguments
-        value = self._value(arguments[0])
-        if value.tensor.rank:
-            value = builder.aten.view(value, ())
-        if value.tensor.dtype != DType.BOOL:
-            value = builder.aten.ne.Scalar(value, 0)
-        builder.rg.check(value, str(arguments[1]) if len(arguments) > 1 else "")
 
     def _add_copy(self, node: Node) -> None:
         """The values of the second operand, in the type of the first, which may be another arm's."""
@@ -307,7 +295,7 @@ class _Importer:
 
     def _add_op(self, node: Node, target: OpOverload) -> None:
         builder = self._builder(node)
-        arguments = call_arguments(node, target, self._value)
+        arguments = call_arguments(target, node.args, node.kwargs, self._value)
         self.sizes.longest = longest_result(overload_name(target), arguments)
         result_types = [self.sizes.tensor_type(v) for v in _results(node)]
         symbols = self.sizes.take_fresh()
@@ -408,6 +396,16 @@ def _typed(
         ) from error
     _check_types(op, result_types)
     return op
+
+
+@contextmanager
+def _located(node: Node) -> Generator[None]:
+    """Errors in the block are at the line of ``node`` where they name none."""
+    try:
+        yield
+    except CaptureError as error:
+        error.location = error.location or str(location_of(node))
+        raise
 
 
 def _refuse_effects(definition: OpDef, node: Node) -> None:
