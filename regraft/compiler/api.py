@@ -11,6 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from regraft.backends import Backend
+from regraft.compiler.adapters import insert_adapters
 from regraft.compiler.cache import Session
 from regraft.compiler.capture import Captured, as_module, call_of, capture_model, holds_at_size_one, split
 from regraft.compiler.check import error_against_eager
@@ -51,6 +52,7 @@ def compile(
     budget: str | float | None = None,
     memory_limit: int | None = None,
     cache: bool | str | Path = True,
+    adapters: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> CompiledModel:
     """Compile a model into one that is called the same way and returns the same values, faster.
 
@@ -84,6 +86,9 @@ def compile(
             allows as much again as the model's own.
         cache: keep the rewritten graph, without weights, in the user's cache folder or in the one given.
             It is taken from there when all that it depends on is as it was; see ``report.cache``.
+        adapters: state dicts of LoRA factors (``layer.lora_A.weight``, ``layer.lora_B.weight``, and
+            ``"scaling"``) or of deltas of weights, by adapter name. ``set_adapter`` of the result switches
+            between them; at first none applies.
 
     Raises:
         OptionError: an argument has a value it cannot have.
@@ -108,6 +113,7 @@ def compile(
         budget=budget,
         memory_limit=memory_limit,
         cache=cache,
+        adapters=adapters,
     )
     return _compiled(model, args, kwargs, dynamic_shapes, options)
 
@@ -137,7 +143,9 @@ def _compiled(
             compiled.report.cache = session.outcome
             return compiled
     captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
+    note = insert_adapters(captured.module, options.adapters, options.table, model)
     compilation = rewritten(captured, options, phases)
+    compilation.report.notes += [note] if note else []
     entry = session.describe(compilation.module, compilation.read, compilation.report)
     compiled = finish(lowered(compilation, Store(compilation.module), model), captured)
     session.store(entry)
@@ -232,7 +240,15 @@ def lowered(compilation: Compilation, store: Store, model: Any = None) -> Compil
 
     original = as_module(model) if isinstance(model, torch.nn.Module) else model
     return CompiledModel(
-        function.signature, plan, report, print_module(module), refreshed, weights, original, effects
+        function.signature,
+        plan,
+        report,
+        print_module(module),
+        refreshed,
+        weights,
+        original,
+        effects,
+        compilation.options.adapters.names,
     )
 
 

@@ -11,7 +11,7 @@ from regraft.compiler.capture import Captured
 from regraft.compiler.trial import Run, run_compiled, run_double, run_eager, to_double
 from regraft.ir import Trait
 from regraft.numerics import assert_close
-from regraft.runtime import CompiledModel
+from regraft.runtime import CompiledModel, own_state
 
 
 def error_against_eager(
@@ -49,7 +49,7 @@ def references(
 
 def state_of(compiled: CompiledModel) -> tuple[str, ...]:
     """The names of the original's tensors that ``compiled`` writes to."""
-    return () if compiled.effects is None else compiled.effects.state_names
+    return () if compiled.effects is None else own_state(compiled.effects.state_names)
 
 
 def runner_of(model: Any) -> Any:

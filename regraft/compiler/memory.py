@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from regraft.ir import Op, Region, Symbol, TensorType, Trait, Value, evaluate
+from regraft.ir import Op, Region, Symbol, TensorType, Trait, Value, dims, evaluate
 
 _STATM = Path("/proc/self/statm")
 
@@ -70,7 +70,7 @@ def peak_intermediates(region: Region, sizes: Mapping[Symbol, int]) -> int:
     alive = peak = 0
     leaving: dict[int, list[int]] = {}
     for index, op in enumerate(ops):
-        inner = max((peak_intermediates(each, sizes) for each in op.regions), default=0)
+        inner = max((peak_intermediates(each, sizes) for each in op.regions), default=_hidden(op, sizes))
         for result in op.results:
             if result not in base:
                 count = _bytes(result, sizes)
@@ -79,6 +79,16 @@ def peak_intermediates(region: Region, sizes: Mapping[Symbol, int]) -> int:
         peak = max(peak, alive + inner)
         alive -= sum(leaving.pop(index, ()))
     return peak
+
+
+def _hidden(op: Op, sizes: Mapping[Symbol, int]) -> int:
+    """Bytes of the hidden features of an ``rg.ffn``, before and after the activation; 0 for other ops."""
+    if op.name != "rg.ffn":
+        return 0
+    x, hidden = op.operand("x").tensor, op.operand("up_weight").tensor.shape[0]
+    rows = evaluate(dims.product(x.shape[:-1]), sizes)
+    rows = min(rows, op.attr("rows_at_once") or rows)
+    return 2 * rows * evaluate(hidden, sizes) * x.dtype.bits // 8
 
 
 def _bases(region: Region, ops: list[Op]) -> dict[Value, Value]:

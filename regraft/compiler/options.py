@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from regraft.backends import BUILTIN, Backend, backend
+from regraft.compiler.adapters import Adapters
 from regraft.compiler.choose import ChooseForms, parse_budget
 from regraft.compiler.choosing import Tuning, choosing_pass
 from regraft.compiler.extensions import Extensions, checked_backend, refuse
@@ -40,6 +41,7 @@ class Options:
     budget: float | None = None
     memory_limit: int | None = None
     cache: bool | Path = False
+    adapters: Adapters = field(default_factory=Adapters)
     rows: tuple[int, ...] = ()
     """Numbers of rows at which forms are measured and reported, besides those of a decision."""
 
@@ -68,6 +70,7 @@ class Options:
         budget: Any = None,
         memory_limit: Any = None,
         cache: Any = False,
+        adapters: Any = None,
         rows: Sequence[int] = (),
     ) -> Options:
         """Options from a user's arguments.
@@ -112,6 +115,7 @@ class Options:
             parse_budget(_DEFAULT_BUDGET if budget is None else budget) if tune else None,
             memory_limit,
             _cache(cache),
+            Adapters.checked(adapters),
             tuple(rows),
         )
 

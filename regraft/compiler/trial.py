@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.utils import _pytree as pytree
 
-from regraft.runtime import CompiledModel
+from regraft.runtime import CompiledModel, own_state
 
 #: The results of a run, and the new values of the state and of the arguments.
 Run = tuple[list[Tensor], list[Tensor]]
@@ -103,7 +103,9 @@ def run_compiled(compiled: CompiledModel, args: Sequence[Any], kwargs: Mapping[s
             return tensors_of(result), tensors_of((args, kwargs))
         effects = effects.apart()
         result = signature.unflatten(effects.run(compiled.plan, tensors, signature.sizes(tensors)))
-    return tensors_of(result), [*effects.state, *tensors_of((args, kwargs))]
+    state = dict(zip(effects.state_names, effects.state, strict=True))
+    own = [state[name] for name in own_state(effects.state_names)]
+    return tensors_of(result), [*own, *tensors_of((args, kwargs))]
 
 
 def on_copies(compiled: CompiledModel) -> CompiledModel:

@@ -22,14 +22,16 @@ class Leaf(Constant):
 
     Identity is the object: tied weights are one leaf. ``storage`` is the tensor that holds the
     values (never read here); ``name`` is its qualified name in the model, ``names`` are all of them.
+    ``is_added`` says that the compile made the tensor and the model has none like it.
     ``was_read`` says that somebody has asked for ``storage``: a result that depends on it holds for these
     values only, which the compile cache must know.
     """
 
-    __slots__ = ("_storage", "name", "names", "type", "was_read")
+    __slots__ = ("_storage", "is_added", "name", "names", "type", "was_read")
 
-    def __init__(self, name: str, type: TensorType, storage: Any = None) -> None:
+    def __init__(self, name: str, type: TensorType, storage: Any = None, *, is_added: bool = False) -> None:
         self.name = name
+        self.is_added = is_added
         self.names: tuple[str, ...] = ()
         self.type = type
         self.was_read = False
@@ -46,8 +48,8 @@ class Leaf(Constant):
 
     @property
     def is_literal(self) -> bool:
-        """Whether torch.export lifted the tensor out of the code: it is nobody's parameter."""
-        return self.name.rpartition(".")[2].startswith(_LITERALS)
+        """Whether it is nobody's parameter: lifted out of the code by torch.export, or made here."""
+        return self.is_added or self.name.rpartition(".")[2].startswith(_LITERALS)
 
     def __repr__(self) -> str:
         return f"<leaf {self.name}: {self.type}>"

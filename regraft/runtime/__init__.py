@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from regraft.runtime.adapters import ACTIVE as ACTIVE_ADAPTER
+from regraft.runtime.adapters import own_state
 from regraft.runtime.bundle import Bundle, load
 from regraft.runtime.cpu import cpu_features, cpu_model
 from regraft.runtime.dims import compile_dim
@@ -28,6 +30,7 @@ from regraft.runtime.signature import (
 )
 
 __all__ = [
+    "ACTIVE_ADAPTER",
     "DTYPE_NAMES",
     "MEMORY_ORDER",
     "TORCH_DTYPES",
@@ -58,6 +61,7 @@ __all__ = [
     "lazy_names",
     "load",
     "overlap",
+    "own_state",
     "place",
     "profile",
     "read_file",

@@ -22,11 +22,13 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from regraft.errors import ArtefactError, RegraftError
+from regraft.runtime.adapters import ACTIVE
 from regraft.runtime.added import Added
 from regraft.runtime.cpu import cpu_features
 from regraft.runtime.dims import compile_dim
@@ -39,8 +41,8 @@ from regraft.runtime.sharing import FunctionReader, FunctionWriter, Shelf
 from regraft.runtime.signature import Signature, ValueSpec
 from regraft.runtime.weights import read_weights, without_repeats
 
-#: 1.0 had no bundles; an artefact of one function is as it was then.
-FORMAT = (1, 1)
+#: 1.0 had no bundles and 1.1 no adapters; an artefact without these is as it was then.
+FORMAT = (1, 2)
 
 #: Back end -> the module whose ``load(record, reader)`` rebuilds its executables.
 LOADERS = {
@@ -72,6 +74,7 @@ class Contents:
     report: Mapping[str, Any]
     ir: str
     effects: Effects | None = None
+    adapter_names: tuple[str, ...] = ()
 
 
 class _FolderWriter:
@@ -231,6 +234,7 @@ def _function_record(contents: Contents, writer: _Writer) -> dict[str, Any]:
             "steps": steps,
         },
         "effects": effects,
+        "adapters": list(contents.adapter_names),
         "report": dict(contents.report),
     }
 
@@ -316,11 +320,25 @@ def _function_from(record: Mapping[str, Any], reader: _Reader, allow_native: boo
     signature = signature_from(record["signature"])
     written = record.get("effects")
     effects = None if written is None else _effects_from(written, signature, reader)
+    adapters = tuple(str(name) for name in record.get("adapters", ()))
     _check_fit(signature, plan, effects)
+    _check_adapters(adapters, effects)
     report = dict(record["report"])
     if loader.notes:
         report["notes"] = [*report.get("notes", []), *loader.notes]
-    return Contents(signature, plan, report, reader.file(_GRAPH).decode(), effects)
+    return Contents(signature, plan, report, reader.file(_GRAPH).decode(), effects, adapters)
+
+
+def _check_adapters(names: tuple[str, ...], effects: Effects | None) -> None:
+    """The number of the adapter that applies is there and one of theirs."""
+    if not names:
+        return
+    state = {} if effects is None else dict(zip(effects.state_names, effects.state, strict=True))
+    active = state.get(ACTIVE)
+    fits = active is not None and active.shape == (1,) and active.dtype == torch.int64
+    _require(fits, "nothing says which adapter applies")
+    assert active is not None
+    _require(0 <= int(active) <= len(names), "no adapter is the one that applies")
 
 
 def _check_fit(signature: Signature, plan: Plan, effects: Effects | None) -> None:

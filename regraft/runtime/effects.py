@@ -98,6 +98,11 @@ class Effects:
         with self._turn:
             return {name: t.clone() for name, t in zip(self.state_names, self.state, strict=True)}
 
+    def fill(self, name: str, number: int) -> None:
+        """Write ``number`` into the state ``name``, between two calls."""
+        with self._turn, torch.no_grad():
+            self.state[self.state_names.index(name)].fill_(number)
+
     def apart(self) -> Effects:
         """The same effects on a copy of the state, which nobody else sees."""
         return replace(self, state=tuple(self.snapshot().values()))

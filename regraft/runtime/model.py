@@ -11,6 +11,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from regraft.errors import RegraftError
 from regraft.runtime import artefact
+from regraft.runtime.adapters import active_of, set_active
 from regraft.runtime.effects import Effects
 from regraft.runtime.entry import EntryPoint
 from regraft.runtime.plan import Plan
@@ -33,6 +34,7 @@ class CompiledModel(StandIn):
         report: what the compile did; ``report.to_dict()`` is JSON.
         ir: the final graph in text form.
         effects: what a call changes; None when it changes nothing.
+        adapter_names: the adapters that it was compiled with.
     """
 
     signature: Signature
@@ -40,6 +42,7 @@ class CompiledModel(StandIn):
     report: Any
     ir: str
     effects: Effects | None
+    adapter_names: tuple[str, ...]
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class CompiledModel(StandIn):
         weights: Sequence[Tensor] = (),
         original: Any = None,
         effects: Effects | None = None,
+        adapter_names: tuple[str, ...] = (),
     ) -> None:
         """``weights`` are the tensors of ``original`` that a call reads or was compiled from."""
         super().__init__(original, signature.kinds)
@@ -60,6 +64,7 @@ class CompiledModel(StandIn):
             report=report,
             ir=ir,
             effects=effects,
+            adapter_names=adapter_names,
             _refresher=refresher,
             _weights=[w for w in weights if not w.is_inference()],
             _entry=EntryPoint(signature, plan, effects),
@@ -103,6 +108,21 @@ class CompiledModel(StandIn):
     def _refresh(self) -> None:
         self.refresh(self._original)
 
+    @property
+    def active_adapter(self) -> str | None:
+        """The adapter that applies; None for the model as it is."""
+        return active_of(self.adapter_names, self.effects)
+
+    def set_adapter(self, name: str | None) -> None:
+        """Let another adapter of ``adapter_names`` apply from the next call on; None for none.
+
+        Nothing is compiled. Calls from other threads see one adapter or the other, whole.
+
+        Raises:
+            OptionError: there is no such adapter.
+        """
+        set_active(self.adapter_names, self.effects, name)
+
     def save(self, path: str | Path) -> None:
         """Write an artefact folder that ``regraft.load`` reads, whole or not at all.
 
@@ -131,12 +151,22 @@ def take_over(compiled: CompiledModel, fresh: CompiledModel) -> None:
 def contents_of(compiled: CompiledModel) -> artefact.Contents:
     """What is saved of a compiled model."""
     return artefact.Contents(
-        compiled.signature, compiled.plan, compiled.report.to_dict(), compiled.ir, compiled.effects
+        compiled.signature,
+        compiled.plan,
+        compiled.report.to_dict(),
+        compiled.ir,
+        compiled.effects,
+        compiled.adapter_names,
     )
 
 
 def model_of(found: artefact.Contents) -> CompiledModel:
     """The compiled model that was saved as ``found``."""
     return CompiledModel(
-        found.signature, found.plan, SavedReport(found.report), found.ir, effects=found.effects
+        found.signature,
+        found.plan,
+        SavedReport(found.report),
+        found.ir,
+        effects=found.effects,
+        adapter_names=found.adapter_names,
     )

@@ -410,6 +410,8 @@ def _structured() -> Iterator[Sample]:
     yield call("rg.ffn", T(S, 4), up, down, T(6, 4), activation="silu")
     yield call("rg.ffn", T(S, 4), up, T(3, 6), T(6, 4), T(6), T(6), T(3), activation="gelu")
     yield call("rg.ffn", T(S, 4), up, down, None, T(6), None, T(4), activation="relu")
+    yield call("rg.ffn", T(2, S, 4), up, T(3, 6), activation="relu", rows_at_once=2)
+    yield call("rg.ffn", T(2, 5, 4), up, T(3, 6), None, T(6), activation="relu", rows_at_once=3)
 
 
 SAMPLES: tuple[Sample, ...] = tuple(_table())

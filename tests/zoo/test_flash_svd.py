@@ -29,4 +29,20 @@ class SVDFeedForward(nn.Module):
 def test_svd_feed_forward() -> None:
     inputs = at_sizes([2, "S", 32], [{"S": 6}, {"S": 1}, {"S": 33}])
     check(SVDFeedForward(), *inputs, dynamic_shapes=({1: Dim.AUTO},))
-    check(SVDFeedForward(), (normal(1, 300, 32),))
+
+
+def test_many_rows_are_streamed() -> None:
+    """What is alive at once falls by more than 60 %, and every row is as it was."""
+    rows = 2048
+    compiled = check(SVDFeedForward(), (normal(1, rows, 32),), rewrites={"PlainFFN": 1, "StreamedFFN": 1})
+    hidden = 4 * rows * 128
+    assert compiled.report.memory["intermediates"] < 0.4 * 2 * hidden
+    assert "rows_at_once = 256" in compiled.ir
+
+
+def test_rows_that_do_not_divide() -> None:
+    check(SVDFeedForward(), (normal(3, 211, 32),), rewrites={"StreamedFFN": 1})
+
+
+def test_wide_ranks_are_not_streamed() -> None:
+    check(SVDFeedForward(rank=24), (normal(1, 700, 32),), rewrites={"PlainFFN": 1, "StreamedFFN": 0})

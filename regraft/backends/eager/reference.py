@@ -49,8 +49,14 @@ def ffn(
     gate_bias: Tensor | None,
     down_bias: Tensor | None,
     activation: str,
+    rows_at_once: int = 0,
 ) -> Tensor:
     """``x[..., E] -> [..., O]`` through ``F`` hidden features, gated when there is a gate's weight."""
+    if rows_at_once:
+        weights = (up_weight, down_weight, gate_weight, up_bias, gate_bias, down_bias)
+        rows = x.reshape(-1, x.shape[-1]).split(rows_at_once)
+        done = torch.cat([ffn(part, *weights, activation) for part in rows])
+        return done.reshape(*x.shape[:-1], down_weight.shape[0])
     activate = ACTIVATIONS[activation]
     up = functional.linear(x, up_weight, up_bias)
     if gate_weight is None:

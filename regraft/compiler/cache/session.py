@@ -76,6 +76,8 @@ class Session:
         if options.dump is not None or options.verify == "each":
             asked = "dump" if options.dump is not None else "verify='each'"
             return Session(CacheOutcome("not cached", f"{asked} looks at every pass"))
+        if options.adapters.names:
+            return Session(CacheOutcome("not cached", "adapters= are read anew"))
         if options.budget is not None:
             return Session(CacheOutcome("not cached", "tune=True measures anew"))
         try:

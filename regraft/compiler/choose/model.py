@@ -14,7 +14,7 @@ from regraft.ir import Cost, Op, Region, Symbol, TensorType, Trait, Value, evalu
 
 #: Ops that ONNX Runtime answers with another shape over the same memory.
 _FREE_OF_TRAFFIC = ("aten.view",)
-_PRODUCTS = ("aten.linear", "aten.matmul")
+_PRODUCTS = ("aten.linear", "aten.matmul", "rg.ffn")
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,20 @@ class RooflineModel:
         if op.name in _PRODUCTS:
             speed = self.machine.peak * self.machine.efficiency_at(_rows(op, sizes))
             seconds = max(seconds, flops / speed)
-        seconds += self.machine.op_overhead
-        return Cost(flops, constants + values, 1, seconds * 1e6)
+        launches = _launches(op)
+        seconds += launches * self.machine.op_overhead
+        return Cost(flops, constants + values, launches, seconds * 1e6)
 
     def region(self, region: Region, sizes: Mapping[Symbol, int]) -> Cost:
         """The sum over the ops of ``region``."""
         return sum((self.estimate(op, "cpu", sizes) for op in region.ops), Cost())
+
+
+def _launches(op: Op) -> int:
+    """Kernels that a back end runs for ``op``: two products and the activation of a feed-forward block."""
+    if op.name != "rg.ffn":
+        return 1
+    return 3 if op.optional("gate_weight") is None else 5
 
 
 def _traffic(op: Op, sizes: Mapping[Symbol, int]) -> tuple[int, int]:
@@ -59,6 +67,6 @@ def _bytes(value: Value, sizes: Mapping[Symbol, int]) -> int:
 def _rows(op: Op, sizes: Mapping[Symbol, int]) -> int:
     """The rows that share one read of the matrix."""
     x, result = op.operands[0].tensor, op.results[0].tensor
-    if op.name == "aten.linear":
+    if op.name in ("aten.linear", "rg.ffn"):
         return max(1, evaluate(x.numel, sizes) // max(1, evaluate(x.shape[-1], sizes)))
     return max(1, evaluate(result.shape[-2], sizes)) if result.rank > 1 else 1

@@ -53,7 +53,11 @@ def _rotate(b: Any, op: Any) -> Any:
 
 
 def _ffn(site: CallSite) -> TensorType:
-    """``x[..., E]``, up and gate ``[F, E]``, down ``[O, F]`` -> ``[..., O]``."""
+    """``x[..., E]``, up and gate ``[F, E]``, down ``[O, F]`` -> ``[..., O]``.
+
+    ``rows_at_once`` bounds the rows whose hidden features are there at the same time; 0 sets no bound.
+    """
+    require(site.int("rows_at_once") >= 0, site, "rows_at_once is negative")
     if site.attr("activation") not in ACTIVATIONS:
         refuse(site, f"activation is {site.attr('activation')!r}, expected one of {', '.join(ACTIVATIONS)}")
     x = require_float(site, "x")
@@ -93,7 +97,8 @@ OPS = (
     ),
     define(
         "rg.ffn(Tensor x, Tensor up_weight, Tensor down_weight, Tensor? gate_weight=None, "
-        "Tensor? up_bias=None, Tensor? gate_bias=None, Tensor? down_bias=None, str activation)",
+        "Tensor? up_bias=None, Tensor? gate_bias=None, Tensor? down_bias=None, str activation, "
+        "int rows_at_once=0)",
         _ffn,
         SAFE,
         _ffn_flops,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from regraft.ir import Rewrite
 from regraft.rewrites.ffn.gated import GatedFFN
+from regraft.rewrites.ffn.plain import PlainFFN
+from regraft.rewrites.ffn.streamed import StreamedFFN
 
 __all__ = ["FFN"]
 
-FFN: tuple[Rewrite, ...] = (GatedFFN(),)
+FFN: tuple[Rewrite, ...] = (GatedFFN(), PlainFFN(), StreamedFFN())

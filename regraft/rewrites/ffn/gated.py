@@ -43,7 +43,7 @@ class GatedFFN(Rewrite):
             up_bias=m.optional("up_bias"),
             gate_bias=m.optional("gate_bias"),
             down_bias=m.optional("down_bias"),
-            activation=_activation(m),
+            activation=activation_of(m),
         )
 
     examples = (
@@ -89,7 +89,7 @@ class GatedFFN(Rewrite):
     )
 
 
-def _activation(m: Match) -> str:
+def activation_of(m: Match) -> str:
     """The name that ``rg.ffn`` has for the matched activation."""
     if "approximate" in m.attrs:
         return "gelu_tanh" if m.attr("approximate") == "tanh" else "gelu"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from regraft.ir import Rewrite
+from regraft.rewrites.linear.epilogue import LowRankEpilogue
 from regraft.rewrites.linear.merge import MergedLinear
 from regraft.rewrites.linear.ones import SumOfOnes
 from regraft.rewrites.linear.order import ProductOrder
 from regraft.rewrites.linear.scales import ScaledInput, ScaledLayer, ShiftedInput, TwinNorm
 
 LINEAR: tuple[Rewrite, ...] = (
+    LowRankEpilogue(),
     MergedLinear(),
     ProductOrder(),
     ScaledInput(),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from regraft.backends.ort.emit import Emitter, Lowering
 from regraft.backends.ort.lower import elementwise
 from regraft.backends.ort.lower.elementwise import dtype_of
 from regraft.backends.ort.lower.matmul import linear
-from regraft.ir import Dim, DType, Op
+from regraft.ir import Dim, DType, Op, dims
 
 
 def activate(e: Emitter, name: str, x: ir.Value, dtype: DType) -> ir.Value:
@@ -21,7 +23,22 @@ def activate(e: Emitter, name: str, x: ir.Value, dtype: DType) -> ir.Value:
 
 
 def _ffn(e: Emitter, op: Op) -> ir.Value:
-    x, shape, dtype = e.operand(op, "x"), op.operand("x").tensor.shape, dtype_of(op)
+    """All rows at once, or, where their number is known, some at a time."""
+    x, shape, size = e.operand(op, "x"), op.operand("x").tensor.shape, op.attr("rows_at_once")
+    rows = dims.product(shape[:-1])
+    if not size or not isinstance(rows, int) or rows <= size:
+        return _feed_forward(e, op, x, shape)
+    sizes = [min(size, rows - start) for start in range(0, rows, size)]
+    flat = e.reshape(x, shape, (rows, shape[-1]))
+    parts = e.ops("Split", len(sizes), flat, e.ints(*sizes), axis=0)
+    done = [_feed_forward(e, op, part, (n, shape[-1])) for part, n in zip(parts, sizes, strict=True)]
+    out = op.operand("down_weight").tensor.shape[0]
+    return e.reshape(e.op("Concat", *done, axis=0), (rows, out), (*shape[:-1], out))
+
+
+def _feed_forward(e: Emitter, op: Op, x: ir.Value, shape: Sequence[Dim]) -> ir.Value:
+    """``x`` of ``shape`` through the layers of the ``rg.ffn`` ``op``."""
+    dtype = dtype_of(op)
 
     def project(value: ir.Value, name: str, inner: Dim) -> ir.Value:
         bias = e.optional(op, f"{name}_bias")
