@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from regraft import errors
     from regraft.backends import Backend, OnnxEmitter
     from regraft.compiler import (
+        LowRank,
+        WithoutLayers,
         bisect,
         capture,
         compile,
         explain,
         export_onnx,
         op_from_torch,
+        rank_layers,
         regraft_backend,
     )
     from regraft.ir import Exactness, Example, OnnxOp, OpDef, Pass, Rewrite
@@ -30,12 +33,14 @@ __all__ = [
     "Bundle",
     "Exactness",
     "Example",
+    "LowRank",
     "OnnxEmitter",
     "OnnxOp",
     "OpDef",
     "Pass",
     "Plugin",
     "Rewrite",
+    "WithoutLayers",
     "bisect",
     "capture",
     "compile",
@@ -44,6 +49,7 @@ __all__ = [
     "export_onnx",
     "load",
     "op_from_torch",
+    "rank_layers",
     "regraft_backend",
 ]
 
@@ -52,12 +58,14 @@ _MODULE_OF_NAME = {
     "Bundle": "regraft.runtime",
     "Exactness": "regraft.ir",
     "Example": "regraft.ir",
+    "LowRank": "regraft.compiler",
     "OnnxEmitter": "regraft.backends",
     "OnnxOp": "regraft.ir",
     "OpDef": "regraft.ir",
     "Pass": "regraft.ir",
     "Plugin": "regraft.plugins",
     "Rewrite": "regraft.ir",
+    "WithoutLayers": "regraft.compiler",
     "bisect": "regraft.compiler",
     "capture": "regraft.compiler",
     "compile": "regraft.compiler",
@@ -65,6 +73,7 @@ _MODULE_OF_NAME = {
     "export_onnx": "regraft.compiler",
     "load": "regraft.runtime",
     "op_from_torch": "regraft.compiler",
+    "rank_layers": "regraft.compiler",
     "regraft_backend": "regraft.compiler",
 }
 

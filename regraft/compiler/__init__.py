@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from regraft.compiler import cache, choose, options
 from regraft.compiler.api import capture, compile, export_onnx
+from regraft.compiler.approximate import FactoredLayer, LayerChange, LowRank, WithoutLayers, rank_layers
 from regraft.compiler.bisect import BisectReport, bisect
 from regraft.compiler.capture import Captured, capture_model, control
 from regraft.compiler.choosing import state_folder, tuning_path
@@ -28,11 +29,15 @@ __all__ = [
     "EachApplication",
     "Explanation",
     "ExportReport",
+    "FactoredLayer",
+    "LayerChange",
+    "LowRank",
     "Measurement",
     "Observer",
     "Progress",
     "Report",
     "TuneReport",
+    "WithoutLayers",
     "bench",
     "bisect",
     "cache",
@@ -45,6 +50,7 @@ __all__ = [
     "export_onnx",
     "op_from_torch",
     "options",
+    "rank_layers",
     "regraft_backend",
     "run_named_passes",
     "run_named_rewrites",

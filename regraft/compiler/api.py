@@ -164,7 +164,9 @@ def _verify(
     report, reassociates = compiled.report, options.exactness != Exactness.EXACT
     with phases.phase("verify"):
         try:
-            report.error = error_against_eager(model, compiled, captured, reassociates=reassociates)
+            report.error = error_against_eager(
+                model, compiled, captured, reassociates=reassociates, tolerance=options.exactness.tolerance
+            )
         except NumericsMismatch as error:
             each = 'compile(..., verify="each") compares every rewrite; ' if options.verify is True else ""
             error.hint = f"{each}regraft.bisect(...) finds the pass, rewrite or back end that is wrong"

@@ -160,6 +160,7 @@ class _Staged:
         self.stage = stage
         self.after: tuple[str, ...] = tuple(getattr(inner, "after", ()))
         self.before: tuple[str, ...] = tuple(getattr(inner, "before", ()))
+        self.fingerprint: Any = getattr(inner, "fingerprint", None)
         self._inner = inner
 
     def run(self, module: Module, context: PassContext) -> bool:

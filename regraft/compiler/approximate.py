@@ -1,0 +1,355 @@
+"""Approximations that a user asks for: layers of lower rank, and sub-layers left out.
+
+Both are plug-ins for ``compile(..., plugins=[...])``, which needs ``exactness=Exactness.APPROX(tolerance)``
+then. What was done is told by the object: a compile with one of them is not cached.
+"""
+
+# torch's linear algebra and pytrees are partly untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from regraft.compiler.cache import Uncacheable
+from regraft.compiler.materialise import Store
+from regraft.errors import OptionError, no_such
+from regraft.ir import Builder as OpBuilder
+from regraft.ir import (
+    CallSite,
+    Constant,
+    DType,
+    Module,
+    Op,
+    PassContext,
+    Recipe,
+    Region,
+    TensorType,
+    Trait,
+    Value,
+    define,
+    leaves,
+)
+from regraft.plugins import Plugin
+
+
+def _principal_type(site: CallSite) -> TensorType:
+    """``w[m, n]`` -> its ``rank`` leading right singular vectors, ``[rank, n]``."""
+    weight = site.type("weight")
+    return weight.with_shape((site.int("rank"), weight.shape[1]))
+
+
+def _principal(weight: Tensor, rank: int) -> Tensor:
+    return torch.linalg.svd(weight.double(), full_matrices=False).Vh[:rank].to(weight.dtype).contiguous()
+
+
+#: An op of its own, so that ``refresh`` takes the factors of the new weights, at the same ranks.
+PRINCIPAL = define(
+    "approximate.principal_rows(Tensor weight, *, int rank)", _principal_type, Trait.PURE, eager=_principal
+)
+
+
+@dataclass(frozen=True)
+class FactoredLayer:
+    """What ``LowRank`` did to one weight.
+
+    Fields:
+        name: of the weight.
+        shape, rank: before and after.
+        error: of the weight, relative, in the Frobenius norm.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rank: int
+    error: float
+
+    def __str__(self) -> str:
+        rows, columns = self.shape
+        share = self.rank * (rows + columns) / (rows * columns)
+        size = f"{rows} x {columns} at rank {self.rank}, {share:.2f} of the size"
+        return f"{self.name}: {size}, error {self.error:.2g}"
+
+
+class _Approximation:
+    """A pass that changes values: only where the user allows that, and never from the cache."""
+
+    name: str
+    after: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+
+    def require(self, context: PassContext) -> None:
+        if context.exactness.rank < 2:
+            raise OptionError(
+                f"'{self.name}' changes what the model computes; allow it by "
+                "compile(..., exactness=regraft.Exactness.APPROX(tolerance))"
+            )
+
+    def fingerprint(self) -> NoReturn:
+        raise Uncacheable(f"'{self.name}' tells what it did by its object")
+
+
+class LowRank(Plugin):
+    """Linear layers as two of lower rank, by the singular value decomposition of their weights.
+
+    ``layers`` lists what was done. A layer stays where two would not be smaller. Which of the two forms runs
+    then is decided by cost, as for any layer of low rank.
+    """
+
+    def __init__(
+        self,
+        *,
+        energy: float | None = None,
+        rank: int | None = None,
+        ranks: Mapping[str, int] | None = None,
+    ) -> None:
+        """
+        Args:
+            energy: keep so much of the sum of squared singular values of each weight, between 0 and 1.
+            rank: the rank of every layer.
+            ranks: the rank of each of these weights, by name; others stay.
+
+        Raises:
+            OptionError: not one of the three is given, or it cannot be this.
+        """
+        given = [each for each in (energy, rank, ranks) if each is not None]
+        if len(given) != 1:
+            raise OptionError("LowRank takes one of 'energy', 'rank' and 'ranks'")
+        if energy is not None and not (_is_number(energy) and 0 < energy <= 1):
+            _refuse("energy", energy, "a number above 0, at most 1")
+        for name, each in {"rank": rank, **(ranks or {})}.items():
+            if each is not None and not (isinstance(each, int) and not isinstance(each, bool) and each > 0):  # pyright: ignore[reportUnnecessaryIsInstance]
+                _refuse(name, each, "a positive int")
+        self_pass = _Factoring(energy, rank, ranks)
+        object.__setattr__(self, "layers", self_pass.layers)
+        super().__init__("low-rank", passes=(("recover", self_pass),), ops=(PRINCIPAL,))
+
+    layers: list[FactoredLayer]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.layers)) or "no layer became smaller"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _refuse(name: str, value: Any, expected: str) -> NoReturn:
+    raise OptionError(f"'{name}' cannot be this", option=name, value=repr(value), expected=expected)
+
+
+class _Factoring(_Approximation):
+    name = "low-rank.factors"
+    after = ("recover.sweep",)
+
+    def __init__(self, energy: float | None, rank: int | None, ranks: Mapping[str, int] | None) -> None:
+        self.energy, self.rank, self.ranks = energy, rank, ranks
+        self.layers: list[FactoredLayer] = []
+
+    def run(self, module: Module, context: PassContext) -> bool:
+        self.require(context)
+        self.layers.clear()
+        names, store = (
+            {each: _weight_name(each, name) for each, name in module.constants().items()},
+            Store(module),
+        )
+        if self.ranks is not None:
+            unknown = [name for name in self.ranks if name not in names.values()]
+            if unknown:
+                raise OptionError(no_such("weight", unknown[0], names.values()))
+        for function in module.functions.values():
+            for const in [op for op in function.walk() if op.name == "rg.const"]:
+                self._factor(const, names[const.attr("value")], store, context)
+        return bool(self.layers)
+
+    def _factor(self, const: Op, name: str, store: Store, context: PassContext) -> None:
+        linears = [u for u in const.result.users if u.name == "aten.linear" and _reads(u, const.result)]
+        type = const.result.tensor
+        if not linears or type.rank != 2 or type.dtype not in (DType.F32, DType.F64):
+            return
+        weight: Tensor = store.tensor(const.attr("value")).detach().double()
+        singular = torch.linalg.svdvals(weight)
+        rank = self._rank(name, singular)
+        rows, columns = weight.shape
+        if rank is None or rank * (rows + columns) >= rows * columns:
+            return
+        rewriter = context.rewriter(self.name)
+        op = rewriter.before(linears[0])
+        right = op.constant(_recipe(const, rank, context))
+        left = op.aten.linear(const.result, right)
+        for linear in linears:
+            op = rewriter.before(linear)
+            low = op.aten.linear(linear.operand("input"), right)
+            rewriter.replace(linear, (op.aten.linear(low, left, linear.optional("bias")),))
+        lost = float(singular[rank:].square().sum() / singular.square().sum())
+        self.layers.append(FactoredLayer(name, (rows, columns), rank, math.sqrt(lost)))
+
+    def _rank(self, name: str, singular: Tensor) -> int | None:
+        if self.ranks is not None:
+            return self.ranks.get(name)
+        if self.energy is None:
+            return self.rank
+        kept = singular.square().cumsum(0) / singular.square().sum()
+        return int((kept < self.energy).sum()) + 1
+
+
+def _weight_name(constant: Constant, name: str) -> str:
+    """The name of the one weight that ``constant`` is computed from, or else its own."""
+    found = {leaf.name for leaf in leaves(constant)}
+    return found.pop() if len(found) == 1 else name
+
+
+def _reads(linear: Op, weight: Value) -> bool:
+    return linear.operand("weight") is weight
+
+
+def _recipe(const: Op, rank: int, context: PassContext) -> Recipe:
+    """The leading right singular vectors of a constant."""
+    region = Region()
+    op = OpBuilder(context.table, region)
+    rows = op.call(PRINCIPAL.name, (op.constant(const.attr("value")),), {"rank": rank})
+    op.create("cf.yield", ((rows,),))
+    return Recipe(region, "principal_rows")
+
+
+# -- leaving layers out ------------------------------------------------------------------------
+
+
+class WithoutLayers(Plugin):
+    """The model without some of its sub-layers (FinerCut, arXiv:2405.18218): what they give is zero.
+
+    Where that is added to something, nothing of it is left.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """
+        Args:
+            names: paths of submodules, such as ``layers.3.mlp``; ``rank_layers`` finds the least important.
+
+        Raises:
+            OptionError: there are none, or they are no names.
+        """
+        given = (names,) if isinstance(names, str) else tuple(names)
+        if not given or not all(isinstance(name, str) and name for name in given):  # pyright: ignore[reportUnnecessaryIsInstance]
+            _refuse("names", names, "paths of submodules")
+        super().__init__("without-layers", passes=(("canonicalize", _Removal(given)),))
+
+
+class _Removal(_Approximation):
+    name = "without-layers.zeros"
+    before = ("canonicalize.rewrite",)
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def run(self, module: Module, context: PassContext) -> bool:
+        self.require(context)
+        for name in self.names:
+            self._remove(name, module, context)
+        return True
+
+    def _remove(self, name: str, module: Module, context: PassContext) -> None:
+        inside = [op for op in module.main.body.ops if _is_of(op, name)]
+        if not inside:
+            paths = {op.loc.module for op in module.main.body.ops if op.loc.module}
+            raise OptionError(no_such("layer", name, sorted(paths | {p.rpartition(".")[0] for p in paths})))
+        kept = set(inside)
+        rewriter = context.rewriter(self.name)
+        for op in inside:
+            if not op.has(Trait.PURE):
+                raise OptionError(f"the layer '{name}' does more than give a value ({op.name} at {op.loc})")
+            for result in op.results:
+                leaving = [use.op for use in result.uses if use.op not in kept]
+                if leaving:
+                    zeros = _zeros(rewriter.before(op), result, name)
+                    rewriter.replace_uses(result, zeros, lambda use: use.op not in kept)
+
+
+def _is_of(op: Op, name: str) -> bool:
+    return op.loc.module == name or op.loc.module.startswith(f"{name}.")
+
+
+def _zeros(op: OpBuilder, value: Value, name: str) -> Value:
+    """Zeros in the place of ``value``; negative ones, which change nothing that they are added to."""
+    type = value.tensor
+    if not type.dtype.is_float:
+        raise OptionError(f"the layer '{name}' gives values of {type.dtype.value}, which cannot be left out")
+    return op.aten.full(type.shape, -0.0, dtype=type.dtype)
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """How far the outputs are from the whole model's without ``name`` and those before it in the list."""
+
+    name: str
+    change: float
+
+
+def rank_layers(
+    model: nn.Module, examples: Iterable[Sequence[Any]], names: Iterable[str], *, count: int | None = None
+) -> list[LayerChange]:
+    """The sub-layers in the order in which to leave them out, by what that changes on calibration data.
+
+    Greedily, as FinerCut: the one without which the outputs change least goes first, then the one that
+    changes least besides. The change is the norm of the difference over the norm of the outputs.
+
+    Args:
+        model: in eval mode.
+        examples: positional arguments of some calls.
+        names: paths of the submodules to choose among, such as all attentions and MLPs.
+        count: how many to leave out; all by default.
+
+    Raises:
+        OptionError: there is no such submodule, or no example.
+    """
+    candidates, calls = list(dict.fromkeys(names)), [tuple(each) for each in examples]
+    known = dict(model.named_modules())
+    for name in candidates:
+        if name not in known or not name:
+            raise OptionError(no_such("layer", name, known))
+    if not candidates or not calls:
+        raise OptionError("rank_layers needs names of layers and examples to measure with")
+    with torch.no_grad():
+        whole = [_floats(model(*args)) for args in calls]
+        order: list[LayerChange] = []
+        while candidates and (count is None or len(order) < count):
+            gone = [each.name for each in order]
+            changes = {name: _change(model, calls, whole, [*gone, name]) for name in candidates}
+            best = min(candidates, key=lambda name: changes[name])
+            candidates.remove(best)
+            order.append(LayerChange(best, changes[best]))
+    return order
+
+
+def _change(
+    model: nn.Module, calls: Sequence[tuple[Any, ...]], whole: Sequence[list[Tensor]], gone: Sequence[str]
+) -> float:
+    hooks = [model.get_submodule(name).register_forward_hook(_give_zeros) for name in gone]
+    try:
+        found = [_floats(model(*args)) for args in calls]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    pairs = [
+        (a, b) for left, right in zip(found, whole, strict=True) for a, b in zip(left, right, strict=True)
+    ]
+    distance = sum(float((a - b).square().sum()) for a, b in pairs)
+    scale = sum(float(b.square().sum()) for _, b in pairs)
+    return math.sqrt(distance / scale) if scale else math.inf
+
+
+def _give_zeros(module: nn.Module, args: Any, result: Any) -> Any:
+    return pytree.tree_map(lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf, result)
+
+
+def _floats(result: Any) -> list[Tensor]:
+    leaves = (leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor))
+    return [leaf.double() for leaf in leaves if leaf.is_floating_point()]
