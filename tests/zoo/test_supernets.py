@@ -207,13 +207,36 @@ def test_hydra() -> None:
         (normal(1, 1, 16, seed=p), torch.randint(0, 40, (1, p, 2), generator=generator)) for p in (8, 1, 20)
     ]
     shapes = {"hidden": None, "ids": {1: Dim.AUTO}}
-    check(HydraHead(), *arguments, dynamic_shapes=shapes)
+    fired = {"SplitConcatenation": 2}
+    check(HydraHead(), *arguments, rewrites=fired, dynamic_shapes=shapes)
 
 
 def test_chimera() -> None:
     generator = torch.Generator().manual_seed(0)
     arguments = [(normal(2, 5, 16), torch.randint(0, 40, (2, 7), generator=generator))]
-    check(ChimeraHead(), *arguments)
+    check(ChimeraHead(), *arguments, rewrites={"SplitConcatenation": 0})
+
+
+class ProjectedEmbedding(nn.Module):
+    """ALBERT's factorised embedding: a narrow table and a projection (arXiv:1909.11942, section 3.1)."""
+
+    def __init__(self, vocab: int = 40, narrow: int = 8, dim: int = 32) -> None:
+        super().__init__()
+        self.word_embeddings, self.projection = nn.Embedding(vocab, narrow), nn.Linear(narrow, dim)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.tanh(self.projection(self.word_embeddings(ids)))
+
+
+def test_a_table_of_results_where_memory_allows() -> None:
+    model = randomise(ProjectedEmbedding().eval())
+    ids = torch.randint(0, 40, (2, 30), generator=torch.Generator().manual_seed(0))
+    check(model, (ids,), (ids[:1],), rewrites={"MergedTable": 1}, dynamic_shapes=({0: Dim.AUTO},))
+    for limit, form in ((None, "table"), (0, "as written")):
+        compiled = regraft.compile(model, (ids,), memory_limit=limit)
+        (choice,) = compiled.report.choices
+        assert choice.forms[choice.order[0]] == form
+        torch.testing.assert_close(compiled(ids), model(ids).detach())
 
 
 def test_activator() -> None:

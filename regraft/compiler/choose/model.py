@@ -14,6 +14,8 @@ from regraft.ir import Cost, Op, Region, Symbol, TensorType, Trait, Value, evalu
 
 #: Ops that ONNX Runtime answers with another shape over the same memory.
 _FREE_OF_TRAFFIC = ("aten.view",)
+#: Ops that read of a table what they give, and no more.
+_LOOKUPS = ("aten.embedding",)
 _PRODUCTS = ("aten.linear", "aten.matmul", "rg.ffn")
 
 
@@ -55,6 +57,8 @@ def _traffic(op: Op, sizes: Mapping[Symbol, int]) -> tuple[int, int]:
     """Bytes of the constants and of the other values that ``op`` reads and writes."""
     read = dict.fromkeys((*op.operands, *op.results))
     constants = sum(_bytes(v, sizes) for v in read if v.is_const)
+    if op.name in _LOOKUPS:
+        constants = min(constants, _bytes(op.results[0], sizes))
     return constants, sum(_bytes(v, sizes) for v in read if not v.is_const)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from regraft.ir import Rewrite
+from regraft.rewrites.linear.concatenation import MergedTable, SplitConcatenation
 from regraft.rewrites.linear.epilogue import LowRankEpilogue
 from regraft.rewrites.linear.merge import MergedLinear
 from regraft.rewrites.linear.ones import SumOfOnes
@@ -12,10 +13,12 @@ from regraft.rewrites.linear.scales import ScaledInput, ScaledLayer, ShiftedInpu
 LINEAR: tuple[Rewrite, ...] = (
     LowRankEpilogue(),
     MergedLinear(),
+    MergedTable(),
     ProductOrder(),
     ScaledInput(),
     ScaledLayer(),
     ShiftedInput(),
+    SplitConcatenation(),
     SumOfOnes(),
     TwinNorm(),
 )

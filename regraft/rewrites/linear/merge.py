@@ -74,20 +74,20 @@ def _as_written(op: Builder, found: RowMap) -> Region:
     inner = Builder(op.table, region, loc=op.loc)
     for each in found.ops:
         for value in each.operands:
-            _bring_in(value, mapping, inner)
+            bring_in(value, mapping, inner)
         inner.insert(clone_op(each, mapping))
     inner.create("cf.yield", ((mapping[found.result],),))
     return region
 
 
-def _bring_in(value: Value, mapping: dict[Value, Value], inner: Builder) -> None:
+def bring_in(value: Value, mapping: dict[Value, Value], inner: Builder) -> None:
     """Clone the constant ``value``, with what it is computed from, unless it is there already."""
     if value in mapping:
         return
     maker: Op | None = value.op
     assert maker is not None, "only constants and values of the map are read"
     for operand in maker.operands:
-        _bring_in(operand, mapping, inner)
+        bring_in(operand, mapping, inner)
     inner.insert(clone_op(maker, mapping))
 
 

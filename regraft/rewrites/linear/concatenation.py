@@ -1,0 +1,208 @@
+"""Linear layers over a concatenation, and over an embedding.
+
+Heads that draft tokens (zankner/Hydra) read the base model's hidden state beside the tokens proposed so far:
+the state's part of the product is the same for all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regraft.ir import (
+    Builder,
+    Declined,
+    Dim,
+    Exactness,
+    Example,
+    Match,
+    PatternBuilder,
+    Recipe,
+    Region,
+    Rewrite,
+    Value,
+    Var,
+    dims,
+)
+from regraft.rewrites.linear.layers import why_not_changed
+from regraft.rewrites.linear.merge import bring_in
+from regraft.rewrites.support import is_inside_alternatives, is_known
+
+
+class SplitConcatenation(Rewrite):
+    """linear(cat(expand(h), x), W, b) = linear(h, V) + linear(x, U, b), where W = [V U] by columns.
+
+    What is repeated for many rows is multiplied once. A concatenation of what differs in every row stays: its
+    parts would be multiplied one by one and added up, which saves nothing.
+    """
+
+    stage = "algebra"
+    exactness = Exactness.REASSOCIATES
+
+    def pattern(self, op: PatternBuilder, joined: Var, weight: Var, bias: Var) -> Any:
+        return op.aten.linear(joined, weight, op.optional(bias))
+
+    def check(self, m: Match) -> Declined | None:
+        cat = m.joined.op
+        if cat is None or cat.name != "aten.cat" or cat.attr("dim") != m.joined.tensor.rank - 1:
+            return m.decline("the input is not a concatenation of features", m.joined)
+        parts = cat.variadic("tensors")
+        if not any(map(_is_repeated, parts)):
+            return m.decline("no part of the input is repeated for several rows", m.joined)
+        if all(map(_is_repeated, parts)) or not all(isinstance(p.tensor.shape[-1], int) for p in parts):
+            return m.decline("all parts are repeated, or one has no fixed width", m.joined)
+        if m.weight.tensor.rank != 2:
+            return m.decline("the weight is a vector", m.weight)
+        found = why_not_changed(m.weight)
+        return None if found is None else m.decline(found.reason, found.culprit)
+
+    def rewrite(self, op: Builder, m: Match) -> Value:
+        cat = m.joined.op
+        assert cat is not None
+        columns = _columns(op, m.weight, cat.variadic("tensors"))
+        rest = [(part, w) for part, w in columns if not _is_repeated(part)]
+        widths = [w for _, w in rest]
+        others = [part for part, _ in rest]
+        weight = widths[0] if len(widths) == 1 else op.aten.cat(tuple(widths), 1)
+        x = others[0] if len(others) == 1 else op.aten.cat(tuple(others), m.joined.tensor.rank - 1)
+        total = op.aten.linear(x, weight, m.optional("bias"))
+        for part, w in columns:
+            if _is_repeated(part):
+                total = op.aten.add.Tensor(total, op.aten.linear(_source(part), w))
+        return total
+
+
+def _is_repeated(part: Value) -> bool:
+    """Whether ``part`` is fewer rows, repeated."""
+    if part.op is None or part.op.name != "aten.expand":
+        return False
+    source, shape = _source(part).tensor.shape, part.tensor.shape
+    if not source or dims.eq(source[-1], shape[-1]) is not True:
+        return False
+    leading = zip(source[:-1], shape[len(shape) - len(source) : -1], strict=True)
+    added = len(shape) > len(source)
+    return added or any(old == 1 and dims.eq(new, 1) is not True for old, new in leading)
+
+
+def _source(part: Value) -> Value:
+    assert part.op is not None
+    return part.op.operand("self")
+
+
+def _columns(op: Builder, weight: Value, parts: tuple[Value, ...]) -> list[tuple[Value, Value]]:
+    """Each part with the columns of ``weight`` that it meets."""
+    found: list[tuple[Value, Value]] = []
+    start: Dim = 0
+    for part in parts:
+        end = start + part.tensor.shape[-1]
+        found.append((part, op.aten.slice.Tensor(weight, 1, start, end, 1)))
+        start = end
+    return found
+
+
+FORMS = ("as written", "table")
+
+
+class MergedTable(Rewrite):
+    """alt(x, embedding(E Wᵀ + b, ids)) = x, for x = linear(embedding(E, ids), W, b): a table of results.
+
+    The table has a row for each word; whether that is worth its memory is for the chooser to say.
+    """
+
+    stage = "algebra"
+    exactness = Exactness.REASSOCIATES
+
+    def pattern(self, op: PatternBuilder, table: Var, ids: Var, weight: Var, bias: Var) -> Any:
+        row = op.aten.embedding(table, ids, op.attr("padding_idx"))
+        return op.aten.linear(row, weight, op.optional(bias))
+
+    def check(self, m: Match) -> Declined | None:
+        if is_inside_alternatives(m.root):
+            return m.decline("it is a part of alternatives already", m.root.result)
+        for value in (m.table, m.weight, m.optional("bias")):
+            if value is not None and not is_known(value):
+                return m.decline("a weight is not constant", value)
+        if m.weight.tensor.rank != 2 or m.ids.tensor.rank < 1:
+            return m.decline("the weight is a vector, or there is one row", m.weight)
+        return None
+
+    def rewrite(self, op: Builder, m: Match) -> Value:
+        attrs = {"rows": dims.product(m.ids.tensor.shape), "forms": FORMS}
+        regions = (self._as_written(op, m), self._merged(op, m))
+        return op.create("rg.alt", ((m.ids,),), attrs, regions=regions).result
+
+    def _as_written(self, op: Builder, m: Match) -> Region:
+        region = Region([m.ids.type])
+        inner, mapping = Builder(op.table, region, loc=op.loc), {m.ids: region.args[0]}
+        table, weight, bias = _constants(m, mapping, inner)
+        row = inner.aten.embedding(table, region.args[0], m.attr("padding_idx"))
+        inner.create("cf.yield", ((inner.aten.linear(row, weight, bias),),))
+        return region
+
+    def _merged(self, op: Builder, m: Match) -> Region:
+        body = Region()
+        inner = Builder(op.table, body)
+        inner.create("cf.yield", ((inner.aten.linear(*_constants(m, {}, inner)),),))
+        region = Region([m.ids.type])
+        outer = Builder(op.table, region, loc=op.loc)
+        results = outer.constant(Recipe(body, "merged_table"))
+        outer.create("cf.yield", ((outer.aten.embedding(results, region.args[0]),),))
+        return region
+
+
+def _constants(m: Match, mapping: dict[Value, Value], inner: Builder) -> tuple[Value, Value, Value | None]:
+    """Table, weight and bias inside of a region."""
+    bias = m.optional("bias")
+    for value in (m.table, m.weight, *(() if bias is None else (bias,))):
+        bring_in(value, mapping, inner)
+    return mapping[m.table], mapping[m.weight], None if bias is None else mapping[bias]
+
+
+def _beside_state(op: Builder, h: Value, x: Value, w: Value, b: Value) -> tuple[Value, Value]:
+    """A state of one row beside every row of ``x``, read by two layers."""
+    rows = x.tensor.shape[0]
+    joined = op.aten.cat((op.aten.expand(h, (rows, h.tensor.shape[1])), x), 1)
+    return op.aten.linear(joined, w, b), joined
+
+
+SplitConcatenation.examples = (
+    Example(_beside_state, ("f32[1, 4]", "f32[N, 6]", "f32[5, 10]", "f32[5]"), constants=(2, 3)),
+    Example(
+        lambda op, x, h, y, w: op.aten.linear(op.aten.cat((x, op.aten.expand(h, (2, 3, 4)), y), 2), w),
+        ("f32[2, 3, 2]", "f32[2, 1, 4]", "f32[2, 3, 3]", "f32[5, 9]"),
+        constants=(3,),
+    ),
+)
+SplitConcatenation.counterexamples = (
+    Example(
+        lambda op, x, y, w: op.aten.linear(op.aten.cat((x, y), 1), w),
+        ("f32[N, 4]", "f32[N, 6]", "f32[5, 10]"),
+        constants=(2,),
+        reason="no part of the input is repeated",
+    ),
+    Example(
+        lambda op, h, x, w: op.aten.linear(op.aten.cat((op.aten.expand(h, (3, 4)), x), 1), w),
+        ("f32[1, 4]", "f32[3, 6]", "f32[5, 10]"),
+        reason="the weight is not constant",
+    ),
+)
+MergedTable.examples = (
+    Example(
+        lambda op, ids, e, w, b: op.aten.linear(op.aten.embedding(e, ids), w, b),
+        ("i64[B, S]", "f32[7, 4]", "f32[5, 4]", "f32[5]"),
+        constants=(1, 2, 3),
+    ),
+)
+MergedTable.counterexamples = (
+    Example(
+        lambda op, ids, e, w: op.aten.linear(op.aten.embedding(e, ids), w),
+        ("i64[N]", "f32[7, 4]", "f32[5, 4]"),
+        constants=(1,),
+        reason="a weight is not constant",
+    ),
+    Example(
+        lambda op, ids, e, w: op.aten.linear(op.aten.relu(op.aten.embedding(e, ids)), w),
+        ("i64[N]", "f32[7, 4]", "f32[5, 4]"),
+        constants=(1, 2),
+        reason="expected aten.embedding",
+    ),
+)
