@@ -79,6 +79,12 @@ class Reference:
         """``new`` has taken the place of ``old``: what the captured graph computed stays the reference."""
         self._known[new] = self.value(old)
 
+    def follow(self, op: Op, number: int) -> None:
+        """Let the results of ``op``, a condition or a loop, be what its region ``number`` gives, run once."""
+        for result, given in zip(op.results, op.regions[number].results, strict=True):
+            self._known[result] = self.value(given)
+        self._bind(op)
+
     def forget(self, op: Op) -> None:
         """``op`` was erased."""
         for result in op.results:

@@ -106,8 +106,12 @@ def capture_model(
     def imported(relaxed: frozenset[str]) -> Module:
         return import_program(program, table, traced, call.form, relaxed)
 
+    def fixed(arguments: Mapping[str, Any]) -> Module:
+        exact = _export(call.module, table, arguments, {}, len(args), Phases())
+        return import_program(exact, table, arguments, call.form, frozenset())
+
     with phases.phase("import"):
-        captured = with_size_one(imported, call.module, traced, shapes, len(args), table)
+        captured = with_size_one(imported, call.module, traced, shapes, len(args), table, fixed)
         _name_literals(captured, call.module)
     check_dynamic(captured.main.signature, traced, shapes)
     own_args, own_kwargs = split(call.arguments, len(args))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import regraft
 from regraft.compiler import control
-from regraft.errors import CaptureError, RegraftError
+from regraft.errors import CaptureError, RegraftError, ShapeError
 from regraft.ir import print_module, verify
 from regraft.testing import randomise
 from tests.compiler.capture.running import AUTO, BACKENDS, check_calls, compiled, rows
@@ -262,6 +262,36 @@ def test_checks_of_what_runs_hold(backend: str) -> None:
 def test_a_limit_holds_in_eager() -> None:
     with pytest.raises(RuntimeError, match="more than 4 trips"):
         doubles(torch.ones(1))
+
+
+# -- sizes of 1 --------------------------------------------------------------------------------
+
+
+def test_a_size_of_1_is_allowed_where_every_arm_has_it_right() -> None:
+    one = [(rows(1, seed=n, shift=s),) for n in (0, 1) for s in (-3.0, 0.1, 3.0)]
+    check_calls(if_in_while_in_if, (UP,), one, dynamic_shapes=ROWS)
+
+
+def another_path(x: Tensor) -> Any:
+    """The arm that the example does not take has a path of its own for a single row."""
+    return control.cond(positive(x), lambda: (x * 2,), lambda: (x * 5 if x.shape[0] == 1 else x - 1,))
+
+
+def another_trip(x: Tensor) -> Any:
+    """So has the body of a loop that the example does not enter."""
+    return control.loop(lambda c: c[0].sum() < 0, lambda c: (c[0].abs() + x.shape[0] % 2,), (x,))
+
+
+@pytest.mark.parametrize("model", [another_path, lambda x: another_path(x.neg())])
+@pytest.mark.parametrize("example", [UP, DOWN])
+def test_a_size_of_1_is_refused_where_one_arm_differs(model: Any, example: Tensor) -> None:
+    made = compiled(model, (example,), "eager", dynamic_shapes=ROWS)
+    with pytest.raises(ShapeError, match="dimension 0 of 'x' is 1"):
+        made(rows(1))
+
+
+def test_a_trip_that_depends_on_the_size_is_right() -> None:
+    check_calls(another_trip, (UP,), [(rows(n, shift=-2.0),) for n in (1, 2, 3)], dynamic_shapes=ROWS)
 
 
 # -- refusals ----------------------------------------------------------------------------------
