@@ -43,6 +43,13 @@ class SizeBuilder(GraphBuilder):
             if known is None or (known.scale, known.offset) != (1, 0) == (scale, offset):
                 self.scope.symbols[symbol] = SizeSource(value, axis, scale, offset)
 
+    def redefine(self, symbols: Sequence[Symbol]) -> None:
+        """Forget ``symbols`` in this scope, and what was computed from sizes: they get other values."""
+        for symbol in symbols:
+            self.scope.symbols.pop(symbol, None)
+        for derived in (self.scope.sizes, self.scope.shapes, self.scope.memo, self._reshaped):
+            derived.clear()
+
     def define_size(self, symbol: Symbol, value: ir.Value) -> None:
         """Let the integer ``value`` (rank 0) be ``symbol``."""
         self.scope.symbols[symbol] = SizeSource(self.op("Reshape", value, self.ints(1)), None)

@@ -30,7 +30,9 @@ from regraft.compiler.capture.arguments import (
     overload_name,
 )
 from regraft.compiler.capture.checks import add_check, has_effect
+from regraft.compiler.capture.control.facts import condition_of
 from regraft.compiler.capture.control.markers import (
+    HOLDS,
     IF_BEGIN,
     IF_ELSE,
     IF_END,
@@ -275,6 +277,8 @@ class _Importer:
             self.values[node.name] = regions.begin_loop(carried, *self._fresh_types(node), loc)
         elif marker is WHILE_DO:
             regions.begin_body(self._value(arguments[0]))
+        elif marker is HOLDS:
+            check_sizes(condition_of(arguments[0]), self.sizes, self._builder(node), arguments[1])
         else:
             after = self._all_values(arguments[0])
             self.values[node.name] = regions.end_loop(after, *self._fresh_types(node))

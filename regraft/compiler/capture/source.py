@@ -51,15 +51,16 @@ def location_of(node: Node) -> Location:
 
 def line_of_error(error: BaseException) -> tuple[str, int] | None:
     """File and line of the innermost frame of ``error`` that is the user's."""
-    return _innermost(traceback.extract_tb(error.__traceback__))
+    return innermost(traceback.extract_tb(error.__traceback__))
 
 
 def running_line() -> tuple[str, int] | None:
     """File and line of the innermost frame that is running and is the user's."""
-    return _innermost(traceback.extract_stack())
+    return innermost(traceback.extract_stack())
 
 
-def _innermost(frames: traceback.StackSummary) -> tuple[str, int] | None:
+def innermost(frames: traceback.StackSummary) -> tuple[str, int] | None:
+    """File and line of the innermost of ``frames`` that is the user's."""
     own = [(f.filename, f.lineno or 0) for f in frames if is_users(f.filename)]
     return own[-1] if own else None
 

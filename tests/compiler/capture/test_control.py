@@ -155,6 +155,58 @@ def test_a_condition_on_a_size_that_values_decide() -> None:
     check_calls(size_decides, (UP,), [(-UP.abs(),), (DOWN,)])
 
 
+def needs_some(x: Tensor) -> Any:
+    """Only the arm that is taken where there are some needs some."""
+    kept = x[x > 0]
+    (found,) = control.cond(kept.numel() == 0, lambda: (x.sum(),), lambda: (kept[0] + kept[-1],))
+    return found, kept
+
+
+def shrinks(x: Tensor) -> Any:
+    """So does a trip: the test that ends the loop finds none left."""
+    kept = x[x > -1]
+    return control.loop(
+        lambda c: torch.full((), c[0].shape[0]) > 0,
+        lambda c: (c[0][1:], c[1] + c[0][0]),
+        (kept, x.sum()),
+    )
+
+
+@pytest.mark.parametrize("model", [needs_some, shrinks])
+def test_what_an_arm_needs_of_a_size_is_asked_there_only(model: Any) -> None:
+    calls = [(-UP.abs().view(-1) - 1,), (torch.ones(24),), (DOWN.view(-1),)]
+    check_calls(model, (UP.view(-1),), calls)
+
+
+def at_least_two(x: Tensor) -> Any:
+    kept = x[x > 0]
+
+    def then() -> Any:
+        torch._check(kept.shape[0] >= 2)
+        return (kept.sum(),)
+
+    return control.cond(x[0] > 1, then, lambda: (x.sum(),))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_size_that_an_arm_needs_is_checked_in_it(backend: str) -> None:
+    made = compiled(at_least_two, (torch.ones(3) * 2,), backend)
+    assert made(torch.tensor([2.0, 1.0, -3.0]))[0].item() == 3
+    assert made(torch.tensor([1.0, -1.0, -3.0]))[0].item() == -3
+    with pytest.raises(RegraftError, match=rf"is not what the code at .*{HERE}:\d+ needs: 2 <= u"):
+        made(torch.tensor([2.0, -1.0, -3.0]))
+
+
+def many_or_few(x: Tensor) -> Any:
+    return control.cond(positive(x), lambda: (x[:4] if x.shape[0] > 3 else x,), lambda: (x * 2,))
+
+
+def test_a_size_of_an_argument_that_an_arm_needs_is_asked_of_every_call() -> None:
+    made = compiled(many_or_few, (UP,), "eager", dynamic_shapes=ROWS)
+    with pytest.raises(ShapeError, match="dimension 0 of 'x' is 3"):
+        made(rows(3, shift=-2.0))
+
+
 def test_a_mask_is_counted_in_each_arm() -> None:
     def model(x: Tensor) -> Any:
         mask = x > 0

@@ -96,6 +96,7 @@ def _while(e: Emitter, op: Op) -> list[ir.Value]:
         passed = [e.value("passed", DType.BOOL, ()) for _ in range(count)]
         after = [e.get(v) for v in e.run_region(body, inner)]
         e.forget(condition)
+        e.redefine(condition.symbols)
         (again,) = e.run_region(condition, after)
         own = _take_checks(e, known, count)
         checks = [e.op("And", before, now) for before, (now, _) in zip(passed, own, strict=True)]

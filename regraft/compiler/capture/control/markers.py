@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.fx.node import has_side_effect
 
+from regraft.compiler.capture.control.facts import Known
+
 #: ``reads`` lists views that the arms read, so that functionalization brings them up to date before the arms.
 #: What ``if_else`` returns are the values of the first arm's results. ``changing`` lists pairs of the number
 #: of a carried value and of an axis of which the size changes from trip to trip.
@@ -29,6 +31,7 @@ _SCHEMAS = (
     "while_begin(Tensor[] carried, int[] changing, Tensor[] reads) -> Tensor[]",
     "while_do(Tensor pred) -> ()",
     "while_end(Tensor[] carried, int[] changing) -> Tensor[]",
+    "holds(str fact, str message) -> ()",
     "truth(Scalar condition) -> Tensor",
 )
 
@@ -44,13 +47,15 @@ IF_END = _OPS.if_end.default
 WHILE_BEGIN = _OPS.while_begin.default
 WHILE_DO = _OPS.while_do.default
 WHILE_END = _OPS.while_end.default
+#: What an arm needs of sizes from outside (see ``facts``).
+HOLDS = _OPS.holds.default
 #: A condition on sizes as a tensor.
 TRUTH = _OPS.truth.default
 
 BEGINNINGS = (IF_BEGIN, WHILE_BEGIN)
 MIDDLES = (IF_ELSE, WHILE_DO)
 ENDS = (IF_END, WHILE_END)
-MARKERS = frozenset((*BEGINNINGS, *MIDDLES, *ENDS))
+MARKERS = frozenset((*BEGINNINGS, *MIDDLES, *ENDS, HOLDS))
 for _marker in MARKERS:
     has_side_effect(_marker)
 
@@ -62,8 +67,11 @@ class _Scope:
     own no arm is given a size that another arm has found.
     """
 
-    def __init__(self, outer: object) -> None:
+    def __init__(self, outer: object, env: Any) -> None:
         self.outer = outer
+        self.known = Known(env)
+        #: What the arm itself checks about sizes from outside.
+        self.facts: set[str] = set()
 
 
 def _mode() -> Any:
@@ -72,13 +80,20 @@ def _mode() -> Any:
 
 
 def _enter() -> None:
-    _mode().epoch = _Scope(_mode().epoch)
+    mode = _mode()
+    mode.epoch = _Scope(mode.epoch, mode.shape_env)
 
 
 def _leave() -> None:
     scope = _mode().epoch
     assert isinstance(scope, _Scope), "a marker without its beginning"
+    scope.known.forget(scope.facts)
     _mode().epoch = scope.outer
+
+
+def assumed(mode: Any) -> list[Any]:
+    """torch's runtime asserts about sizes from outside that the present part of the trace has added."""
+    return mode.epoch.known.learnt() if isinstance(mode.epoch, _Scope) else []
 
 
 def _next_part() -> None:
@@ -138,6 +153,12 @@ def _while_end(carried: Sequence[Tensor], changing: Sequence[int]) -> list[Tenso
     return [_like(value, _axes(changing, number)) for number, value in enumerate(carried)]
 
 
+def _holds(fact: str, message: str) -> None:
+    scope = _mode().epoch
+    assert isinstance(scope, _Scope), "a fact outside of all arms"
+    scope.facts.add(fact)
+
+
 def _truth(condition: Any) -> Tensor:
     return torch.empty((), dtype=torch.bool)
 
@@ -149,6 +170,7 @@ for _marker, _kernel in (
     (WHILE_BEGIN, _while_begin),
     (WHILE_DO, _while_do),
     (WHILE_END, _while_end),
+    (HOLDS, _holds),
     (TRUTH, _truth),
 ):
     torch.library.register_fake(_marker, _kernel, lib=_LIBRARY)

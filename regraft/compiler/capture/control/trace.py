@@ -28,7 +28,8 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from regraft.compiler.capture.control import markers
-from regraft.compiler.capture.source import running_line
+from regraft.compiler.capture.control.facts import Known, text_of
+from regraft.compiler.capture.source import innermost, running_line
 from regraft.errors import CaptureError
 
 Values = tuple[Tensor, ...]
@@ -67,9 +68,11 @@ def cond(
     with _arms() as end_of_arm:
         markers.IF_BEGIN(flag, [])
         first = tuple(then())
+        _state_assumptions()
         end_of_arm()
         kept = markers.IF_ELSE(list(first))
         second = tuple(otherwise())
+        _state_assumptions()
         end_of_arm()
     _check_arms(first, second)
     rows = [
@@ -104,9 +107,12 @@ def loop(
     changing = _changing(test, body, carried)
     with _arms() as end_of_part:
         inside = tuple(markers.WHILE_BEGIN(list(carried), changing, []))
-        markers.WHILE_DO(_flag(test(inside)))
+        go_on = _flag(test(inside))
+        _state_assumptions()
+        markers.WHILE_DO(go_on)
         after = tuple(body(inside))
         _check_trip(inside, after)
+        _state_assumptions()
         end_of_part()
         results = markers.WHILE_END(list(after), changing)
     rows = zip(carried, inside, after, results, strict=True)
@@ -200,14 +206,21 @@ def _thrown_away() -> Generator[None]:
     assert mode is not None, "the loop is not traced"
     env = mode.shape_env
     assert env is not None, "export traces with symbolic sizes"
-    promised = {symbol: list(each) for symbol, each in env.deferred_runtime_asserts.items()}
-    axioms, count = dict(env.axioms), env.num_deferred_runtime_asserts
+    known = Known(env)
     with _arms() as end_of_arm:
         with proxy_tensor.disable_proxy_modes_tracing(), env.ignore_fresh_unbacked_symbols():
             yield
         end_of_arm()
-    env.deferred_runtime_asserts = promised
-    env.axioms, env.num_deferred_runtime_asserts = axioms, count
+    known.forget_all()
+
+
+def _state_assumptions() -> None:
+    """Write down what the part that ends here has assumed of sizes from outside."""
+    for each in markers.assumed(detect_fake_mode()):
+        line = innermost(each.stack.summary())
+        where = f" at {line[0]}:{line[1]}" if line else ""
+        message = f"a size that values decide is not what the code{where} needs: {each.expr}"
+        markers.HOLDS(text_of(each.expr), message)
 
 
 # -- constants -----------------------------------------------------------------------------------

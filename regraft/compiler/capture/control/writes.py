@@ -36,7 +36,7 @@ from regraft.compiler.capture.control.flat import (
     memories_written_by,
     memory_of,
 )
-from regraft.compiler.capture.control.markers import BEGINNINGS, MARKERS
+from regraft.compiler.capture.control.markers import BEGINNINGS, HOLDS, MARKERS
 from regraft.compiler.capture.source import location_of
 from regraft.errors import CaptureError
 
@@ -55,12 +55,21 @@ def settle_writes(program: ExportedProgram) -> None:
     if not any(node.target in BEGINNINGS for node in program.graph.nodes):
         return
     flat = FlatGraph(program)
+    _hoist_assumptions(flat)
     _check_draws(flat)
     _check_tests(flat)
     _check_aliases(program, flat)
     _Settler(program, flat).run()
     program.graph.lint()
     program.graph_module.recompile()
+
+
+def _hoist_assumptions(flat: FlatGraph) -> None:
+    """Let each part begin with what it assumes of sizes: traced anew, it must not be assumed before."""
+    for node in [node for node in flat.around if node.target is HOLDS]:
+        construct = flat.around[node]
+        assert construct is not None, "a fact outside of all arms"
+        (construct.middle if flat.parts_of(node)[construct] else construct.begin).append(node)
 
 
 class _Settler:
