@@ -27,7 +27,7 @@ def observe(network: DynamicNetwork, size: str, seeds: int) -> list[Observation]
 def print_paths(network: DynamicNetwork, observations: list[Observation]) -> None:
     found: dict[Decisions, list[tuple[float, int]]] = collections.defaultdict(list)
     for seed, seen in enumerate(observations):
-        found[network.decisions(seen.result)].append((seen.narrowest().value, seed))
+        found[network.decisions(seen.result)].append((seen.narrowest(network.idle).value, seed))
     for path, each in sorted(found.items()):
         margin, seed = max(each)
         print(f"{path}: {seed},  # {len(each)} of {len(observations)}, margin {margin:.2g}")

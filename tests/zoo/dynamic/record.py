@@ -49,7 +49,8 @@ class DynamicNetwork:
         workload: the full form in a line.
         small, full: for tests and for benchmarks.
         decisions: reads the decisions off a result.
-        one_way: lines whose last operand cannot decide both ways.
+        one_way: lines with a condition, or an operand of one, that cannot decide both ways.
+        idle: lines whose comparisons and selections reach no result.
     """
 
     name: str
@@ -58,6 +59,7 @@ class DynamicNetwork:
     full: Form
     decisions: Callable[[Any], Decisions]
     one_way: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
 
     def form(self, size: str) -> Form:
         return {"small": self.small, "full": self.full}[size]

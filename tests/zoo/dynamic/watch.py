@@ -10,7 +10,7 @@ import inspect
 import itertools
 import linecache
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,10 @@ class Observation:
     sites: dict[Site, set[bool]] = field(default_factory=dict)
     margins: list[Margin] = field(default_factory=list)
 
-    def narrowest(self) -> Margin:
-        return min(self.margins, key=lambda margin: margin.value, default=Margin(1.0, "nothing compared"))
+    def narrowest(self, idle: Sequence[str] = ()) -> Margin:
+        """The smallest margin, but for those at the lines ``idle``."""
+        counted = [margin for margin in self.margins if margin.line.partition(": ")[2] not in idle]
+        return min(counted, key=lambda margin: margin.value, default=Margin(1.0, "nothing compared"))
 
     def decided(self, value: bool) -> None:
         self.sites.setdefault(_site(), set()).add(value)
