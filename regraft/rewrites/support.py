@@ -63,6 +63,15 @@ def is_last_dims(axes: Sequence[Dim], rank: int) -> bool:
     return 0 < count <= rank and sorted(map(str, axes)) == sorted(map(str, range(rank - count, rank)))
 
 
+def is_along(factor: Value, result: Value, axis: int) -> bool:
+    """Whether ``factor`` is one number, or one for each place of ``axis`` (from the end) of ``result``."""
+    shape = factor.tensor.shape
+    if len(shape) > result.tensor.rank:
+        return False
+    size = result.tensor.shape[axis]
+    return all(d == 1 or (i - len(shape) == axis and d == size) for i, d in enumerate(shape))
+
+
 def is_inside_alternatives(op: Op) -> bool:
     """Whether ``op`` is a part of a form of an ``rg.alt``: forms have no alternatives of their own."""
     around = op.parent.parent if op.parent is not None else None

@@ -51,12 +51,21 @@ def minus(op: Builder, x: Any, a: Any, b: Any, bias: Any) -> Any:
     return op.aten.sub.Tensor(op.aten.linear(x, a), op.aten.linear(op.aten.neg(x), b, bias))
 
 
+def blocks_by_loop(op: Builder, x: Any, first: Any, second: Any, last: Any) -> Any:
+    """Halves of a row through weights of their own, and joined again the other way round."""
+    rows = x.tensor.shape[0]
+    left, right = (op.aten.slice.Tensor(x, 1, start, start + 4, 1) for start in (0, 4))
+    joined = op.aten.cat((op.aten.linear(right, second), op.aten.linear(left, first)), 1)
+    return op.aten.linear(op.aten.view(joined, (rows, joined.tensor.shape[1])), last)
+
+
 MAPS = (
     Example(tucker, ("f32[N, 8]", "f32[3, 4]", "f32[5, 2]", "f32[7, 15]"), constants=(1, 2, 3)),
     Example(left_product, ("f32[N, 6]", "f32[3, 6]", "f32[5, 3]"), constants=(1, 2)),
     Example(rows_apart, ("f32[B, S, 6]", "f32[3, 6]", "f32[5, 3]"), constants=(1, 2)),
     Example(rows_apart, ("f32[1, 1, 6]", "f32[3, 6]", "f32[5, 3]"), constants=(1, 2)),
     Example(scaled, ("f32[N, 6]", "f32[3, 6]", "f32[3]", "f32[5, 3]"), constants=(1, 2, 3)),
+    Example(blocks_by_loop, ("f32[N, 8]", "f32[3, 4]", "f32[2, 4]", "f32[5, 5]"), constants=(1, 2, 3)),
     Example(minus, ("f32[N, 6]", "f32[3, 6]", "f32[3, 6]", "f32[3]"), constants=(1, 2, 3)),
 )
 
@@ -91,9 +100,14 @@ def across_rows(op: Builder, x: Any, a: Any, b: Any) -> Any:
     return op.aten.linear(op.aten.view(op.aten.linear(x, a), (2, 6)), b)
 
 
+def rows_cut(op: Builder, x: Any, a: Any, b: Any) -> Any:
+    return op.aten.linear(op.aten.slice.Tensor(op.aten.linear(x, a), 0, 1, 3, 1), b)
+
+
 @pytest.mark.parametrize(
     ("example", "reason"),
     [
+        (Example(rows_cut, ("f32[4, 6]", "f32[3, 6]", "f32[5, 3]"), (1, 2)), "rows are left out"),
         (Example(one_weight_a_row, ("f32[4, 6]", "f32[4, 6, 3]", "f32[4, 3, 5]"), (1, 2)), "of their own"),
         (Example(scale_by_row, ("f32[4, 6]", "f32[3, 6]", "f32[4, 1]", "f32[5, 3]"), (1, 2, 3)), "rows"),
         (Example(mixing_rows, ("f32[4, 6]", "f32[4, 4]", "f32[5, 6]"), (1, 2)), "rows are summed up"),

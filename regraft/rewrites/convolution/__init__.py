@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from regraft.ir import Rewrite
 from regraft.rewrites.convolution.batch_norm import ConvBatchNorm
-from regraft.rewrites.convolution.branches import ConvBranches, ConvChain, ConvIdentity, ConvOfBatchNorm
+from regraft.rewrites.convolution.branches import (
+    ConvBias,
+    ConvBranches,
+    ConvChain,
+    ConvIdentity,
+    ConvOfBatchNorm,
+)
 
 CONVOLUTION: tuple[Rewrite, ...] = (
     ConvBatchNorm(),
+    ConvBias(),
     ConvBranches(),
     ConvChain(),
     ConvIdentity(),

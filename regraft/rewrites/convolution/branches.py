@@ -23,7 +23,7 @@ from regraft.ir import (
     Value,
     Var,
 )
-from regraft.rewrites.support import is_computed_at_compile_time
+from regraft.rewrites.support import is_along, is_computed_at_compile_time
 
 _CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
 
@@ -154,6 +154,41 @@ def _both(m: Match) -> tuple[Op, Op]:
     assert first is not None
     assert second is not None
     return first, second
+
+
+class ConvBias(Rewrite):
+    """conv(x, W, b) + c = conv(x, W, b + c), c being a number or one for each output channel."""
+
+    stage = "algebra"
+    exactness = Exactness.REASSOCIATES
+
+    def pattern(self, op: PatternBuilder, x: Var, w: Var, b: Var, c: Var) -> Any:
+        return op.one_of(
+            op.aten.add.Tensor(_any_conv(op, x, w, b), c),
+            op.aten.add.Scalar(_any_conv(op, x, w, b), op.attr("number")),
+        )
+
+    def check(self, m: Match) -> Declined | None:
+        found = _why_not_constant(m, ("w", "b", "c"))
+        if found is not None:
+            return found
+        conv = _conv_of(m)
+        c = m.optional("c")
+        if c is not None and not is_along(c, conv.result, 1 - m.w.tensor.rank):
+            return m.decline("the summand is not one number a channel", c)
+        if isinstance(m.attrs.get("number"), bool):
+            return m.decline("the summand is no number", conv.result)
+        return None
+
+    def rewrite(self, op: Builder, m: Match) -> Value:
+        conv = _conv_of(m)
+        channels = (sizes_of(m.w)[0],)
+        if m.optional("c") is None:
+            bias = op.aten.full(channels, m.attr("number"), dtype=m.w.tensor.dtype)
+        else:
+            bias = op.aten.expand(op.aten.view(m.c, (m.c.tensor.numel,)), channels)
+        arguments = conv.arguments() | {"bias": _sum(op, bias, conv.optional("bias"))}
+        return op.create(conv.name, (), arguments).result
 
 
 class ConvIdentity(Rewrite):
@@ -389,6 +424,37 @@ ConvBranches.counterexamples = (
         ("f32[2, 4, 9]", "f32[2, 4, 9]", "f32[6, 4, 3]", "f32[6, 4, 3]"),
         constants=(2, 3),
         reason="two different values",
+    ),
+)
+ConvBias.examples = (
+    Example(
+        lambda op, x, w, b, c: op.aten.add.Tensor(_conv(op, x, w, b, 1), c),
+        ("f32[N, 4, 5, 5]", "f32[6, 4, 3, 3]", "f32[6]", "f32[1, 6, 1, 1]"),
+        constants=(1, 2, 3),
+    ),
+    Example(
+        lambda op, x, w, c: op.aten.add.Tensor(c, _conv(op, x, w)),
+        ("f32[2, 4, 9]", "f32[6, 4, 3]", "f32[]"),
+        constants=(1, 2),
+    ),
+    Example(
+        lambda op, x, w: op.aten.add.Scalar(_conv(op, x, w), 0.5),
+        ("f32[2, 4, 9]", "f32[6, 4, 3]"),
+        constants=(1,),
+    ),
+)
+ConvBias.counterexamples = (
+    Example(
+        lambda op, x, w, c: op.aten.add.Tensor(_conv(op, x, w), c),
+        ("f32[2, 4, 9]", "f32[6, 4, 3]", "f32[7]"),
+        constants=(1, 2),
+        reason="not one number a channel",
+    ),
+    Example(
+        lambda op, x, w, c: op.aten.add.Tensor(_conv(op, x, w), c),
+        ("f32[2, 4, 9]", "f32[6, 4, 3]", "f32[6, 1]"),
+        constants=(1,),
+        reason="not constant",
     ),
 )
 ConvIdentity.examples = (

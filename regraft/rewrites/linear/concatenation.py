@@ -6,6 +6,7 @@ the state's part of the product is the same for all of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from regraft.ir import (
@@ -66,26 +67,42 @@ class SplitConcatenation(Rewrite):
         x = others[0] if len(others) == 1 else op.aten.cat(tuple(others), m.joined.tensor.rank - 1)
         total = op.aten.linear(x, weight, m.optional("bias"))
         for part, w in columns:
-            if _is_repeated(part):
-                total = op.aten.add.Tensor(total, op.aten.linear(_source(part), w))
+            found = _source(part)
+            if found is not None:
+                total = op.aten.add.Tensor(total, op.aten.linear(op.aten.view(*found), w))
         return total
 
 
 def _is_repeated(part: Value) -> bool:
     """Whether ``part`` is fewer rows, repeated."""
-    if part.op is None or part.op.name != "aten.expand":
-        return False
-    source, shape = _source(part).tensor.shape, part.tensor.shape
-    if not source or dims.eq(source[-1], shape[-1]) is not True:
-        return False
-    leading = zip(source[:-1], shape[len(shape) - len(source) : -1], strict=True)
-    added = len(shape) > len(source)
-    return added or any(old == 1 and dims.eq(new, 1) is not True for old, new in leading)
+    return _source(part) is not None
 
 
-def _source(part: Value) -> Value:
-    assert part.op is not None
-    return part.op.operand("self")
+def _source(part: Value) -> tuple[Value, tuple[Dim, ...]] | None:
+    """The rows that ``part`` repeats, and their shape beside the other parts; None when they all differ."""
+    shape = part.tensor.shape
+    expanded, is_viewed = part, False
+    if part.op is not None and part.op.name == "aten.view":
+        expanded, is_viewed = part.op.operand("self"), True
+    if expanded.op is None or expanded.op.name != "aten.expand":
+        return None
+    source = expanded.op.operand("self")
+    own, wide = source.tensor.shape, expanded.tensor.shape
+    repeated = [axis for axis, size in enumerate(wide) if _was_one(own, axis - len(wide), size)]
+    if not own or not repeated or repeated[-1] == len(wide) - 1:
+        return None
+    if not is_viewed:
+        return source, own
+    # One row, as `repeat` writes it: all that is repeated stands before what is not.
+    whole = all(size == 1 or axis in repeated for axis, size in enumerate(wide[: repeated[-1] + 1]))
+    one = dims.eq(source.tensor.numel, shape[-1]) is True
+    return (source, (*(1,) * (len(shape) - 1), shape[-1])) if whole and one else None
+
+
+def _was_one(shape: Sequence[Dim], axis: int, size: Dim) -> bool:
+    """Whether ``axis`` (from the end) was not there, or of one element, before it had ``size``."""
+    missing = len(shape) < -axis
+    return missing or (shape[axis] == 1 and dims.eq(size, 1) is not True)
 
 
 def _columns(op: Builder, weight: Value, parts: tuple[Value, ...]) -> list[tuple[Value, Value]]:
@@ -113,7 +130,8 @@ class MergedTable(Rewrite):
 
     def pattern(self, op: PatternBuilder, table: Var, ids: Var, weight: Var, bias: Var) -> Any:
         row = op.aten.embedding(table, ids, op.attr("padding_idx"))
-        return op.aten.linear(row, weight, op.optional(bias))
+        rows = op.one_of(row, op.aten.view(row, op.attr("size")))
+        return op.aten.linear(rows, weight, op.optional(bias))
 
     def check(self, m: Match) -> Declined | None:
         if is_inside_alternatives(m.root):
@@ -123,30 +141,38 @@ class MergedTable(Rewrite):
                 return m.decline("a weight is not constant", value)
         if m.weight.tensor.rank != 2 or m.ids.tensor.rank < 1:
             return m.decline("the weight is a vector, or there is one row", m.weight)
+        if dims.eq(_rows(m)[-1], m.table.tensor.shape[1]) is not True:
+            return m.decline("a view takes a row apart", m.root.operand("input"))
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value:
-        attrs = {"rows": dims.product(m.ids.tensor.shape), "forms": FORMS}
-        regions = (self._as_written(op, m), self._merged(op, m))
-        return op.create("rg.alt", ((m.ids,),), attrs, regions=regions).result
+        ids = op.aten.view(m.ids, _rows(m)[:-1])
+        attrs = {"rows": dims.product(ids.tensor.shape), "forms": FORMS}
+        regions = (self._as_written(op, m, ids), self._merged(op, m, ids))
+        return op.create("rg.alt", ((ids,),), attrs, regions=regions).result
 
-    def _as_written(self, op: Builder, m: Match) -> Region:
-        region = Region([m.ids.type])
-        inner, mapping = Builder(op.table, region, loc=op.loc), {m.ids: region.args[0]}
+    def _as_written(self, op: Builder, m: Match, ids: Value) -> Region:
+        region = Region([ids.type])
+        inner, mapping = Builder(op.table, region, loc=op.loc), {ids: region.args[0]}
         table, weight, bias = _constants(m, mapping, inner)
         row = inner.aten.embedding(table, region.args[0], m.attr("padding_idx"))
         inner.create("cf.yield", ((inner.aten.linear(row, weight, bias),),))
         return region
 
-    def _merged(self, op: Builder, m: Match) -> Region:
+    def _merged(self, op: Builder, m: Match, ids: Value) -> Region:
         body = Region()
         inner = Builder(op.table, body)
         inner.create("cf.yield", ((inner.aten.linear(*_constants(m, {}, inner)),),))
-        region = Region([m.ids.type])
+        region = Region([ids.type])
         outer = Builder(op.table, region, loc=op.loc)
         results = outer.constant(Recipe(body, "merged_table"))
         outer.create("cf.yield", ((outer.aten.embedding(results, region.args[0]),),))
         return region
+
+
+def _rows(m: Match) -> tuple[Dim, ...]:
+    """The shape of the layer's input."""
+    return m.root.operand("input").tensor.shape
 
 
 def _constants(m: Match, mapping: dict[Value, Value], inner: Builder) -> tuple[Value, Value, Value | None]:
@@ -164,6 +190,15 @@ def _beside_state(op: Builder, h: Value, x: Value, w: Value, b: Value) -> tuple[
     return op.aten.linear(joined, w, b), joined
 
 
+def _copies(op: Builder, h: Value, count: int, axis: int) -> Value:
+    """``h`` whole, ``count`` times (axis 0), or each element so often (axis 1), as rows of its width."""
+    width = h.tensor.shape[0]
+    single = op.aten.view(h, (1, width) if axis == 0 else (width, 1))
+    return op.aten.view(
+        op.aten.expand(single, (count, width) if axis == 0 else (width, count)), (count, width)
+    )
+
+
 SplitConcatenation.examples = (
     Example(_beside_state, ("f32[1, 4]", "f32[N, 6]", "f32[5, 10]", "f32[5]"), constants=(2, 3)),
     Example(
@@ -171,8 +206,19 @@ SplitConcatenation.examples = (
         ("f32[2, 3, 2]", "f32[2, 1, 4]", "f32[2, 3, 3]", "f32[5, 9]"),
         constants=(3,),
     ),
+    Example(
+        lambda op, h, x, w: op.aten.linear(op.aten.cat((_copies(op, h, 3, 0), x), 1), w),
+        ("f32[4]", "f32[3, 6]", "f32[5, 10]"),
+        constants=(2,),
+    ),
 )
 SplitConcatenation.counterexamples = (
+    Example(
+        lambda op, h, x, w: op.aten.linear(op.aten.cat((_copies(op, h, 3, 1), x), 1), w),
+        ("f32[4]", "f32[3, 6]", "f32[5, 10]"),
+        constants=(2,),
+        reason="no part of the input is repeated",
+    ),
     Example(
         lambda op, x, y, w: op.aten.linear(op.aten.cat((x, y), 1), w),
         ("f32[N, 4]", "f32[N, 6]", "f32[5, 10]"),
@@ -191,8 +237,19 @@ MergedTable.examples = (
         ("i64[B, S]", "f32[7, 4]", "f32[5, 4]", "f32[5]"),
         constants=(1, 2, 3),
     ),
+    Example(
+        lambda op, ids, e, w: op.aten.linear(op.aten.view(op.aten.embedding(e, ids), (6, 4)), w),
+        ("i64[2, 3]", "f32[7, 4]", "f32[5, 4]"),
+        constants=(1, 2),
+    ),
 )
 MergedTable.counterexamples = (
+    Example(
+        lambda op, ids, e, w: op.aten.linear(op.aten.view(op.aten.embedding(e, ids), (2, 12)), w),
+        ("i64[2, 3]", "f32[7, 4]", "f32[5, 12]"),
+        constants=(1, 2),
+        reason="takes a row apart",
+    ),
     Example(
         lambda op, ids, e, w: op.aten.linear(op.aten.embedding(e, ids), w),
         ("i64[N]", "f32[7, 4]", "f32[5, 4]"),

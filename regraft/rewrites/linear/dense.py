@@ -82,6 +82,8 @@ class _Writer:
         return self.builder.aten.neg(values[b]) if op.name == "aten.sub.Tensor" else values[b]
 
     def _argument(self, argument: Any, values: Mapping[Value, Value]) -> Any:
+        if isinstance(argument, tuple):
+            return tuple(self._argument(each, values) for each in argument)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
         if not isinstance(argument, Value):
             return argument
         return values[argument] if argument in values else self._constant(argument)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regraft.ir import Builder, Declined, DType, Op, Value
-from regraft.rewrites.support import is_computed_at_compile_time, is_known
+from regraft.rewrites.support import is_along, is_computed_at_compile_time, is_known
 
 Factor = Value | float
 
@@ -85,15 +85,6 @@ def is_shared(weight: Value) -> bool:
         if value.op is not None:
             pending += [v for v in value.op.operands if v.tensor.rank > 1]
     return False
-
-
-def is_along(factor: Value, result: Value, axis: int) -> bool:
-    """Whether ``factor`` is one number, or one for each place of ``axis`` (from the end) of ``result``."""
-    shape = factor.tensor.shape
-    if len(shape) > result.tensor.rank:
-        return False
-    size = result.tensor.shape[axis]
-    return all(d == 1 or (i - len(shape) == axis and d == size) for i, d in enumerate(shape))
 
 
 def scaled(op: Builder, layer_op: Op, factor: Factor) -> Value:

@@ -259,12 +259,38 @@ def _plus(op: Op, layouts: Layouts) -> Outcome:
     return layouts[x]
 
 
+def _cut(op: Op, layouts: Layouts) -> Outcome:
+    layout, axis = layouts[op.operand("self")], op.site.int("dim")
+    size = op.result.tensor.shape[axis]
+    if features(layout[axis]) is None or not isinstance(size, int):
+        return Declined("rows are left out", op.result)
+    return (*layout[:axis], (size,), *layout[axis + 1 :])
+
+
+def _join(op: Op, layouts: Layouts) -> Outcome:
+    parts, axis = op.variadic("tensors"), op.site.int("dim")
+    if any(part not in layouts for part in parts):
+        return Declined("a part does not depend on the input", op.result)
+    first, *others = (layouts[part] for part in parts)
+    sizes = [features(layouts[part][axis]) for part in parts]
+    alike = all(same(_without(each, axis), _without(first, axis)) for each in others)
+    if None in sizes or not alike:
+        return Declined("the parts hold their rows at different places", op.result)
+    return (*first[:axis], (sum(size or 0 for size in sizes),), *first[axis + 1 :])
+
+
+def _without(layout: Layout, axis: int) -> Layout:
+    return (*layout[:axis], *layout[axis + 1 :])
+
+
 #: Op -> rows and features of its result. What is not listed ends a map.
 RULES: Mapping[str, Callable[[Op, Layouts], Outcome]] = {
     "aten.linear": _linear,
     "aten.matmul": _matmul,
     "aten.view": _view,
     "aten.permute": _permute,
+    "aten.slice.Tensor": _cut,
+    "aten.cat": _join,
     "aten.mul.Scalar": _scale,
     "aten.div.Scalar": _scale,
     "aten.neg": _scale,

@@ -14,14 +14,13 @@ from regraft.rewrites.linear.layers import (
     LAYERS,
     Factor,
     along,
-    is_along,
     is_moderate,
     scaled,
     times,
     why_not_changed,
     why_not_scaled,
 )
-from regraft.rewrites.support import is_known
+from regraft.rewrites.support import is_along, is_known
 
 _MOVES = ("aten.view", "aten.permute", "aten.slice.Tensor", "aten.expand")
 _MAX_MOVES = 6
