@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from regraft.ir import (
     PassContext,
     Rewrite,
     RewritePass,
+    TensorType,
     Value,
     decide,
     print_module,
@@ -38,11 +40,14 @@ from regraft.ir import (
 )
 from regraft.numerics import TOLERANCES, assert_close, relative_error, same_bits
 from regraft.op_testing import OpCase, check_op, op_cases
+from regraft.path_counts import Path, PathCounts
 
 __all__ = [
     "TOLERANCES",
     "GraphConstants",
     "OpCase",
+    "Path",
+    "PathCounts",
     "RewriteCase",
     "assert_close",
     "build_example",
@@ -290,12 +295,16 @@ def _check_bits(rewrite: Rewrite, actual: Sequence[Tensor], expected: Sequence[T
 
 
 def _runs(module: Module) -> Iterator[tuple[list[Tensor], dict[str, int]]]:
-    """Random inputs, at several sizes when there are symbols."""
-    symbols = module.main.symbols
+    """Random inputs, at several sizes when there are symbols, and with every combination of single bools."""
+    symbols, args = module.main.symbols, module.main.args
+    flags = [a.index for a in args if a.tensor == TensorType(DType.BOOL, ())]
     for base in _SIZES if symbols else (0,):
         generator = torch.Generator().manual_seed(base)
         values = {s.name: min(base + 2 * i, 1) if base < 2 else base + 2 * i for i, s in enumerate(symbols)}
-        yield [random_tensor(a.tensor, values, generator) for a in module.main.args], values
+        inputs = [random_tensor(a.tensor, values, generator) for a in args]
+        for combination in itertools.product((True, False), repeat=len(flags)):
+            chosen = dict(zip(flags, map(torch.tensor, combination), strict=True))
+            yield [chosen.get(index, x) for index, x in enumerate(inputs)], values
 
 
 def _check_mutants(trial: _Trial) -> None:

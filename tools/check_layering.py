@@ -28,10 +28,11 @@ ALLOWED: Mapping[str, frozenset[str]] = {
         {"errors", "plugins", "ir", "rewrites", "backends", "runtime", "numerics", "graphs", "timing"}
     ),
     "testing": frozenset(
-        {"errors", "numerics", "graphs", "op_testing", "ir", "rewrites", "backends", "runtime"}
+        {"errors", "numerics", "graphs", "op_testing", "path_counts", "ir", "rewrites", "backends", "runtime"}
     ),
     "op_testing": frozenset({"errors", "ir", "backends", "runtime", "numerics", "graphs"}),
     "graphs": frozenset({"errors", "ir", "backends", "runtime"}),
+    "path_counts": frozenset({"errors", "ir"}),
     "numerics": frozenset({"errors"}),
     "conformance": frozenset({"errors", "ir", "backends", "runtime", "testing"}),
     "demo": frozenset({"", "errors", "ir", "testing", "timing"}),

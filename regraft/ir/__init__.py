@@ -14,6 +14,7 @@ from regraft.ir.dim_text import parse_dim
 from regraft.ir.dims import Dim, Expr, Symbol, symbol
 from regraft.ir.dims_sympy import from_sympy, prove_equal, to_sympy
 from regraft.ir.dtypes import DType, promote
+from regraft.ir.effects import is_dead, is_pure, is_speculatable
 from regraft.ir.module import Function, Module, input_symbols, symbols_in, unique_name
 from regraft.ir.opdef import (
     REQUIRED,
@@ -48,7 +49,7 @@ from regraft.ir.pattern import Declined, Match, Pattern, PatternBuilder, Progres
 from regraft.ir.place import excerpt, path_of
 from regraft.ir.printer import format_type, outermost, print_function, print_module, print_op, print_region
 from regraft.ir.rewrite import Exactness, Example, Rewrite, parse_type
-from regraft.ir.rewriter import Fuel, Listener, Rewriter, RewriteStats, is_dead, refines
+from regraft.ir.rewriter import Fuel, Listener, Rewriter, RewriteStats, refines
 from regraft.ir.stages import STAGE_RULES, stage_problem
 from regraft.ir.structural import Difference, same_attr, structurally_equal
 from regraft.ir.types import TensorType, TokenType, Type
@@ -127,6 +128,8 @@ __all__ = [
     "in_order",
     "input_symbols",
     "is_dead",
+    "is_pure",
+    "is_speculatable",
     "leaves",
     "match_pattern",
     "outermost",

@@ -46,6 +46,9 @@ class Trait(Flag):
     """Ends a region; its operands are the region's results."""
     CONSTANT_LIKE = auto()
     """May be cloned into any region."""
+    RECURSIVE = auto()
+    """Has no effect of its own: as pure as the ops of its regions, see ``is_pure``. With SPECULATABLE it may
+    run early where all of these may."""
 
 
 SAFE = Trait.PURE | Trait.SPECULATABLE

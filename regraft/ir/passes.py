@@ -348,12 +348,13 @@ def apply(rewrite: Rewrite, match: Match, rewriter: Rewriter) -> None:
     """
     root = match.root
     try:
-        values = _values(rewrite.rewrite(rewriter.before(root), match), root)
+        replacements = _replacements(rewrite.rewrite(rewriter.before(root), match), root)
     except Exception as error:
         raise failure_of(rewrite, "rewrite", error, root) from error
-    producers = [v.op for v in root.operands if v.op is not None]
+    producers = [v.op for op in replacements for v in op.operands if v.op is not None]
     try:
-        rewriter.replace(root, values)
+        for op, values in replacements.items():
+            rewriter.replace(op, values)
     except RewriteError as error:
         error.rewrites = error.rewrites or (rewrite.name,)
         error.source = line_of(rewrite.rewrite, error)
@@ -363,9 +364,18 @@ def apply(rewrite: Rewrite, match: Match, rewriter: Rewriter) -> None:
             rewriter.erase_if_unused(op)
 
 
-def _values(built: object, root: Op) -> tuple[Value, ...]:
-    given = (built,) if isinstance(built, Value) else built
-    values = tuple(v for v in given if isinstance(v, Value)) if isinstance(given, (tuple, list)) else ()  # pyright: ignore[reportUnknownVariableType]
-    if not isinstance(given, (tuple, list)) or len(values) != len(given):  # pyright: ignore[reportUnknownArgumentType]
+def _replacements(built: Any, root: Op) -> Mapping[Op, Sequence[Value | None]]:
+    """What ``rewrite`` gave, by op; the root is among them."""
+    if not isinstance(built, Mapping):
+        return {root: _values(built, root)}
+    by_op: dict[Any, Any] = {op: _values(values, root) for op, values in built.items()}  # pyright: ignore[reportUnknownVariableType]
+    if root not in by_op or not all(isinstance(op, Op) for op in by_op):
+        raise TypeError(f"it returned {built!r}; return values for {root.name}, and for other ops by op")
+    return by_op
+
+
+def _values(built: Any, root: Op) -> tuple[Value | None, ...]:
+    given: Any = (built,) if isinstance(built, Value) else built
+    if not isinstance(given, (tuple, list)) or not all(v is None or isinstance(v, Value) for v in given):  # pyright: ignore[reportUnknownVariableType]
         raise TypeError(f"it returned {built!r}; return a value for each result of {root.name}")
-    return values
+    return tuple(given)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]

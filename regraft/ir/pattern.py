@@ -63,6 +63,11 @@ class OneOf:
     alternatives: tuple[Node, ...]
 
 
+@dataclass(frozen=True)
+class AnyOperands:
+    """Matches a list of operands of any length; they are read from ``match.root``."""
+
+
 Node: TypeAlias = Var | OpNode | OneOf
 Bindings: TypeAlias = dict[Any, Any]
 
@@ -92,6 +97,10 @@ class PatternBuilder(OpNamespace):
     def optional(self, var: Var) -> Var:
         """An operand that may be absent; the match then holds None for it."""
         return Var(var.name, optional=True)
+
+    def any_operands(self) -> AnyOperands:
+        """A list of operands of any length, such as the values that a condition hands to its arms."""
+        return AnyOperands()
 
     def shared(self, node: OpNode) -> OpNode:
         """An inner op that may have users outside the match; it stays in the graph."""
@@ -355,7 +364,7 @@ def _operand_orders(
                     return
                 continue
             pairs.append((expected, value))
-        else:
+        elif not isinstance(expected, AnyOperands):
             if len(expected) != len(value):
                 text = "the operands differ: '{}' holds {}, expected {}"
                 search.fail(bound, op, _first(op), text, operand.name, len(value), len(expected))

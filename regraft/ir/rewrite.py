@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -103,13 +103,19 @@ def parse_type(text: str) -> TensorType:
 _TYPE = re.compile(r"(\w+)\[((?:\w+(?:, *)?)*)\]")
 
 
+#: A value for each result of the root, None for one that nobody uses; or such values by op, where the ops of
+#: a match are replaced together.
+Replacement: TypeAlias = Value | Sequence[Value | None] | Mapping[Op, Sequence[Value | None]]
+
+
 class Rewrite:
     """Base class of rewrites.
 
     Subclasses write ``pattern(self, op, ...)`` (what to look for), optionally ``check(self, m)``
     (conditions on the match; return ``m.decline(reason, culprit)`` to pass), and
     ``rewrite(self, op, m)`` (the replacement of the root's results, built with the same ``op``
-    builders). ``examples`` must fire and ``counterexamples`` must not; tests are derived from both.
+    builders; a mapping from ops to their replacements where several ops are replaced together).
+    ``examples`` must fire and ``counterexamples`` must not; tests are derived from both.
     """
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
@@ -129,7 +135,7 @@ class Rewrite:
     def check(self, m: Match) -> Declined | None:
         return None
 
-    def rewrite(self, op: Builder, m: Match) -> Value | Sequence[Value]:
+    def rewrite(self, op: Builder, m: Match) -> Replacement:
         raise NotImplementedError(f"{self.name}.rewrite")
 
     def patterns(self, table: OpTable) -> tuple[Pattern, ...]:

@@ -13,7 +13,8 @@ from regraft.errors import RewriteError
 from regraft.ir.builder import Builder
 from regraft.ir.core import UNKNOWN, Location, Op, Region, Use, Value
 from regraft.ir.dims import Dim, eq
-from regraft.ir.opdef import OpTable, Trait
+from regraft.ir.effects import is_dead
+from regraft.ir.opdef import OpTable
 from regraft.ir.types import TensorType, Type
 
 
@@ -52,7 +53,8 @@ class Listener:
     def redirecting(self, old: Value, new: Value) -> None:
         """Uses of ``old`` are about to become uses of ``new``; both can still be computed."""
 
-    def replaced(self, op: Op, values: Sequence[Value]) -> None: ...
+    def replaced(self, op: Op, values: Sequence[Value]) -> None:
+        """The results of ``op`` that had users are ``values`` now."""
 
     def modified(self, op: Op) -> None: ...
 
@@ -78,13 +80,14 @@ class Rewriter:
     def at_end(self, region: Region, loc: Location = UNKNOWN) -> Builder:
         return _ListeningBuilder(self, region, None, loc.tagged(self.made_by))
 
-    def replace(self, op: Op, values: Sequence[Value]) -> None:
+    def replace(self, op: Op, values: Sequence[Value | None]) -> None:
         """Use ``values`` in place of the results of ``op``, and erase it.
 
-        A replacement's type must equal the old one or refine it (static inside dynamic).
+        A replacement's type must equal the old one or refine it (static inside dynamic). None stands for a
+        result that nobody uses.
 
         Raises:
-            RewriteError: the number or the types of the values differ.
+            RewriteError: the number or the types of the values differ, or a result in use has no value.
         """
         if len(values) != len(op.results):
             raise RewriteError(
@@ -92,6 +95,8 @@ class Rewriter:
                 (self.made_by,),
             )
         for old, new in zip(op.results, values, strict=True):
+            if new is None:
+                continue
             if old is new:
                 message = f"'{self.made_by}' replaces {op.name} by its own result"
                 raise RewriteError(message, (self.made_by,))
@@ -103,7 +108,7 @@ class Rewriter:
                 )
             self.replace_uses(old, new)
         for listener in self.listeners:
-            listener.replaced(op, values)
+            listener.replaced(op, [value for value in values if value is not None])
         self.erase(op)
 
     def replace_uses(self, old: Value, new: Value, where: Callable[[Use], bool] = lambda use: True) -> None:
@@ -172,12 +177,6 @@ class _ListeningBuilder(Builder):
         super().insert(op)
         self._rewriter.notify_inserted(op)
         return op
-
-
-def is_dead(op: Op) -> bool:
-    """Whether nothing observes ``op``: it is pure, defines no symbol, and none of its results is used."""
-    kept = op.has(Trait.TERMINATOR) or op.symbols or any(r.uses for r in op.results)
-    return op.has(Trait.PURE) and not kept
 
 
 def refines(new: Type, old: Type) -> bool:

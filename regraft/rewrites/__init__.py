@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from regraft.ir import Pass, Rewrite
-from regraft.rewrites import fold
+from regraft.rewrites import dynamic, fold
 from regraft.rewrites.activation import ACTIVATION
 from regraft.rewrites.attention import ATTENTION
 from regraft.rewrites.canonical import CANONICAL, CanonicalSpellings
 from regraft.rewrites.convolution import CONVOLUTION
+from regraft.rewrites.dynamic import DYNAMIC
 from regraft.rewrites.ffn import FFN
 from regraft.rewrites.fold import FOLD
 from regraft.rewrites.linear import LINEAR
@@ -25,6 +26,7 @@ __all__ = [
     "ATTENTION",
     "CANONICAL",
     "CONVOLUTION",
+    "DYNAMIC",
     "FAMILIES",
     "FFN",
     "FOLD",
@@ -34,6 +36,7 @@ __all__ = [
     "Simplify",
     "catalogue",
     "default_passes",
+    "dynamic",
     "fold",
 ]
 
@@ -41,6 +44,7 @@ __all__ = [
 FAMILIES: dict[str, tuple[Rewrite, ...]] = {
     "canonical": CANONICAL,
     "fold": FOLD,
+    "dynamic": DYNAMIC,
     "norm": NORM,
     "convolution": CONVOLUTION,
     "activation": ACTIVATION,
@@ -56,20 +60,22 @@ def default_passes(rewrites: Sequence[Rewrite] = ()) -> tuple[Pass, ...]:
     """The passes of a compile up to ``fuse``, with a user's ``rewrites`` beside the shipped ones.
 
     Every stage applies its rewrites together with the canonical ones, to a common fixpoint, so that the
-    normal form holds between stages; and then gathers constants and removes what is left unused.
+    normal form holds between stages; and then gathers constants and removes what is left unused. Those of
+    conditions and loops belong to every stage from ``fold`` on, since each stage may find a constant, a dead
+    value or a common one.
     """
     shipped = [rewrite for family in FAMILIES.values() for rewrite in family]
     passes: list[Pass] = []
     for stage in _STAGES:
-        own = [r for r in (*shipped, *rewrites) if r.stage == stage and r not in CANONICAL]
+        own = [r for r in (*shipped, *rewrites) if r.stage == stage and r not in (*CANONICAL, *DYNAMIC)]
         passes += _stage_passes(stage, own)
     return tuple(passes)
 
 
 def _stage_passes(stage: str, rewrites: Sequence[Rewrite]) -> list[Pass]:
-    simplify = Simplify(f"{stage}.rewrite", stage, (*CANONICAL, *rewrites))
     if stage == "canonicalize":
-        return [simplify]
+        return [Simplify(f"{stage}.rewrite", stage, (*CANONICAL, *rewrites))]
+    simplify = Simplify(f"{stage}.rewrite", stage, (*CANONICAL, *DYNAMIC, *rewrites))
     first: list[Pass] = [simplify]
     if stage == "fold":
         first.append(fold.ConstantIndices(f"{stage}.indices", stage, before=(simplify.name,)))

@@ -16,8 +16,8 @@ ACTIVE = "adapters:active"
 
 
 def own_state(names: Sequence[str]) -> tuple[str, ...]:
-    """Those of the state's ``names`` that are tensors of the model."""
-    return tuple(name for name in names if name != ACTIVE)
+    """Those of the state's ``names`` that are tensors of the model: what a compile adds has a colon."""
+    return tuple(name for name in names if ":" not in name)
 
 
 def active_of(names: Sequence[str], effects: Effects | None) -> str | None:

@@ -221,6 +221,50 @@ def _fresh(block: Block) -> Symbol:
     return Symbol(f"n{next(block.fresh)}", 0)
 
 
+def _logic(block: Block) -> Value:
+    p, q = block.pick(DType.BOOL, 0), block.pick(DType.BOOL, 0)
+    name = block.draw(st.sampled_from(["not", "and.Tensor", "or.Tensor"]))
+    return block.op.call(f"aten.bitwise_{name}", (p,) if name == "not" else (p, q), {})
+
+
+def _exit(block: Block) -> Value:
+    """A condition whose arms say by a flag which of them ran, or leave it to another bool."""
+    assert block.depth < _DEPTH
+    operands = [block.pick(), block.pick(DType.BOOL, 0), block.pick(DType.BOOL, 0)]
+    pred = block.pick(DType.BOOL, 0)
+    arms = [block.nested([value.tensor for value in operands]) for _ in range(2)]
+    for arm in arms:
+        if block.draw(st.booleans()):
+            arm.grow(3)
+    kept = [[v for v in arm.values if v.type == operands[0].type][-1] for arm in arms]
+    flags = [arm.op.aten.full((), block.draw(st.booleans()), dtype=DType.BOOL) for arm in arms]
+    if block.draw(st.booleans()):
+        number = block.draw(st.integers(0, 1))
+        flags[number] = arms[number].pick(DType.BOOL, 0)
+    regions = [arm.finish([value, flag]) for arm, value, flag in zip(arms, kept, flags, strict=True)]
+    value, flag = block.op.create("cf.cond", (pred, operands), regions=regions).results
+    block.values.append(flag)
+    return value
+
+
+def _still(block: Block) -> Value:
+    """A loop that computes the same from a value that it does not change in each trip."""
+    assert block.depth < _DEPTH
+    count, x, still = block.op.aten.clamp(block.pick(DType.I64, 0), 0, 3), block.pick(), block.pick()
+    types = [count.tensor, x.tensor, still.tensor]
+    test, body = block.nested(types), block.nested(types)
+    number, value, same = body.region.args
+    body.values = [same]
+    body.grow(4)
+    found = body.op.aten.tanh(body.pick())
+    more = body.op.aten.tanh(body.op.aten.sum.dim_IntList(found, tuple(range(found.tensor.rank))))
+    after = body.op.aten.add.Tensor(body.op.aten.tanh(value), more)
+    assert after.type == value.type
+    condition = test.finish([test.op.aten.gt.Scalar(test.region.args[0], 0)])
+    trip = body.finish([body.op.aten.add.Scalar(number, -1), after, same])
+    return block.op.create("cf.while", ((count, x, still),), regions=[condition, trip]).results[1]
+
+
 def _loop(block: Block) -> Value:
     """At most three trips of random ops on a value that keeps its type, beside one that no trip changes."""
     assert block.depth < _DEPTH
@@ -267,7 +311,7 @@ def _growing(block: Block) -> Value:
 STEPS: tuple[Step, ...] = (
     _unary, _unary, _spelled, _with_scalar, _with_scalar, _binary, _binary, _linear, _norm, _softmax, _reduce,
     _matmul, _masked, _shape, _shape, _shape, _shape, _size, _flag, _condition, _condition, _loop, _loop,
-    _growing,
+    _growing, _logic, _exit, _exit, _exit, _still,
 )  # fmt: skip
 
 

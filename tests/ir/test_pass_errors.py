@@ -174,6 +174,12 @@ def test_what_a_rewrite_returns(built: Any) -> None:
     assert error.rewrites == ("WrongNumber",)
 
 
+@pytest.mark.parametrize("built", [{}, {"root": []}])
+def test_replacements_by_op_name_the_root(built: Any) -> None:
+    error = failure(WrongNumber(built))
+    assert "return values for aten.tanh, and for other ops by op" in error.message
+
+
 class Loses(Tanh):
     def rewrite(self, op: Builder, m: Match) -> Any:
         return op.aten.view(m.x, (2, 1))

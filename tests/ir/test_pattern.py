@@ -233,6 +233,16 @@ def test_lists_of_operands() -> None:
     )
 
 
+def test_a_list_of_any_length() -> None:
+    def pattern(op: PatternBuilder) -> Any:
+        return op.aten.cat(op.any_operands(), 0)
+
+    for count in (1, 3):
+        m = matched(pattern, lambda op, x, y, count=count: op.aten.cat([x] * count, 0))
+        assert len(m.root.operands) == count
+    assert "attribute 'dim'" in declined(pattern, lambda op, x, y: op.aten.cat([x, y], 1))
+
+
 def test_result_of_several() -> None:
     def pattern(op: PatternBuilder, a: Var) -> Any:
         return op.aten.neg(op.result(op.aten.topk(a, op.attr("k")), 0))

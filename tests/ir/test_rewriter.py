@@ -101,6 +101,19 @@ def test_replacement_must_fit(new: object, reason: str) -> None:
     assert print_module(made) == before
 
 
+def test_a_result_without_users_needs_no_replacement() -> None:
+    made = module(lambda op, x: [op.aten.topk(x, 1)[0]], [f32(2)])
+    topk = next(made.main.body.ops)
+    log = Log()
+    rewriter = Rewriter(TABLE, "Tester", [log])
+    new = rewriter.before(topk).aten.slice.Tensor(made.main.args[0], 0, 0, 1)
+    with pytest.raises(RewriteError, match=r"erases aten\.topk, but cf\.yield still uses it"):
+        rewriter.replace(topk, [None, None])
+    rewriter.replace(topk, [new, None])
+    assert [op.name for op in made.main.body.ops] == ["aten.slice.Tensor", "cf.yield"]
+    verify(made)
+
+
 def test_own_result_is_no_replacement() -> None:
     _, _, neg, rewriter, _ = setting()
     with pytest.raises(RewriteError, match="by its own result"):

@@ -118,10 +118,13 @@ def _check(site: CallSite) -> Sequence[Type]:
 
 
 # cf.cond and cf.while are not PURE: their regions may hold an rg.check, which the definition cannot know.
+# A loop may have no end, so it is never run where it would not have been.
+_ARMS = Trait.RECURSIVE | Trait.SPECULATABLE
+
 OPS = (
     define("cf.yield(Tensor[] values)", _yield, SAFE | Trait.TERMINATOR),
-    define("cf.cond(Tensor pred, Tensor[] operands)", _condition, Trait.NONE, regions=2),
-    define("cf.while(Tensor[] operands)", _loop, Trait.NONE, regions=2),
+    define("cf.cond(Tensor pred, Tensor[] operands)", _condition, _ARMS, regions=2),
+    define("cf.while(Tensor[] operands)", _loop, Trait.RECURSIVE, regions=2),
     define("rg.const(Constant value)", _const, SAFE | Trait.CONSTANT_LIKE),
     define("rg.dim_value(Dim value)", _dim_value),
     define("rg.bind_dim(Tensor x)", _bind_dim, Trait.NONE),

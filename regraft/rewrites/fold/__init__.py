@@ -7,7 +7,8 @@ from regraft.rewrites.fold.affine import ALWAYS, NEVER, Affine, Fact, Magnitude,
 from regraft.rewrites.fold.common_subexpressions import CommonSubexpressions
 from regraft.rewrites.fold.dead_code import DeadCode
 from regraft.rewrites.fold.index_analysis import IndexAnalysis, complement, fact_about, sizes_of_elements
-from regraft.rewrites.fold.indices import ConstantIndices, IotaIndex
+from regraft.rewrites.fold.indices import ConstantIndices, IotaIndex, uniform_value
+from regraft.rewrites.fold.keys import op_key
 from regraft.rewrites.fold.recipes import ConstantRecipes
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "Where",
     "complement",
     "fact_about",
+    "op_key",
     "sizes_of_elements",
+    "uniform_value",
 ]
 
 FOLD: tuple[Rewrite, ...] = (IotaIndex(),)
