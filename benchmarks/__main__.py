@@ -13,6 +13,7 @@ from benchmarks import networks as networks_benchmark
 from benchmarks import overhead as overhead_benchmark
 from benchmarks import siblings as siblings_benchmark
 from benchmarks import transformers as transformers_benchmark
+from benchmarks import zoo as zoo_benchmark
 
 app = typer.Typer(help="Benchmarks of regraft; each writes JSON into benchmarks/results.")
 
@@ -31,6 +32,7 @@ def everything(context: typer.Context) -> None:
         compile_time_benchmark.run()
         low_rank_benchmark.run()
         siblings_benchmark.run()
+        zoo_benchmark.run()
 
 
 @app.command()
@@ -77,6 +79,16 @@ def siblings(
 ) -> None:
     """Linear layers over one input: separate, or one layer cut into theirs."""
     siblings_benchmark.run(rounds, patience)
+
+
+@app.command()
+def zoo(
+    rounds: Rounds = 20,
+    patience: Annotated[float, typer.Option(help="As above, a race.")] = 10.0,
+    budget: Annotated[str, typer.Option(help="Time to measure the forms of one model.")] = "20s",
+) -> None:
+    """Models of linear algebra, with the rewrites for it against without: none may be slower."""
+    zoo_benchmark.run(rounds, patience, budget)
 
 
 @app.command()

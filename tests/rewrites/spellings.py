@@ -74,6 +74,29 @@ def kernel_attention_scaled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q * 0.5) @ k.transpose(1, 2) @ v
 
 
+# -- SharedProduct -----------------------------------------------------------------------------
+
+
+def shared_projection_in_a_loop(x: Tensor) -> Tensor:
+    total = x.new_zeros(5, 16)
+    for expert in range(3):
+        total += torch.relu(x + expert) @ SQUARE
+    return total
+
+
+def shared_projection_weighted(x: Tensor) -> Tensor:
+    gate = torch.softmax(x[:, :2], -1)
+    parts = [gate[:, i : i + 1] * F.linear(torch.tanh(x * (i + 1)), SQUARE) for i in range(2)]
+    return torch.relu(parts[0] + parts[1])
+
+
+def shared_projection_with_changes(x: Tensor) -> Tensor:
+    a, b = torch.relu(x), torch.tanh(x)
+    first = F.linear(a, SQUARE) + F.linear(F.linear(a, DOWN), UP_16)
+    second = F.linear(F.linear(b, DOWN), UP_16_TOO) + F.linear(b, SQUARE)
+    return torch.sigmoid(first * x[:, :1] + second * x[:, 1:2])
+
+
 # -- SumOfOnes ---------------------------------------------------------------------------------
 
 
@@ -355,6 +378,11 @@ _TABLE: tuple[tuple[str, tuple[Tensor, ...], tuple[Callable[..., Any], ...]], ..
     ("MergedLinear", (X,), (low_rank_by_einsum, low_rank_by_matmul, lora_with_the_scale_inside)),
     ("MergedLinear", (X,), (two_adapters_stacked, block_diagonal_by_loop)),
     ("ProductOrder", _QKV, (kernel_attention, kernel_attention_by_einsum, kernel_attention_scaled)),
+    (
+        "SharedProduct",
+        (X,),
+        (shared_projection_in_a_loop, shared_projection_weighted, shared_projection_with_changes),
+    ),
     ("SumOfOnes", (X,), (row_sums_by_ones, column_sums_by_ones, means_by_a_filled_matrix)),
     ("MovedOnes", (X,), (one_column_transposed,)),
     ("MovedOnes", (X3,), (one_head_moved, one_channel_last)),

@@ -10,6 +10,7 @@ from regraft.rewrites.linear.moves import MovedOnes
 from regraft.rewrites.linear.ones import SumOfOnes
 from regraft.rewrites.linear.order import ProductOrder
 from regraft.rewrites.linear.scales import ScaledInput, ScaledLayer, ShiftedInput, TwinNorm
+from regraft.rewrites.linear.shared import SharedProduct
 
 LINEAR: tuple[Rewrite, ...] = (
     LowRankEpilogue(),
@@ -19,6 +20,7 @@ LINEAR: tuple[Rewrite, ...] = (
     ProductOrder(),
     ScaledInput(),
     ScaledLayer(),
+    SharedProduct(),
     ShiftedInput(),
     SplitConcatenation(),
     SumOfOnes(),
