@@ -62,6 +62,9 @@ def assign(
         reasons = _place(op, backends, assignment)
         if reasons is None:
             continue
+        if _decompose_inside(op, backends, table):
+            pending.insert(0, op)
+            continue
         parts = _decompose(op, table)
         last = random if op.has(Trait.RANDOM) else fallback
         if parts is not None:
@@ -139,6 +142,13 @@ def _decompose(op: Op, table: OpTable) -> list[Op] | None:
         return None
     rewriter.replace(op, values)
     return [made for made in builder.made if made.parent is not None]
+
+
+def _decompose_inside(op: Op, backends: Sequence[Backend], table: OpTable) -> bool:
+    """Decompose the ops in the regions of ``op`` that no back end takes; whether there were any."""
+    inner = [each for region in op.regions for each in region.walk() if each.definition.decompose]
+    refused = [each for each in inner if all(refusal(backend, each) for backend in backends)]
+    return sum(_decompose(each, table) is not None for each in refused) > 0
 
 
 def _grouped(missing: dict[Op, dict[str, str]]) -> tuple[UnsupportedOp, ...]:

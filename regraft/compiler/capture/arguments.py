@@ -30,6 +30,9 @@ from regraft.ir import (
 )
 from regraft.runtime import DTYPE_NAMES, MEMORY_ORDER, is_random
 
+#: The namespace of our own ops, which are tagged as random to be left alone.
+MARKERS = "regraft"
+
 _LEFT_OUT = PLACEMENT | {"generator"}
 #: Attributes without which, or at 0, a random op draws nothing.
 _TRAINING = ("train", "training")
@@ -99,7 +102,7 @@ def _tensor_overload(name: str, bound: Mapping[str, Any], table: OpTable) -> str
 
 def draws(target: OpOverload, arguments: Mapping[str, Any]) -> bool:
     """Whether a call of ``target`` with ``arguments``, by schema name, advances torch's generator."""
-    if not is_random(target):
+    if not is_random(target) or target.namespace == MARKERS:
         return False
     given = {a.name: arguments.get(a.name, a.default_value) for a in target._schema.arguments}
     if any(given.get(name, True) is False for name in _TRAINING):

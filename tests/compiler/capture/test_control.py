@@ -364,6 +364,11 @@ def draws(x: Tensor) -> Any:
     return control.cond(positive(x), lambda: (x + torch.rand(4),), lambda: (x,))
 
 
+def drops_a_draw(x: Tensor) -> Any:
+    torch.rand(3)
+    return control.cond(positive(x), lambda: (x,), lambda: (x + 1,))
+
+
 def several_elements(x: Tensor) -> Any:
     return control.cond(x > 0, lambda: (x,), lambda: (x + 1,))
 
@@ -373,6 +378,7 @@ def several_elements(x: Tensor) -> Any:
     [
         (leaks, "one arm of a condition makes, or a trip of a loop, is used outside"),
         (draws, "aten.rand draws random numbers in an arm"),
+        (drops_a_draw, "nobody uses the random numbers of aten.rand"),
         (several_elements, "a tensor with 24 elements is ambiguous"),
         (
             lambda x: control.cond(positive(x), lambda: (x,), lambda: (x > 0,)),

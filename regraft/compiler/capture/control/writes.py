@@ -36,7 +36,7 @@ from regraft.compiler.capture.control.flat import (
     memories_written_by,
     memory_of,
 )
-from regraft.compiler.capture.control.markers import BEGINNINGS, HOLDS, MARKERS
+from regraft.compiler.capture.control.markers import BEGINNINGS, HOLDS
 from regraft.compiler.capture.source import location_of
 from regraft.errors import CaptureError
 
@@ -189,7 +189,7 @@ def _check_tests(flat: FlatGraph) -> None:
 def _check_draws(flat: FlatGraph) -> None:
     for node, construct in flat.around.items():
         target = node.target
-        if construct is None or not isinstance(target, OpOverload) or target in MARKERS:
+        if construct is None or not isinstance(target, OpOverload):
             continue
         schema = target._schema.arguments
         given = {a.name: v for a, v in zip(schema, node.args, strict=False)} | dict(node.kwargs)
