@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import compile_time as compile_time_benchmark
+from benchmarks import dynamic as dynamic_benchmark
 from benchmarks import low_rank as low_rank_benchmark
 from benchmarks import memory as memory_benchmark
 from benchmarks import networks as networks_benchmark
@@ -31,6 +32,7 @@ def everything(context: typer.Context) -> None:
         memory_benchmark.run()
         compile_time_benchmark.run()
         low_rank_benchmark.run()
+        dynamic_benchmark.run()
         siblings_benchmark.run()
         zoo_benchmark.run()
 
@@ -57,6 +59,18 @@ def networks(
 ) -> None:
     """regraft against eager torch and torch.onnx on convolutional, recurrent and encoder-decoder networks."""
     networks_benchmark.run(names or tuple(networks_benchmark.NETWORKS), rounds, patience)
+
+
+@app.command()
+def dynamic(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="early_exit_encoder, skipping_decoder...; all by default.")
+    ] = None,
+    rounds: Rounds = 30,
+    patience: Annotated[float, typer.Option(help="As above, a path.")] = 60.0,
+) -> None:
+    """regraft against eager torch and inductor on each path of networks that branch on data."""
+    dynamic_benchmark.run(names or dynamic_benchmark.NAMES, rounds, patience)
 
 
 @app.command()

@@ -14,7 +14,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,34 @@ def eager(model: nn.Module, inputs: Inputs) -> Peer:
             return model(**inputs)
 
     return Peer("eager", call, run, 0.0)
+
+
+@dataclass(frozen=True)
+class DynamicPeer:
+    """A peer made ready for all paths of a model."""
+
+    call: Callable[[Inputs], object]
+    build_seconds: float
+
+
+def inductor(model: nn.Module, inputs: Sequence[Inputs]) -> DynamicPeer:
+    """``torch.compile`` with frozen weights, called on each of ``inputs`` twice: it builds what a path needs
+    when the path is first taken, and cuts a model at each branch on data.
+    """
+    from torch._inductor import config
+
+    start = time.perf_counter()
+    torch._dynamo.reset()
+    compiled = torch.compile(model)
+
+    def call(given: Inputs) -> object:
+        with torch.no_grad():
+            return compiled(**given)
+
+    with _quiet(), config.patch(freezing=True):
+        for given in (*inputs, *inputs):
+            call(given)
+    return DynamicPeer(call, time.perf_counter() - start)
 
 
 def torch_onnx(model: nn.Module, inputs: Inputs) -> Peer:
