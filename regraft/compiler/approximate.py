@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NoReturn
 
 import torch
@@ -182,7 +183,7 @@ class _Factoring(_Approximation):
         if rank is None or rank * (rows + columns) >= rows * columns:
             return
         rewriter = context.rewriter(self.name)
-        op = rewriter.before(linears[0])
+        op = rewriter.before(reduce(lambda a, b: a if a.comes_before(b) else b, linears))
         right = op.constant(_recipe(const, rank, context))
         left = op.aten.linear(const.result, right)
         for linear in linears:

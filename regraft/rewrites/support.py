@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from regraft.ir import Dim, DType, Op, Trait, Value, dims
+from regraft.ir import Dim, DType, Op, TensorType, Trait, Value, dims
 
 
 def is_number(attr: object, expected: float, dtype: DType) -> bool:
@@ -35,10 +35,12 @@ def is_known(value: Value, depth: int = 8) -> bool:
 
 
 def is_computed_at_compile_time(value: Value, depth: int = 16) -> bool:
-    """Whether ``value`` depends on no input: ``is_known``, or made of generated tensors as well."""
+    """Whether ``value`` depends on no input and no size: ``is_known``, or made of generated tensors."""
     if is_const(value):
         return True
     op = value.op
+    if not isinstance(value.type, TensorType) or not value.type.is_static:
+        return False
     if op is None or depth == 0 or op.regions or not op.has(Trait.PURE):
         return False
     return all(is_computed_at_compile_time(operand, depth - 1) for operand in op.operands)

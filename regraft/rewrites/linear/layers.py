@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from regraft.ir import Builder, Declined, DType, Op, Value
+from regraft.ir import Builder, Declined, DType, Op, Value, dims
 from regraft.rewrites.support import is_along, is_computed_at_compile_time, is_known
 
 Factor = Value | float
@@ -35,6 +35,8 @@ LAYERS: Mapping[str, Layer] = {
     **{f"aten.conv{n}d": Layer("weight", "input", -n - 1, 0) for n in (1, 2, 3)},
 }
 
+#: Elements of a table that may be stored again: look-ups read the model's own in place, and little of it.
+_LARGEST_TABLE = 1 << 22
 #: Factors beyond this might overflow the weight where they did not overflow the result.
 _LARGEST_FACTOR = 2.0**32
 
@@ -47,6 +49,8 @@ def why_not_scaled(op: Op, factor: Factor) -> Declined | None:
     weight = op.operand(layer.weight)
     if weight.tensor.rank < 2:
         return Declined("the weight is a vector", weight)
+    if op.name == "aten.embedding" and dims.le(weight.tensor.numel, _LARGEST_TABLE) is not True:
+        return Declined("the table is large, and would be stored a second time", weight)
     if isinstance(factor, Value):
         if not is_known(factor):
             return Declined("the factor is not constant", factor)

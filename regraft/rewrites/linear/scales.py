@@ -275,6 +275,12 @@ ScaledLayer.examples = (
 ScaledLayer.counterexamples = (
     Example(_through_relu, ("f32[N, 8]", "f32[6, 8]"), constants=(1,), reason="neighbour is no layer"),
     Example(_read_twice, ("f32[N, 8]", "f32[6, 8]"), constants=(1,), reason="used elsewhere"),
+    Example(
+        lambda op, ids, table: op.aten.mul.Scalar(op.aten.embedding(table, ids), 4.0),
+        ("i64[N]", "f32[524289, 8]"),
+        constants=(1,),
+        reason="the table is large",
+    ),
     Example(_tied, ("i64[N]", "f32[6, 8]"), constants=(1,), reason="the weight is shared"),
     Example(
         _linear_scaled,
