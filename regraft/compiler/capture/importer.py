@@ -271,7 +271,8 @@ class _Importer:
         elif marker is IF_END:
             then: list[Any] = [self.values[each.name] for each in arguments[0]]
             otherwise = self._all_values(arguments[1])
-            self.values[node.name] = regions.end_condition(then, otherwise, *self._fresh_types(node))
+            types, symbols = self._joined(node, [then, otherwise])
+            self._settle(node, regions.end_condition(then, otherwise, types, symbols))
         elif marker is WHILE_BEGIN:
             carried = self._all_values(arguments[0])
             self.values[node.name] = regions.begin_loop(carried, *self._fresh_types(node), loc)
@@ -281,7 +282,40 @@ class _Importer:
             check_sizes(condition_of(arguments[0]), self.sizes, self._builder(node), arguments[1])
         else:
             after = self._all_values(arguments[0])
-            self.values[node.name] = regions.end_loop(after, *self._fresh_types(node))
+            types, symbols = self._joined(node, [*regions.carried, after])
+            self._settle(node, regions.end_loop(after, types, symbols))
+
+    def _joined(self, node: Node, paths: Sequence[Sequence[Value]]) -> tuple[list[TensorType], list[Symbol]]:
+        """The types of values that are those of one path or another, and the symbols that the op defines.
+
+        torch may have taken a size that differs for the number that later code needs it to be.
+        """
+        captured, fresh = self._fresh_types(node)
+        symbols: list[Symbol] = []
+        types: list[TensorType] = []
+        for type, *values in zip(captured, *paths, strict=True):
+            shape = list(type.shape)
+            for axis, dim in enumerate(shape):
+                first, *others = (value.tensor.shape[axis] for value in values)
+                if any(dims.eq(first, other) is not True for other in others):
+                    own = dims.as_symbol(dim)
+                    symbols.append(own if own is not None and own in fresh else self.sizes.new_symbol())
+                    shape[axis] = dims.as_expr(symbols[-1])
+            types.append(type.with_shape(tuple(shape)))
+        return types, [*symbols, *(symbol for symbol in fresh if symbol not in symbols)]
+
+    def _settle(self, node: Node, results: Sequence[Value]) -> None:
+        """Let ``results`` stand for the node, in the types that it was captured with."""
+        builder, found = self._builder(node), list(results)
+        for index, type in enumerate(self._fresh_types(node)[0]):
+            for dim, needed in zip(found[index].tensor.shape, type.shape, strict=True):
+                if dim != needed:
+                    sizes = [builder.rg.dim_value(each) for each in (dim, needed)]
+                    message = f"a size that values decide is {needed} in the captured model"
+                    builder.rg.check(builder.aten.eq.Tensor(*sizes), message)
+            if found[index].type != type:
+                found[index] = builder.aten.view(found[index], type.shape)
+        self.values[node.name] = tuple(found)
 
     def _all_values(self, nodes: Any) -> tuple[Value, ...]:
         return tuple(self._value(node) for node in nodes)

@@ -37,6 +37,11 @@ class Sizes:
         fresh, self._fresh = tuple(self._fresh), []
         return fresh
 
+    def new_symbol(self) -> Symbol:
+        """A symbol for a size that torch has no symbol for."""
+        count = sum(not known.startswith("s") for known in self._symbols)
+        return self._symbols.setdefault(f"joined{count}", Symbol(f"len{count}"))
+
     def dim(self, size: int | torch.SymInt) -> Dim:
         """The dim of a size.
 

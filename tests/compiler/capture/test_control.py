@@ -13,7 +13,7 @@ import regraft
 from regraft.compiler import control
 from regraft.errors import CaptureError, RegraftError, ShapeError
 from regraft.ir import print_module, verify
-from regraft.testing import randomise
+from regraft.testing import assert_close, randomise
 from tests.compiler.capture.running import AUTO, BACKENDS, check_calls, compiled, rows
 
 assert_async = torch.ops.aten._assert_async.msg
@@ -219,6 +219,21 @@ def test_a_mask_is_counted_in_each_arm() -> None:
         return before, inside, (x * 3)[mask].sum()
 
     check_calls(model, (UP,), [(DOWN,), (rows(6),)])
+
+
+def settled_later(x: Tensor) -> Any:
+    """Code after the condition settles the size that its arms leave open."""
+    (y,) = control.cond(positive(x), lambda: (x[:2] * 1,), lambda: (x * 2,))
+    return y + x, y.sum()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_size_that_later_code_settles_is_checked(backend: str) -> None:
+    made = compiled(settled_later, (DOWN,), backend)
+    given = DOWN * 2
+    assert_close(made(given), settled_later(given.double()))
+    with pytest.raises(RegraftError):
+        made(UP)
 
 
 # -- loops -------------------------------------------------------------------------------------

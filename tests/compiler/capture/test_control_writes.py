@@ -83,6 +83,15 @@ def view_written_before(x: Tensor) -> Any:
     return a.sum(), column + 1, y
 
 
+def view_given(x: Tensor) -> Any:
+    """A view that is out of date is what one arm gives."""
+    y = x * 1
+    row = y[1]
+    y.add_(1)
+    (a,) = control.cond(positive(x), lambda: (row,), lambda: (y.sum(0),))
+    return a * 2, row
+
+
 def view_written_inside(x: Tensor) -> Any:
     y = x * 1
     column = y[:, 0]
@@ -174,6 +183,7 @@ CONDITIONS = [
     outer_tensor,
     both_arms,
     view_written_before,
+    view_given,
     view_written_inside,
     nested,
     argument,

@@ -132,6 +132,12 @@ class Regions:
         self._open.append(_Open(self.current, list(carried), [region], loc))
         return tuple(region.args)
 
+    @property
+    def carried(self) -> tuple[list[Value], list[Value]]:
+        """What the innermost loop begins with, and what stands for it in a trip."""
+        opened = self._open[-1]
+        return opened.operands, opened.regions[-1].args[: len(opened.operands)]
+
     def begin_body(self, pred: Value) -> tuple[Value, ...]:
         """Close the test, which found ``pred``; what stands for the carried values in the body."""
         opened = self._open[-1]

@@ -105,7 +105,7 @@ class _Settler:
         """
         found: dict[Node, None] = {}
         for node, around in self.flat.around.items():
-            if construct.encloses(around) or node is construct.end:
+            if construct.encloses(around) or node in construct.markers:
                 for each in node.all_input_nodes:
                     outside = each.op == "placeholder" or not construct.encloses(self.flat.around[each])
                     if outside and memory_of(each) in self.written:
