@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from regraft.errors import NumericsMismatch, RewriteError, VerifyError
 from regraft.ir import (
     OPS,
     STAGES,
@@ -34,8 +35,9 @@ from regraft.ir import (
     verify,
 )
 from regraft.rewrites import DYNAMIC, default_passes, dynamic
-from regraft.testing import assert_close, evaluate
+from regraft.testing import assert_close, evaluate, rewrite_cases
 from tests.rewrites.graphs import graph
+from tests.rewrites.mutants import Mutant
 
 cond, loop = dynamic.samples.cond, dynamic.samples.loop
 
@@ -401,3 +403,42 @@ def test_a_size_decides() -> None:
 def test_graphs_without_conditions_cost_nothing() -> None:
     _, context = rewritten(graph(lambda op, x: op.aten.relu(op.aten.neg(x)), "f32[3]"))
     assert not {rewrite.name for rewrite in DYNAMIC} & context.stats.keys()
+
+
+# -- mistakes ----------------------------------------------------------------------------------
+
+MISTAKES = (
+    ("ConstantBranch", "0 if truth(m.p) else 1", "1 if truth(m.p) else 0"),
+    ("BranchOnNot", "source=1 - arm", "source=arm"),
+    ("PlainPredicate", "if truth(operand) is None]", "if truth(operand) is not None]"),
+    ("KnownInArm", "in _known(m.root, arm).items()", "in _known(m.root, 0).items()"),
+    ("FlagAsLogic", "then is True or other is False", "then is True"),
+    ("FlagAsLogic", "then is True or other is True", "then is True"),
+    ("ForwardedResult", "keys[0] == keys[1] and", "keys[0] == keys[0] and"),
+    ("CommonOps", "op_key(op, [values[v] for v in op.operands])", "op_key(op, ())"),
+    ("CommonOps", "raises_freely and is_pure(op)", "is_pure(op)"),
+    ("SunkOps", "if len(readers) == 1 else None", "if readers else None"),
+    ("SunkOps", "(0 if i in then else 1) if (i in then) != (i in other)", "0 if i in then"),
+    ("LoopInvariant", "movable_ops(region, args, is_speculatable)", "movable_ops(region, args, is_pure)"),
+    (
+        "ShortLoop",
+        "for value in loop.regions[1].results]) is False",
+        "for value in loop.regions[1].results]) is None",
+    ),
+    ("JoinedConditions", "source=0 if holds else 1", "source=1 if holds else 0"),
+    ("JoinedConditions", "in (None, arm == 0) for holds", "in (None,) for holds"),
+    ("JoinedConditions", "if not all(map(_is_cheap, needed))", "if not all(map(is_speculatable, needed))"),
+)
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize(("rewrite", "old", "new"), MISTAKES)
+def test_derived_tests_catch_a_mistake(rewrite: str, old: str, new: str) -> None:
+    mutant = Mutant(rewrite, "a mistake", old, new, torch.neg, ()).make()
+    failed: list[str] = []
+    for case in rewrite_cases(mutant):
+        try:
+            case.run()
+        except (AssertionError, NumericsMismatch, RewriteError, VerifyError):
+            failed.append(case.id)
+    assert failed, f"nothing shows that {rewrite} is wrong with: {new}"
