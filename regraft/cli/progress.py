@@ -69,6 +69,7 @@ def _bar(console: Console, title: str) -> Iterator[Watch]:
                 description=f"{title}: {progress.phase}{part}",
                 completed=done if progress.share is None else progress.share * total,
                 total=total,
+                refresh=progress.share is not None,  # the next step may come before the next frame
             )
 
         yield watch
