@@ -52,6 +52,12 @@ def is_full_run(config: pytest.Config) -> bool:
     return "conformance" in config.option.markexpr
 
 
+@pytest.fixture
+def full_run(request: pytest.FixtureRequest) -> bool:
+    """Whether this is a run of all tests: large tables within one test are then taken whole."""
+    return is_full_run(request.config)
+
+
 def belongs_to_plain_run(item: pytest.Item, config: pytest.Config) -> bool:
     if item.get_closest_marker("slow") is not None:
         return False

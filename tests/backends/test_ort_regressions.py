@@ -15,6 +15,7 @@ import regraft
 from regraft.backends import LowerOptions, backend
 from regraft.ir import DType, Function
 from regraft.runtime import DTYPE_NAMES
+from regraft.testing import assert_close
 from tests.backends.ort_graphs import F32, I64, E, S, Store, function, leaf, tensor
 
 ORT: Any = backend("ort")
@@ -242,3 +243,33 @@ def test_what_f16_would_overflow_is_infinite() -> None:
         return torch.isinf(x * x)
 
     assert regraft.compile(model, (x,))(x).tolist() == model(x).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softplus_keeps_its_digits_where_it_is_small(dtype: torch.dtype) -> None:
+    for value in (-27.0, -12.0, 0.0, 30.0, 100.0):
+        x = torch.tensor(value, dtype=dtype)
+        found = compiled(lambda op, x: op.aten.softplus(x), x)
+        assert_close(found, F.softplus(x.double()))
+
+
+def test_the_data_gives_the_bounds_of_a_histogram() -> None:
+    """The greatest value is in the last bin, whatever the rounding of the bounds' difference."""
+
+    def model(x: Tensor) -> Tensor:
+        return torch.histc(x, 7)
+
+    for seed in range(8):
+        x = torch.rand(4, 5, generator=torch.Generator().manual_seed(seed)) * 17 - 8
+        assert regraft.compile(model, (x,))(x).sum() == 20
+    for x in (torch.full((3,), 2.5), torch.zeros(3, 0)):
+        assert regraft.compile(model, (x,))(x).tolist() == model(x).tolist()
+
+
+def test_norms_of_every_order() -> None:
+    def model(x: Tensor) -> list[Tensor]:
+        return [torch.linalg.vector_norm(x, order, 1) for order in (0, -1, 0.5, -INF, INF)]
+
+    x = torch.tensor([[0.5, -2.0, 3.0], [1.0, 0.25, -0.125]])
+    assert_close(regraft.compile(model, (x,))(x), model(x.double()), model(x))
+    assert regraft.compile(lambda x: torch.linalg.vector_norm(x, 0), (x,))(x * 0) == 0

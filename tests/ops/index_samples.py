@@ -120,6 +120,8 @@ def _orders() -> Iterator[Sample]:
     yield call("aten.bucketize.Tensor", T(S, 3), edges, right=True, out_int32=True)
     yield call("aten.histc", T(S, 3), 4, -1, 1)
     yield call("aten.histc", T(S, 3), 7, -2, 2)
+    yield call("aten.histc", T(S, 5), 6)
+    yield call("aten.histc", T(S, 0), 3)
     yield call("aten.one_hot", index(S, 3, below=5), 5)
 
 

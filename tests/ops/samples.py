@@ -199,7 +199,7 @@ def _reductions() -> Iterator[Sample]:
         yield call(f"aten.{name}", x, (1,), correction=0)
         yield call(f"aten.{name}", x, (1,), keepdim=True)
         yield call(f"aten.{name}", T(S, 3), None, correction=1)
-    for order in (2, 1, 3, float("inf")):
+    for order in (2, 1, 3, 0, -1, float("inf"), float("-inf")):
         yield call("aten.linalg_vector_norm", x, order, (1,))
     yield call("aten.linalg_vector_norm", x, keepdim=True)
     yield call("aten.linalg_vector_norm", x, 2, (-1,), dtype=F64)

@@ -256,28 +256,29 @@ def _histc(b: Any, op: Any) -> Any:
     """Counts of equal bins from ``min`` to ``max``; values outside, and nans, are left out."""
     x, bins = op.operand("self"), op.attr("bins")
     dtype = x.tensor.dtype
+    empty = b.aten.full((bins,), 0.0, dtype=dtype)
+    if x.tensor.numel == 0:  # it has no bounds either
+        return empty
     flat = view(b, x, (x.tensor.numel,))
-    low, width = _bounds(b, op, flat)
+    low, high = _bounds(b, op, flat)
+    width = b.aten.sub.Tensor(high, low)
     scaled = b.aten.div.Tensor(b.aten.mul.Scalar(b.aten.sub.Tensor(flat, low), bins), width)
-    high = b.aten.add.Tensor(low, width)
     inside = b.aten.bitwise_and.Tensor(b.aten.ge.Tensor(flat, low), b.aten.le.Tensor(flat, high))
     zero = b.aten.full((), 0.0, dtype=dtype)
     place = b.aten.clamp(b.aten.floor(b.aten.where.self(inside, scaled, zero)), 0, bins - 1)
-    empty = b.aten.full((bins,), 0.0, dtype=dtype)
     counts = cast(b, inside, dtype)
     return b.aten.scatter_reduce.two(empty, 0, cast(b, place, DType.I64), counts, "sum")
 
 
 def _bounds(b: Any, op: Any, flat: Any) -> Sequence[Any]:
-    """The least value and the width of the histogram, those of the data when both bounds are the same."""
+    """The ends of the histogram, those of the data (of 1 around them) when both bounds are the same."""
     dtype, low, high = flat.tensor.dtype, op.attr("min"), op.attr("max")
     if low != high:
-        return tuple(b.aten.full((), float(v), dtype=dtype) for v in (low, high - low))
+        return tuple(b.aten.full((), float(v), dtype=dtype) for v in (low, high))
     least, greatest = b.aten.amin(flat, (0,)), b.aten.amax(flat, (0,))
     same = b.aten.eq.Tensor(least, greatest)
-    width = b.aten.sub.Tensor(greatest, least)
-    two = b.aten.full((), 2.0, dtype=dtype)
-    return b.aten.where.self(same, b.aten.add.Scalar(least, -1), least), b.aten.where.self(same, two, width)
+    lower, upper = b.aten.add.Scalar(least, -1), b.aten.add.Scalar(greatest, 1)
+    return b.aten.where.self(same, lower, least), b.aten.where.self(same, upper, greatest)
 
 
 def _one_hot_by_comparing(b: Any, op: Any) -> Any:

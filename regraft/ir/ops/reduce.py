@@ -154,11 +154,14 @@ def _logsumexp(b: Any, op: Any) -> Any:
 
 
 def _vector_norm(b: Any, op: Any) -> Any:
-    """The norms 1, 2 and inf; other orders stay as powers."""
+    """The norms 0 (how many are not 0), 1, 2, inf and -inf; other orders stay as powers."""
     order, axes, keepdim = op.attr("ord"), _axes(op), op.attr("keepdim")
     x = cast(b, op.operand("self"), op.result.tensor.dtype)
-    if order == float("inf"):
-        return b.aten.amax(b.aten.abs(x), axes, keepdim)
+    if abs(order) == float("inf"):
+        extremum = b.aten.amax if order > 0 else b.aten.amin
+        return extremum(b.aten.abs(x), axes, keepdim)
+    if order == 0:
+        return b.aten.sum.dim_IntList(cast(b, b.aten.ne.Scalar(x, 0), x.tensor.dtype), axes, keepdim)
     if order == 1:
         return b.aten.sum.dim_IntList(b.aten.abs(x), axes, keepdim)
     if order == 2:

@@ -45,11 +45,11 @@ def expm1(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
 
 
 def softplus(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
-    """``log(1 + exp(x))`` without overflow."""
+    """``log(1 + exp(x))`` without overflow, and with its digits where it is small."""
+    if dtype == DType.F32:
+        return e.op("Softplus", x)
     small = e.op("Exp", e.op("Neg", e.op("Abs", x)))
-    return e.op(
-        "Add", e.op("Max", x, e.scalar(0, dtype)), e.op("Log", e.op("Add", small, e.scalar(1, dtype)))
-    )
+    return e.op("Add", e.op("Max", x, e.scalar(0, dtype)), _log1p(e, small, dtype))
 
 
 def silu(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
