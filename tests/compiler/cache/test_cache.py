@@ -306,7 +306,7 @@ def test_an_entry_whose_results_are_wrong_is_replaced(tmp_path: Path) -> None:
     model = Mlp().eval()
     compiled(tmp_path, model)
     (entry,) = cache.CacheFolder(tmp_path).entries()
-    forged(entry.path, b"aten.relu", b"aten.tanh")
+    forged(entry.path, rb"activation = \"relu\"", rb"activation = \"tanh\"")
     result = compiled(tmp_path, model, verify=True)
     assert status(result) == "miss"
     assert "what the entry gives was found to be wrong" in result.report.cache.reason
