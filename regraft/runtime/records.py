@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
 from regraft.errors import ArtefactError
 from regraft.runtime.signature import GuardSpec, ParamSpec, Signature, SymbolSpec, TensorSpec, ValueSpec
 from regraft.runtime.structures import dump_structure, load_structure
@@ -52,7 +54,7 @@ def signature_from(record: Mapping[str, Any]) -> Signature:
 
     Raises:
         ArtefactError: the result's type is not known here, or is not allowed.
-        LookupError, TypeError, ValueError, AttributeError: it is not a record of ours.
+        LookupError, TypeError, ValueError, AttributeError, RuntimeError: it is not a record of ours.
     """
     params = tuple(
         ParamSpec(
@@ -86,6 +88,7 @@ def _symbol_from(record: Mapping[str, Any]) -> SymbolSpec:
 def _leaf_from(record: Mapping[str, Any]) -> TensorSpec | ValueSpec:
     if "dtype" in record:
         name, dtype, device = (text(record[key]) for key in ("name", "dtype", "device"))
+        torch.device(device)  # or it would be found out by whoever uses the signature
         return TensorSpec(name, dtype, tuple(record["shape"]), device)
     return ValueSpec(text(record["name"]), record["value"])
 

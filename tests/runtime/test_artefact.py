@@ -294,6 +294,7 @@ def structure(type: Any, context: Any, children: Any = ()) -> str:
         (put(*STEP, "record", "constants", ["../weights"]), "the artefact lacks the constant '../weights'"),
         (put(*STEP, "record", None), "malformed"),
         (put(*X, "dtype", "f99"), "malformed"),
+        (put(*X, "device", "nowhere"), "malformed"),
         (put(*X, "shape", ["open('x')", 4]), "is not a size expression"),
         (put(*X, "shape", ["zz", 4]), "malformed"),
         (put(*X, "shape", ["zz + 1", 4]), "malformed"),
