@@ -278,7 +278,7 @@ def test_the_version(invoke: Invoke) -> None:
         (["compile", "{file}:make", "--exactness", "exat"], "no level 'exat'; did you mean 'exact'"),
         (["compile", "{file}:make", "--exactness", "approx:x"], "'x' is not a number"),
         (["compile", "{file}:make", "--rewrite", "{file}:number"], "rewrites"),
-        (["compile", "{file}:branch"], "branches on the value of a tensor"),
+        (["compile", "{file}:branch"], "a decision inside `try` cannot be converted"),
         (["compile", "{file}:make", "--out", "{file}"], "there is something at this path already"),
         (["compile", "{file}:make", "--out", "absent/model"], "the folder 'absent' does not exist"),
         (["compile", "{file}:make", "--dump", "{file}"], "dump: cannot make the folder"),

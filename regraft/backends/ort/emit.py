@@ -236,6 +236,8 @@ class Emitter(SizeBuilder):
         """Drop what ``region`` emitted, so that it can be emitted again elsewhere."""
         for value in (*region.args, *(r for op in region.ops for r in op.results)):
             self._values.pop(value, None)
+        for inner in (each for op in region.ops for each in op.regions):
+            self.forget(inner)
 
     def graph(self, name: str, results: Sequence[ir.Value], inputs: Sequence[ir.Value] = ()) -> ir.Graph:
         """The current scope as a subgraph."""

@@ -57,6 +57,7 @@ from regraft.compiler.cache.purity import (
     IMPURE_BUILTINS,
     PURE_MODULES,
 )
+from regraft.compiler.capture.control.convert import original
 
 _MAX_VALUES = 500_000
 
@@ -373,7 +374,7 @@ class Walker:
         self._strict, self._where = origin is Origin.USER, label
         parts: list[str] = []
         if origin is not Origin.FIXED:
-            parts.append(codes.digest(function.__code__))
+            parts.append(codes.digest(original(function.__code__)))
             parts += self._names(function, origin)
             for value in (function.__defaults__, function.__kwdefaults__):
                 parts += self.text(value)
@@ -408,7 +409,7 @@ class Walker:
 
     def _names(self, function: FunctionType, origin: Origin) -> Iterator[str]:
         """What the names in a function mean, as far as that can be told before it runs."""
-        names = codes.names_of(function.__code__, exact=origin is Origin.USER)
+        names = codes.names_of(original(function.__code__), exact=origin is Origin.USER)
         self._mentioned |= names.all
         if origin is Origin.USER:
             yield from self._imports(names)

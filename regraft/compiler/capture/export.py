@@ -24,6 +24,7 @@ import torch
 from torch.export import ExportedProgram
 
 from regraft.compiler.capture.composites import functional
+from regraft.compiler.capture.control.find import FrontEnd
 from regraft.compiler.capture.control.higher_order import copied, write_out
 from regraft.compiler.capture.control.writes import settle_writes
 from regraft.compiler.capture.effects import (
@@ -154,14 +155,18 @@ def _export(
 ) -> ExportedProgram:
     """The functional program."""
     args, kwargs = split(arguments, n_args)
+    front_end = FrontEnd()
 
-    def export() -> ExportedProgram:
+    def once() -> ExportedProgram:
         dynamic = torch_shapes(shapes, arguments) if shapes else None
-        with Undo():
+        with _unchanged(module), Undo():
             return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
 
+    def export() -> ExportedProgram:
+        return front_end.run(module, once)
+
     # torch's tracers are process-wide: a second one in another thread fails.
-    with _EXPORTING, quiet_export(module), any_length(), torch.no_grad(), _unchanged(module):
+    with _EXPORTING, quiet_export(module), any_length(), torch.no_grad():
         with phases.phase("export"), _pointing_at_user_code(module):
             try:
                 with assignments(module) as assigned:

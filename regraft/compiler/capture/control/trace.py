@@ -181,7 +181,7 @@ def _changing(
     """
     changing: list[int] = []
     while True:
-        with _thrown_away():
+        with thrown_away():
             inside = tuple(markers.WHILE_BEGIN(list(carried), changing, []))
             markers.WHILE_DO(_flag(test(inside)))
             after = tuple(body(inside))
@@ -200,7 +200,7 @@ def _changing(
 
 
 @contextmanager
-def _thrown_away() -> Generator[None]:
+def thrown_away() -> Generator[None]:
     """Nothing that happens in the block is recorded, or remembered about sizes."""
     mode = detect_fake_mode()
     assert mode is not None, "the loop is not traced"

@@ -1,0 +1,178 @@
+"""What all calls of one capture share."""
+
+# A tensor's count of writes has no public name.
+# pyright: reportPrivateUsage=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import linecache
+import sys
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, NoReturn, Protocol
+
+from torch import Tensor
+
+from regraft.compiler.capture.control.state import Lost
+from regraft.compiler.capture.control.tree import PREFIX
+from regraft.compiler.capture.source import is_users
+from regraft.errors import CaptureError
+
+Values = tuple[Tensor, ...]
+
+
+class Tracer(Protocol):
+    """The conditions and loops of a trace, as ``trace`` has them."""
+
+    def undecided(self, value: object) -> bool: ...
+
+    def cond(
+        self,
+        pred: Any,
+        then: Callable[[], Sequence[Tensor]],
+        otherwise: Callable[[], Sequence[Tensor]],
+    ) -> Values: ...
+
+    def loop(
+        self,
+        test: Callable[[Values], Tensor],
+        body: Callable[[Values], Sequence[Tensor]],
+        carried: Sequence[Tensor],
+        limit: int | None = None,
+    ) -> Values: ...
+
+    def thrown_away(self) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A tensor that is a view in eager, and the original, with the count of writes to each.
+
+    Fields:
+        site: the loop that is traced as one trip, in which it was made.
+        line: where it was made.
+    """
+
+    copy: Tensor
+    copy_version: int
+    original: Tensor
+    original_version: int
+    site: tuple[str, int] | None
+    line: tuple[str, int]
+
+    @property
+    def is_written(self) -> bool:
+        return (self.copy._version, self.original._version) != (self.copy_version, self.original_version)
+
+
+@dataclass
+class Context:
+    """One capture, as converted code sees it.
+
+    Fields:
+        tracer: makes regions.
+        limit: how many trips a loop may take; None for any number.
+        lost: the variables that two paths left without a value, by name.
+        unrolled: the loops, by file and line, of which one trip cannot stand for all.
+        folded: those that are traced as one trip at this moment.
+        copies: what was taken by an index that only a call knows.
+        collected: lists that such loops have filled, and the tensors that hold all of a list.
+    """
+
+    tracer: Tracer
+    limit: int | None = None
+    lost: dict[str, Lost] = field(default_factory=dict[str, Lost])
+    unrolled: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+    folded: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+    collected: list[tuple[list[Tensor], Tensor]] = field(default_factory=list[tuple[list[Tensor], Tensor]])
+    copies: list[Copy] = field(default_factory=list["Copy"])
+    _arms: threading.local = field(default_factory=threading.local)
+    _thread: int | None = None
+    _outermost: FrameType | None = None
+
+    def copied(self, copy: Tensor, of: Tensor) -> None:
+        """``copy`` stands for what is, in eager, a view of ``of``."""
+        site = self.folded[-1] if self.folded else None
+        self.copies.append(Copy(copy, copy._version, of, of._version, site, where()))
+
+    def written_copy(self) -> Copy | None:
+        """A copy that was written to, or the original of which was: eager's view would have shown it."""
+        return next((each for each in self.copies if each.is_written), None)
+
+    def collected_in(self, tensors: Any) -> Tensor | None:
+        """The tensor that holds just what the list ``tensors`` does."""
+        if not isinstance(tensors, (list, tuple)):
+            return None
+        for parts, whole in self.collected:
+            if len(parts) == len(tensors) and all(a is b for a, b in zip(parts, tensors, strict=True)):
+                return whole
+        return None
+
+    @property
+    def depth(self) -> int:
+        """How many arms this thread is in."""
+        return getattr(self._arms, "depth", 0)
+
+    @contextmanager
+    def arm(self) -> Generator[None]:
+        self._arms.depth = self.depth + 1
+        try:
+            yield
+        finally:
+            self._arms.depth -= 1
+
+    @contextmanager
+    def tracing(self) -> Generator[None]:
+        """This thread traces in the block. Converted code that others run meanwhile takes Python's path."""
+        self._thread = threading.get_ident()
+        # Above this function and the context manager's own is the one whose block it is.
+        self._outermost = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+        try:
+            yield
+        finally:
+            self._thread = self._outermost = None
+
+    def frames(self) -> Generator[FrameType]:
+        """The model's running functions, innermost first."""
+        frame = users_frame()
+        while frame is not None and frame is not self._outermost:
+            if is_users(frame.f_code.co_filename):
+                yield frame
+            frame = frame.f_back
+
+    @property
+    def traces(self) -> bool:
+        return self._thread == threading.get_ident()
+
+    def lose(self, name: str, lost: Lost) -> None:
+        """``name`` has no value from here on; why, at the line that is running."""
+        file, line = where()
+        self.lost[name] = Lost(f"{lost.reason} ({file}:{line})", lost.hint)
+
+
+def where() -> tuple[str, int]:
+    """File and line of the innermost running frame that is the user's."""
+    frame = users_frame()
+    return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)
+
+
+def users_frame() -> FrameType | None:
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None and not is_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
+
+def refuse(message: str, hint: str) -> NoReturn:
+    """Raise a ``CaptureError`` at the line that is running."""
+    file, line = where()
+    source = linecache.getline(file, line).strip() or None
+    raise CaptureError(message, location=f"{file}:{line}" if file else None, source_line=source, hint=hint)
+
+
+def shown_name(name: str) -> str:
+    """A variable as messages call it."""
+    return "the value that is returned" if name.startswith(PREFIX) else f"the variable '{name}'"

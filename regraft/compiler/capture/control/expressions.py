@@ -1,0 +1,143 @@
+"""Expressions in which a tensor may decide, as calls."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from typing import TypeVar, cast
+
+from regraft.compiler.capture.control.jumps import Note
+from regraft.compiler.capture.control.tree import located
+
+#: Functions that join what a loop has collected.
+_JOINING = frozenset(["stack", "cat", "concat", "concatenate"])
+_Node = TypeVar("_Node", ast.stmt, ast.expr)
+#: What stands for the object of calls in converted code; `convert` puts the object in its place.
+CALLS = "\0calls of converted code"
+#: Built-in functions that turn tensors into Python's values, or count with them.
+_BUILTINS = frozenset(["bool", "int", "float", "any", "all", "min", "max", "range", "round", "len"])
+
+
+def calls_attribute(name: str) -> ast.expr:
+    return ast.Attribute(ast.Constant(CALLS), name, ast.Load())
+
+
+def call(name: str, *args: ast.expr) -> ast.expr:
+    return ast.Call(calls_attribute(name), list(args), [])
+
+
+def thunk(value: ast.expr) -> ast.expr:
+    """``lambda: value``"""
+    empty = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
+    return ast.Lambda(empty, value)
+
+
+def _arguments(node: ast.Call) -> list[ast.AST]:
+    return [*node.args, *node.keywords]
+
+
+def index_of(node: ast.expr) -> ast.expr:
+    """What stands between brackets, as an expression of its own."""
+    if isinstance(node, ast.Slice):
+        parts = [part or ast.Constant(None) for part in (node.lower, node.upper, node.step)]
+        return call("slice", *parts)
+    if isinstance(node, ast.Tuple):
+        return ast.Tuple([index_of(each) for each in node.elts], ast.Load())
+    return node
+
+
+class Expressions(ast.NodeTransformer):
+    """Converts expressions.
+
+    Fields:
+        first: the function's first parameter, which ``super()`` takes without saying so.
+        notes: what had to stay as it is.
+    """
+
+    def __init__(self, first: str | None, notes: list[Note]) -> None:
+        self.first = first
+        self.notes = notes
+
+    def of(self, node: _Node) -> _Node:
+        """``node``, a statement without blocks or an expression, converted."""
+        found = self.visit(node)
+        assert isinstance(found, (ast.stmt, ast.expr))
+        return cast(_Node, found)
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        found = super().visit(node)
+        if found is not node and isinstance(node, ast.expr):
+            located(found, node)
+        return found
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
+        if self._evaluates_in_place(node, node.values[1:]):
+            return node
+        self.generic_visit(node)
+        first, *others = node.values
+        name = "both" if isinstance(node.op, ast.And) else "either"
+        return call(name, first, *map(thunk, others))
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
+        if self._evaluates_in_place(node, [node.body, node.orelse]):
+            return node
+        self.generic_visit(node)
+        return call("choose", node.test, thunk(node.body), thunk(node.orelse))
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        self.generic_visit(node)
+        return call("negate", node.operand) if isinstance(node.op, ast.Not) else node
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        if self._evaluates_in_place(node, node.comparators[1:]):
+            return node
+        self.generic_visit(node)
+        names = [type(op).__name__ for op in node.ops]
+        if len(names) == 1 and not names[0].endswith("In"):
+            return node
+        first, *others = node.comparators
+        pairs = [ast.Tuple([ast.Constant(names[0]), thunk(first)], ast.Load())]
+        pairs += [
+            ast.Tuple([ast.Constant(n), thunk(o)], ast.Load()) for n, o in zip(names[1:], others, strict=True)
+        ]
+        return call("chain", node.left, *pairs)
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        self.generic_visit(node)
+        if not isinstance(node.ctx, ast.Load):
+            return node
+        return call("element", node.value, index_of(node.slice))
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        is_read = node.attr == "data" and isinstance(node.ctx, ast.Load)
+        return call("data", node.value) if is_read else node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        name = node.func.id if isinstance(node.func, ast.Name) else None
+        if name == "super" and not node.args and self.first is not None:
+            node.args = [ast.Name("__class__", ast.Load()), ast.Name(self.first, ast.Load())]
+        elif name in _BUILTINS or (isinstance(node.func, ast.Attribute) and node.func.attr in _JOINING):
+            node.func = call("of", node.func)
+        elif isinstance(node.func, ast.Attribute) and node.func.attr == "item" and not _arguments(node):
+            return call("item", node.func.value)
+        else:
+            return node
+        return located(node, node)
+
+    def visit_comprehension(self, node: ast.comprehension) -> ast.AST:
+        for test in node.ifs:
+            self._note(test, "a condition in a comprehension cannot be converted; write a loop")
+        return self.generic_visit(node)
+
+    def _evaluates_in_place(self, node: ast.expr, operands: Sequence[ast.expr]) -> bool:
+        """Whether an operand that is not always evaluated binds a variable, or belongs to a generator."""
+        inside = [n for operand in operands for n in ast.walk(operand)]
+        if any(isinstance(n, (ast.NamedExpr, ast.Await, ast.Yield, ast.YieldFrom)) for n in inside):
+            self._note(node, "`:=` in an operand cannot be converted; assign in a statement of its own")
+            return True
+        return False
+
+    def _note(self, node: ast.expr, reason: str) -> None:
+        self.notes.append(Note(node.lineno, node.end_lineno or node.lineno, reason))

@@ -1,0 +1,211 @@
+"""Tracing a model in whose functions tensors decide.
+
+The trace itself finds them: it stops where a tensor's value would be needed, the function that stands there
+is converted, and the model is traced again.
+"""
+
+# What a trace returns is not ours to type.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import io
+import linecache
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, suppress
+from types import CodeType, FrameType, FunctionType, TracebackType
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils import _pytree as pytree
+
+from regraft.compiler.capture.control import trace
+from regraft.compiler.capture.control.calls import Calls
+from regraft.compiler.capture.control.context import Context, Copy, shown_name
+from regraft.compiler.capture.control.convert import convert, has_range
+from regraft.compiler.capture.control.jumps import Note
+from regraft.compiler.capture.control.number import UnknownNumber, unwrapped
+from regraft.compiler.capture.control.swap import nested, owners, swapped
+from regraft.compiler.capture.source import is_users
+from regraft.errors import CaptureError
+
+_T = TypeVar("_T")
+#: Each trace finds one function more.
+_TRACES = 100
+_WAY_OUT = (
+    "decide with `if`, `while` or `for` in a function of the model's own, or compute both sides and select "
+    "with torch.where"
+)
+
+
+class FrontEnd:
+    """Traces a model, and remembers what had to be converted.
+
+    Fields:
+        codes: what was converted, by the original.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.context = Context(trace, limit)
+        self.calls = Calls(self.context)
+        self.codes: dict[CodeType, CodeType] = {}
+        self.notes: dict[str, list[Note]] = {}
+
+    def run(self, module: torch.nn.Module, traced: Callable[[], _T]) -> _T:
+        """``traced()``, in which ``module`` is called, with code converted where a tensor decides.
+
+        Raises:
+            CaptureError: a tensor decides where it cannot be followed.
+        """
+        self._convert_long_loops(module)
+        for _ in range(_TRACES):
+            self.context.collected.clear()
+            self.context.copies.clear()
+            hook = module.register_forward_hook(_as_tensors)
+            try:
+                with swapped(self.codes), self.context.tracing(), redirect_stderr(_Quiet(sys.stderr)):
+                    found = traced()
+                copy = self.context.written_copy()
+                if copy is None:
+                    return found
+                error = self._written(copy)
+            except Exception as raised:
+                error = raised
+            finally:
+                hook.remove()
+            self._learn(error)
+        raise AssertionError("a trace finds functions without end")
+
+    def _convert_long_loops(self, module: torch.nn.Module) -> None:
+        """Convert the methods of the model in which a range may have many trips: one stands for all."""
+        for code in {f.__code__ for each in module.modules() for f in _methods(each)}:
+            if code not in self.codes and has_range(code):
+                with suppress(CaptureError):  # It is traced as it is.
+                    self._convert(code, code, code.co_firstlineno)
+
+    def _learn(self, error: Exception) -> None:
+        """Prepare for a trace that gets further than the one that ended in ``error``; else raise it."""
+        frame = _deciding_frame(error.__traceback__) if _is_undecided(error) else None
+        originals = self._convertible(frame[0].f_code) if frame is not None else []
+        folded, self.context.folded = self.context.folded, []
+        if frame is not None and originals:
+            for code in originals:
+                self._convert(code, frame[0].f_code, frame[1])
+        elif folded:
+            # Its trips are not the same for each index: the next trace unrolls it.
+            self.context.unrolled.add(folded[-1])
+        elif isinstance(error, NameError) and self._lost(error) is not None:
+            self._refuse_lost(error)
+        elif frame is None:
+            raise error
+        else:
+            self._refuse(error, frame[0].f_code, frame[1])
+
+    def _written(self, copy: Copy) -> CaptureError:
+        """What is wrong with a copy that should be a view; a loop in which it was made can be unrolled."""
+        self.context.folded = [copy.site] if copy.site is not None else []
+        return CaptureError(
+            "the model writes to a tensor, or to a part of it that an index known only to a call took, while "
+            "the other is in use",
+            location=f"{copy.line[0]}:{copy.line[1]}",
+            source_line=linecache.getline(*copy.line).strip() or None,
+            hint="take a copy of the part first, with clone(), before the write",
+        )
+
+    def _convertible(self, code: CodeType) -> list[CodeType]:
+        """The functions that are still to be converted for ``code``, where a tensor decided."""
+        converted = {each for made in self.codes.values() for each in nested(made)}
+        found = [] if code in converted else owners(code)
+        return [each for each in found if each not in self.codes]
+
+    def _convert(self, code: CodeType, deciding: CodeType, line: int) -> None:
+        try:
+            made = convert(code, self.calls)
+        except CaptureError as error:
+            error.location = f"{deciding.co_filename}:{line}"
+            error.source_line = linecache.getline(deciding.co_filename, line).strip() or None
+            raise
+        self.codes[code] = made.code
+        self.notes.setdefault(code.co_filename, []).extend(made.notes)
+
+    def _refuse(self, error: Exception, code: CodeType, line: int) -> NoReturn:
+        notes = [n for n in self.notes.get(code.co_filename, ()) if n.first <= line <= n.last]
+        reason = min(notes, key=lambda n: n.last - n.first).reason if notes else None
+        if isinstance(error, UnknownNumber):
+            message, hint = error.message, error.hint
+        else:
+            message = "the value of a tensor decides here, where it cannot be followed"
+            message += f": {reason}" if reason else ""
+            hint = None if reason else _WAY_OUT
+        raise CaptureError(
+            message,
+            location=f"{code.co_filename}:{line}",
+            source_line=linecache.getline(code.co_filename, line).strip() or None,
+            hint=hint,
+        ) from error
+
+    def _lost(self, error: NameError) -> str | None:
+        """The variable without a value that ``error`` is about, where two paths left it so."""
+        words = str(error).split("'")
+        return words[1] if len(words) > 2 and words[1] in self.context.lost else None
+
+    def _refuse_lost(self, error: NameError) -> NoReturn:
+        name = self._lost(error)
+        assert name is not None
+        lost = self.context.lost[name]
+        line = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)][-1]
+        raise CaptureError(
+            f"{shown_name(name)} {lost.reason}",
+            location=f"{line.filename}:{line.lineno}",
+            source_line=(line.line or "").strip() or None,
+            hint=lost.hint,
+        ) from error
+
+
+def _methods(module: torch.nn.Module) -> Iterator[FunctionType]:
+    """The functions that ``module`` and its class have from their author."""
+    held = [value for cls in type(module).__mro__ for value in vars(cls).values()]
+    for value in (*held, *vars(module).values()):
+        if isinstance(value, FunctionType) and is_users(value.__code__.co_filename):
+            yield value
+
+
+class _Quiet(io.TextIOBase):
+    """Standard error without the graphs that torch.export prints when a trace stops, as some do by plan."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str, /) -> int:
+        if "def forward(self" in text and "torch.ops.aten" in text:
+            return len(text)
+        return self.stream.write(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def _is_undecided(error: Exception) -> bool:
+    name = type(error).__name__
+    return isinstance(error, (GuardOnDataDependentSymNode, UnknownNumber)) or (
+        name == "UserError" and "data-dependent" in str(error).lower()
+    )
+
+
+def _deciding_frame(tb: TracebackType | None) -> tuple[FrameType, int] | None:
+    """The innermost of the model's functions in a traceback, and its line."""
+    found = None
+    while tb is not None:
+        if is_users(tb.tb_frame.f_code.co_filename):
+            found = (tb.tb_frame, tb.tb_lineno)
+        tb = tb.tb_next
+    return found
+
+
+def _as_tensors(module: Any, args: Any, output: Any) -> Any:
+    """A forward hook: numbers that only a run knows are tensors in what the model returns."""
+    return pytree.tree_map(unwrapped, output)

@@ -1,0 +1,390 @@
+"""Loops of converted code.
+
+Three ways to run one:
+
+- Python's, as long as nothing that the trace does not know decides.
+- *Nested*: a loop over Python values that a tensor may leave. The trips after such a decision are made in
+  the arm that goes on, so that exits nest and nothing is written twice.
+- *As a region*: where a tensor decides about the next trip, or where one trip stands for many. A trip then
+  says in a variable (``goes_on``) whether another may follow.
+"""
+
+# torch's pytrees are partly untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.compiler.capture.control.context import Context, Values, refuse, shown_name
+from regraft.compiler.capture.control.meeting import meet, run_arm
+from regraft.compiler.capture.control.number import Number, as_truth, kind_of, unwrapped
+from regraft.compiler.capture.control.state import (
+    KEPT,
+    UNBOUND,
+    Lost,
+    Outcome,
+    Saved,
+    Variables,
+    as_tensor,
+    fill,
+    in_place_of,
+    is_carried,
+    same,
+    shown,
+)
+from regraft.compiler.capture.control.structure import flatten, mapped, unflatten
+from regraft.compiler.capture.control.tree import PREFIX, RESULT
+from regraft.compiler.capture.control.watch import Watch
+
+#: A loop that makes more trips than this becomes a region, where its trips are the same.
+LONG = 32
+
+
+@dataclass
+class Run:
+    """A loop that is running.
+
+    Fields:
+        context: of the capture.
+        trip: makes one, given the run (and what a `for` goes over); it sets the variable ``goes_on``.
+        done: what follows once no trip is left.
+        variables: what a trip may change and somebody reads later, ``goes_on`` among them.
+        last: those of them that are read after the loop.
+        leaves: whether a trip may leave the loop.
+        appended: the lists with which a trip does nothing but append to them.
+        nested: whether the next trip is made where ``next`` is called.
+    """
+
+    context: Context
+    trip: Callable[..., None]
+    done: Callable[[], None]
+    variables: Variables
+    goes_on: str
+    last: tuple[str, ...]
+    leaves: bool
+    appended: tuple[str, ...] = ()
+    nested: bool = False
+    depth: int = 0
+    rest: Callable[[], None] | None = None
+
+    def next(self) -> bool:
+        """The end of a trip after which another may follow. Whether that is still to be made."""
+        if not self.nested or self.context.depth == self.depth:
+            return True
+        assert self.rest is not None, "a nested run knows its rest"
+        self.rest()
+        return False
+
+    def on(self) -> Any:
+        """What the last trip said about another one."""
+        return self.variables.value(self.goes_on)
+
+    def each(self, iterable: Iterable[Any]) -> None:
+        """``for`` over ``iterable``, nested where a tensor leaves it."""
+        iterator = iter(iterable)
+
+        def rest() -> None:
+            outer, self.depth = self.depth, self.context.depth
+            for item in iterator:
+                self.trip(self, item)
+                if self.on() is not True:
+                    break
+            else:
+                self.done()
+            self.depth = outer
+
+        self.nested, self.rest = True, rest
+        rest()
+
+    def over(self, items: range) -> None:
+        """``for`` over many indices, one trip standing for all of them."""
+        count: list[Any] = [0]
+        trip, variables = self.trip, self.variables
+
+        def one(run: Run) -> None:
+            index = count[0] if items.step == 1 else count[0] * items.step
+            trip(run, index + items.start if items.start else index)
+            count[0] = count[0] + 1
+
+        def put(*values: Any) -> None:
+            variables.put(*values[:-1])
+            if values[-1] is not KEPT:
+                count[0] = values[-1]
+
+        gets = (*variables.gets, lambda: count[0])
+        self.trip, self.variables = one, Variables((*variables.names, _COUNT), gets, put)
+        Region(self, lambda: count[0] < len(items), starts=True, trips=len(items)).run()
+
+    def repeat(self, test: Callable[[], Any] | None) -> None:
+        """``while test()``; without end where there is no test."""
+        while True:
+            holds = True if test is None else test()
+            if self.context.tracer.undecided(unwrapped(holds)):
+                return Region(self, test).run()
+            if not holds:
+                return self.done()
+            if self.leaves and self.context.traces and self._decides():
+                return Region(self, test, starts=True).run()
+            self.trip(self)
+            if self.on() is not True:
+                return None
+
+    def _decides(self) -> bool:
+        """Whether a tensor decides, in the trip that comes next, about the one after it."""
+        found: list[Any] = []
+
+        def trip() -> None:
+            self.trip(self)
+            found.append(unwrapped(self.on()))
+
+        saved = Saved.of(self.variables)
+        with self.context.tracer.thrown_away():
+            run_arm(self.context, trip, self.variables, saved)
+        return self.context.tracer.undecided(found[0])
+
+
+@dataclass
+class Region:
+    """A loop as a region.
+
+    Fields:
+        test: whether another trip follows; None where only the trip itself says so.
+        starts: whether the first trip is made for certain.
+        trips: how many there are, where that is known; the variable ``_COUNT`` then counts them.
+        start: what the loop begins with, by variable; its parts that may change are tensors and ``Number``.
+    """
+
+    loop: Run
+    test: Callable[[], Any] | None
+    starts: bool = False
+    trips: int | None = None
+    start: list[Any] = field(default_factory=list[Any])
+
+    def __post_init__(self) -> None:
+        names = [name for name in self.loop.variables.names if name != self.loop.goes_on]
+        self.variables = self.loop.variables.only(names)
+        self.saved = Saved.of(self.variables)
+        self.watch = Watch.of(self.loop.context)
+        #: What lists collect, a tensor with a row for each trip for each append of a trip.
+        self.rows: dict[str, list[Tensor]] = {}
+        self.count: Any = None
+
+    def run(self) -> None:
+        loop, context = self.loop, self.loop.context
+        self.start = [mapped(_as_carried, value) for value in self.saved.values]
+        self._settle()
+        flag = [as_truth(True)] if loop.leaves else []
+        carried = [as_tensor(leaf) for value in self.start for leaf in _carried(value)]
+        rows = [row for every in self.rows.values() for row in every]
+        results = context.tracer.loop(self._tested, self._trip, [*flag, *carried, *rows], context.limit)
+        self._load(results)
+        self._collect(results[len(results) - len(rows) :])
+        if not loop.leaves:
+            loop.done()
+        elif self.test is not None:
+            meet(context, results[0], loop.done, _nothing, loop.variables, loop.last)
+
+    def _tested(self, now: Values) -> Tensor:
+        self._load(now)
+        test, context = self.test, self.loop.context
+        if test is None:
+            return now[0]
+        if not self.loop.leaves:
+            return as_truth(test())
+        with context.arm():
+            (found,) = context.tracer.cond(now[0], lambda: [as_truth(test())], lambda: [as_truth(False)])
+        return found
+
+    def _trip(self, now: Values) -> list[Tensor]:
+        self._load(now)
+        on: list[Tensor] = []
+        outcome = self._run_trip(on)
+        found = on if self.loop.leaves else []
+        rows = iter(now[len(now) - sum(map(len, self.rows.values())) :])
+        collected: list[Tensor] = []
+        for name, start, value in zip(self.variables.names, self.start, outcome.rebuilt(), strict=True):
+            if name in self.rows:
+                value, new = value[: len(start)], value[len(start) :]
+                at = as_tensor(self.count).reshape(1)
+                collected += [next(rows).index_copy(0, at, each.unsqueeze(0)) for each in new]
+            if start is not UNBOUND:
+                found += self._yielded(start, value)
+        return [*found, *collected]
+
+    def _run_trip(self, on: list[Tensor]) -> Outcome:
+        def trip() -> None:
+            self.loop.trip(self.loop)
+            on.append(as_truth(self.loop.on()))
+
+        return run_arm(self.loop.context, trip, self.variables, self.saved, self.watch)
+
+    def _load(self, tensors: Sequence[Tensor]) -> None:
+        """Give the variables the values that ``tensors`` carry."""
+        rest = iter(tensors[1:] if self.loop.leaves else tensors)
+        values: list[Any] = []
+        for start, before in zip(self.start, self.saved.values, strict=True):
+            value = start if start is UNBOUND else mapped(functools.partial(_loaded, tensors=rest), start)
+            if isinstance(before, (list, dict, set)) and value is not UNBOUND:
+                fill(before, value)
+                value = before
+            values.append(value)
+        self.variables.write(values)
+        if self.trips is not None:
+            self.count = values[self.variables.names.index(_COUNT)]
+
+    def _collect(self, rows: Sequence[Tensor]) -> None:
+        """Put what was collected into the lists."""
+        rest = iter(rows)
+        for name, every in self.rows.items():
+            container: list[Any] = self.saved.values[self.variables.names.index(name)]
+            columns = [next(rest) for _ in every]
+            parts = [part for trip in zip(*(c.unbind(0) for c in columns), strict=True) for part in trip]
+            if len(columns) == 1 and not container:
+                self.loop.context.collected.append((parts, columns[0]))
+            container.extend(parts)
+
+    def _settle(self) -> None:
+        """Find, by trips that are thrown away, types of the start that a trip does not change."""
+        for _ in range(_SETTLING):
+            with self.loop.context.tracer.thrown_away():
+                # Nothing traced before is written to: the trip has copies.
+                self._load([as_tensor(leaf).clone() for leaf in self._flat()])
+                outcome = self._run_trip([])
+            found = [
+                self._adapted(name, start, value)
+                for name, start, value in zip(
+                    self.variables.names, self.start, outcome.rebuilt(), strict=True
+                )
+            ]
+            if all(a is b for a, b in zip(found, self.start, strict=True)):
+                return
+            self.start = found
+        refuse("what a loop carries has another type after each trip", "start with tensors of the final type")
+
+    def _flat(self) -> list[Any]:
+        flag = [as_truth(True)] if self.loop.leaves else []
+        return [*flag, *(leaf for value in self.start for leaf in _carried(value))]
+
+    def _adapted(self, name: str, start: Any, after: Any) -> Any:
+        """What ``name`` starts with, given its value after a trip; ``start`` itself where that will do."""
+        if start is UNBOUND and after is UNBOUND:
+            return start
+        if start is UNBOUND and (self.starts or name == RESULT):
+            # The first trip sets it before anybody reads it.
+            return mapped(_placeholder, after)
+        if start is UNBOUND or after is UNBOUND:
+            return self._lose(name, Lost("is set only inside a loop", "give it a value before the loop"))
+        if isinstance(start, list) and isinstance(after, list) and len(after) > len(start):
+            new = after[len(start) :]
+            after = after[: len(start)]
+            if name not in self.rows and not self._starts_to_collect(name, new):
+                reason = "is a list that grows"
+                return self._lose(name, Lost(reason, "append to it only, in a loop over a range"))
+        leaves, spec = flatten(start)
+        others, other_spec = flatten(after)
+        if spec != other_spec:
+            reason = f"is {shown(start)} before a trip and of another structure after it"
+            return self._lose(name, Lost(reason, "keep its structure, such as the length of a list"))
+        found = [_settled(a, b) for a, b in zip(leaves, others, strict=True)]
+        lost = next((each for each in found if isinstance(each, Lost)), None)
+        if lost is not None:
+            return self._lose(name, lost)
+        same_parts = all(a is b for a, b in zip(found, leaves, strict=True))
+        return start if same_parts else unflatten(found, spec)
+
+    def _starts_to_collect(self, name: str, new: Sequence[Any]) -> bool:
+        """Whether ``name`` is a list to which each trip appends tensors like ``new``, and nothing else."""
+        container = self.saved.values[self.variables.names.index(name)]
+        if self.trips is None or self.loop.leaves or name not in self.loop.appended:
+            return False
+        if not all(isinstance(each, Tensor) for each in new) or self._has_another_name(name, container):
+            return False
+        self.rows[name] = [
+            torch.stack([in_place_of(each)]).repeat(self.trips, *[1] * each.dim()) for each in new
+        ]
+        return True
+
+    def _has_another_name(self, name: str, container: list[Any]) -> bool:
+        return any(
+            value is container and each != name and not each.startswith(PREFIX)
+            for frame in self.loop.context.frames()
+            for each, value in frame.f_locals.items()
+        )
+
+    def _lose(self, name: str, lost: Lost) -> Any:
+        before = self.saved.values[self.variables.names.index(name)]
+        if isinstance(before, (list, dict, set)):
+            refuse(
+                f"{shown_name(name)} {lost.reason}, in a loop that a tensor ends",
+                "write to a tensor that is made before the loop instead",
+            )
+        self.loop.context.lose(name, lost)
+        return UNBOUND
+
+    def _yielded(self, start: Any, after: Any) -> list[Tensor]:
+        found: list[Tensor] = []
+        for a, b in zip(flatten(start)[0], flatten(after)[0], strict=True):
+            if is_carried(a):
+                tensor = as_tensor(b)
+                held = as_tensor(a)
+                found.append(tensor if tensor.dtype == held.dtype else tensor.to(held.dtype))
+        return found
+
+
+_COUNT = "_rg_count"
+_SETTLING = 4
+
+
+def _nothing() -> None:
+    pass
+
+
+def _as_carried(leaf: Any) -> Any:
+    """A Python number as one that a loop may change."""
+    return Number(as_tensor(leaf)) if type(leaf) in (bool, int, float) else leaf
+
+
+def _carried(value: Any) -> list[Any]:
+    return [] if value is UNBOUND else [leaf for leaf in flatten(value)[0] if is_carried(leaf)]
+
+
+def _loaded(start: Any, tensors: Iterator[Tensor]) -> Any:
+    if isinstance(start, Number):
+        return Number(next(tensors))
+    return next(tensors) if isinstance(start, Tensor) else start
+
+
+def _placeholder(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return in_place_of(leaf)
+    return Number(in_place_of(as_tensor(leaf))) if is_carried(leaf) else leaf
+
+
+def _settled(start: Any, after: Any) -> Any | Lost:
+    """What a part starts with that has the value ``after`` after a trip, or why there is no such thing."""
+    lost = Lost(
+        f"is {shown(start)} before a trip of the loop and {shown(after)} after it",
+        "give it the type before the loop that it has in the end",
+    )
+    if not is_carried(start) or not is_carried(after):
+        return start if same(start, after) else lost
+    before, now = as_tensor(start), as_tensor(after)
+    if before.dim() != now.dim():
+        return lost
+    if isinstance(start, Tensor) and isinstance(after, Tensor):
+        return start if before.dtype == now.dtype else lost
+    wider = torch.promote_types(before.dtype, now.dtype)
+    if isinstance(start, Tensor):  # and a number after a trip
+        return start if torch.result_type(before, kind_of(now.dtype)(1)) == before.dtype else lost
+    if isinstance(after, Tensor):
+        fits = torch.result_type(now, kind_of(before.dtype)(1)) == now.dtype
+        return before.to(now.dtype) if fits else lost
+    return start if wider == before.dtype else Number(before.to(wider))

@@ -1,0 +1,236 @@
+"""A Python number whose value the trace does not know, as arithmetic on a tensor without dims.
+
+It behaves as the number would: f64 and i64 among numbers, and next to a tensor the type that the tensor has
+(``torch.result_type`` with a number), which a tensor without dims would not always leave alone.
+"""
+
+# torch's function objects are untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from regraft.errors import CaptureError
+
+Kind = type[bool] | type[int] | type[float]
+_DTYPES: Mapping[Kind, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
+
+
+def kind_of(dtype: torch.dtype) -> Kind:
+    """What ``item()`` of a tensor of ``dtype`` gives."""
+    if dtype == torch.bool:
+        return bool
+    return float if dtype.is_floating_point else int
+
+
+def number_tensor(value: float, device: torch.device | None = None) -> Tensor:
+    """A tensor without dims that holds a Python number exactly."""
+    return torch.full((), value, dtype=_DTYPES[type(value)], device=device)
+
+
+class Number:
+    """The number in ``tensor``, which has no dims and the dtype of ``kind``."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.kind = kind_of(tensor.dtype)
+        self.tensor = tensor.to(_DTYPES[self.kind])
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """torch functions take a number as a tensor of the type that their tensors have."""
+        leaves, spec = pytree.tree_flatten((args, kwargs or {}))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        plain = [leaf.as_operand(tensors) if isinstance(leaf, Number) else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(plain, spec)
+        return func(*args, **kwargs)
+
+    def as_operand(self, tensors: list[Tensor]) -> Tensor:
+        """The number next to ``tensors``: of the type that it has as an operand of theirs."""
+        if not tensors:
+            return self.tensor
+        dtypes = [torch.result_type(tensor, self.kind(1)) for tensor in tensors]
+        found = dtypes[0]
+        for dtype in dtypes[1:]:
+            found = torch.promote_types(found, dtype)
+        return self.tensor.to(found)
+
+    def _with(self, other: Any, function: Callable[[Any, Any], Any], *, swapped: bool = False) -> Any:
+        if isinstance(other, Tensor):
+            own: Any = self.as_operand([other])
+            return function(other, own) if swapped else function(own, other)
+        if not isinstance(other, (bool, int, float, Number)):
+            return NotImplemented
+        right = other.tensor if isinstance(other, Number) else number_tensor(other, self.tensor.device)
+        left, right = (self._counted(t, function) for t in (self.tensor, right))
+        return Number(function(right, left) if swapped else function(left, right))
+
+    @staticmethod
+    def _counted(tensor: Tensor, function: Callable[[Any, Any], Any]) -> Tensor:
+        """Truth values count as integers in arithmetic, and integers divide as floats."""
+        if function is operator.truediv:
+            return tensor.to(torch.float64)
+        return tensor.to(torch.int64) if tensor.dtype == torch.bool and function not in _LOGIC else tensor
+
+    def __add__(self, other: Any) -> Any:
+        return self._with(other, operator.add)
+
+    def __radd__(self, other: Any) -> Any:
+        return self._with(other, operator.add, swapped=True)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._with(other, operator.sub)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._with(other, operator.sub, swapped=True)
+
+    def __mul__(self, other: Any) -> Any:
+        return self._with(other, operator.mul)
+
+    def __rmul__(self, other: Any) -> Any:
+        return self._with(other, operator.mul, swapped=True)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._with(other, operator.truediv)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self._with(other, operator.truediv, swapped=True)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return self._with(other, operator.floordiv)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return self._with(other, operator.floordiv, swapped=True)
+
+    def __mod__(self, other: Any) -> Any:
+        return self._with(other, operator.mod)
+
+    def __rmod__(self, other: Any) -> Any:
+        return self._with(other, operator.mod, swapped=True)
+
+    def __pow__(self, other: Any) -> Any:
+        # An integer to a negative power is a float in Python, which only the exponent's value tells.
+        is_integer = self.kind is not float and type(other) is not float
+        if is_integer and not (type(other) is int and other >= 0):
+            self._refuse("a base or an exponent of integers")
+        return self._with(other, operator.pow)
+
+    def __lt__(self, other: Any) -> Any:
+        return self._with(other, operator.lt)
+
+    def __le__(self, other: Any) -> Any:
+        return self._with(other, operator.le)
+
+    def __gt__(self, other: Any) -> Any:
+        return self._with(other, operator.gt)
+
+    def __ge__(self, other: Any) -> Any:
+        return self._with(other, operator.ge)
+
+    def __eq__(self, other: object) -> Any:
+        return self._with(other, operator.eq)
+
+    def __ne__(self, other: object) -> Any:
+        return self._with(other, operator.ne)
+
+    def __and__(self, other: Any) -> Any:
+        return self._with(other, operator.and_)
+
+    def __or__(self, other: Any) -> Any:
+        return self._with(other, operator.or_)
+
+    def __xor__(self, other: Any) -> Any:
+        return self._with(other, operator.xor)
+
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
+
+    def __neg__(self) -> Number:
+        return Number(-self._counted(self.tensor, operator.sub))
+
+    def __pos__(self) -> Number:
+        return Number(self._counted(self.tensor, operator.sub))
+
+    def __abs__(self) -> Number:
+        return Number(self._counted(self.tensor, operator.sub).abs())
+
+    def __hash__(self) -> int:
+        self._refuse("a key of a dict or a set")
+
+    def __bool__(self) -> bool:
+        self._refuse("a condition in code that is not converted")
+
+    def __index__(self) -> int:
+        self._refuse("a size, or an index of Python's own sequences")
+
+    def __int__(self) -> int:
+        self._refuse("an int in code that is not converted")
+
+    def __float__(self) -> float:
+        self._refuse("a float in code that is not converted")
+
+    def __str__(self) -> str:
+        self._refuse("text")
+
+    def __repr__(self) -> str:
+        return f"Number({self.kind.__name__})"
+
+    def _refuse(self, use: str) -> NoReturn:
+        raise UnknownNumber(
+            f"a number that is known only when the model runs is used as {use}",
+            hint="use it in tensor arithmetic and comparisons only",
+        )
+
+
+class UnknownNumber(CaptureError):
+    """A number that only a run knows was asked for its value."""
+
+
+_LOGIC = frozenset({operator.and_, operator.or_, operator.xor, operator.eq, operator.ne})
+
+
+def as_kind(value: Number, kind: Kind) -> Number:
+    """``bool``, ``int`` or ``float`` of a number: truth, or truncation towards zero."""
+    if kind is bool:
+        return Number(value.tensor != 0)
+    tensor = value.tensor
+    if kind is int and value.kind is float:
+        tensor = tensor.trunc()
+    return Number(tensor.to(_DTYPES[kind]))
+
+
+def picked(function: Any, values: list[Any]) -> Any:
+    """``min`` or ``max`` of numbers some of which are not known."""
+    pick = torch.minimum if function is min else torch.maximum
+    found = values[0]
+    for value in values[1:]:
+        found = _picked(pick, found, value)
+    return found
+
+
+def _picked(pick: Any, a: Any, b: Any) -> Number:
+    tensors = [each.tensor if isinstance(each, Number) else number_tensor(each) for each in (a, b)]
+    dtype = torch.promote_types(tensors[0].dtype, tensors[1].dtype)
+    return Number(pick(*(tensor.to(dtype) for tensor in tensors)))
+
+
+def unwrapped(value: Any) -> Any:
+    """The tensor of a number, and every other value itself."""
+    return value.tensor if isinstance(value, Number) else value
+
+
+def as_truth(value: Any) -> Tensor:
+    """The truth of ``value`` as ``bool[]``."""
+    if isinstance(value, (bool, int, float)):
+        return torch.full((), bool(value))
+    tensor = unwrapped(value)
+    if not isinstance(tensor, Tensor):
+        return torch.full((), bool(value))
+    scalar = tensor.reshape(()) if tensor.dim() else tensor
+    return scalar if scalar.dtype == torch.bool else scalar != 0

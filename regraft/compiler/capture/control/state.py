@@ -1,0 +1,281 @@
+"""The variables that an arm or a trip may change: read, set back, and made one where two paths meet.
+
+A variable's value is a pytree. Tensors in it become results of the condition or values that a loop carries;
+Python numbers that differ become ``Number``; all else must be the same on both paths. A variable for which
+that does not hold has no value afterwards, which is an error only if it is read.
+"""
+
+# torch's pytrees are partly untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from regraft.compiler.capture.control.number import Number, kind_of, number_tensor
+from regraft.compiler.capture.control.structure import flatten, unflatten
+
+
+class _Mark:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+#: The value of a variable that has none.
+UNBOUND = _Mark("UNBOUND")
+#: In place of a value: the variable is as it should be.
+KEPT = _Mark("KEPT")
+
+_CONTAINERS = (list, dict, set)
+_BY_VALUE = (str, bytes, type(None), torch.dtype, torch.device, torch.Size, complex, slice, range)
+
+
+@dataclass(frozen=True)
+class Variables:
+    """Variables of a running function.
+
+    Fields:
+        names: as the source has them; with dots, an attribute of a variable.
+        gets: read one each, and raise ``NameError`` or ``AttributeError`` where it has no value.
+        put: sets all of them.
+    """
+
+    names: tuple[str, ...]
+    gets: tuple[Callable[[], Any], ...]
+    put: Callable[..., None]
+
+    def read(self) -> tuple[Any, ...]:
+        return tuple(_value(get) for get in self.gets)
+
+    def value(self, name: str) -> Any:
+        return _value(self.gets[self.names.index(name)])
+
+    def write(self, values: Sequence[Any]) -> None:
+        """Give the variables ``values``; ``UNBOUND`` takes a variable its value."""
+        now = self.read()
+        self.put(*(KEPT if new is old else new for new, old in zip(values, now, strict=True)))
+
+    def only(self, names: Sequence[str]) -> Variables:
+        """The same, of which only ``names`` are looked at."""
+        kept = [i for i, name in enumerate(self.names) if name in names]
+
+        def put(*values: Any) -> None:
+            row: list[Any] = [KEPT] * len(self.names)
+            for i, value in zip(kept, values, strict=True):
+                row[i] = value
+            self.put(*row)
+
+        return Variables(tuple(self.names[i] for i in kept), tuple(self.gets[i] for i in kept), put)
+
+
+def _value(get: Callable[[], Any]) -> Any:
+    try:
+        return get()
+    except (NameError, AttributeError):
+        return UNBOUND
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What variables are before an arm runs, and what the containers among them hold."""
+
+    variables: Variables
+    values: tuple[Any, ...]
+    contents: tuple[tuple[Any, Any], ...]
+
+    @staticmethod
+    def of(variables: Variables) -> Saved:
+        values = variables.read()
+        contents: dict[int, tuple[Any, Any]] = {}
+        for value in values:
+            _save(value, contents)
+        return Saved(variables, values, tuple(contents.values()))
+
+    def restore(self) -> None:
+        for container, content in self.contents:
+            fill(container, content)
+        self.variables.write(self.values)
+
+
+def _save(value: Any, contents: dict[int, tuple[Any, Any]]) -> None:
+    if isinstance(value, _CONTAINERS) and id(value) not in contents:
+        contents[id(value)] = (value, value.copy())
+    if isinstance(value, (list, tuple, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            _save(each, contents)
+
+
+def fill(container: Any, content: Any) -> None:
+    """Make ``container``, a list, dict or set, hold what ``content`` holds."""
+    if isinstance(container, list):
+        container[:] = content
+    else:
+        container.clear()
+        container.update(content)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Why a variable has no value after two paths met."""
+
+    reason: str
+    hint: str
+
+
+@dataclass
+class Outcome:
+    """The variables after an arm.
+
+    Fields:
+        values: of each variable, as they are.
+        leaves, specs: their parts; None for a variable without a value.
+        tensors: what the arm yields for each part that can be yielded, in order.
+    """
+
+    values: tuple[Any, ...]
+    leaves: list[list[Any]] = field(default_factory=list[list[Any]])
+    specs: list[Any] = field(default_factory=list[Any])
+
+    @staticmethod
+    def of(variables: Variables) -> Outcome:
+        found = Outcome(variables.read())
+        for value in found.values:
+            leaves, spec = ([], None) if value is UNBOUND else flatten(value)
+            found.leaves.append(leaves)
+            found.specs.append(spec)
+        return found
+
+    def rebuilt(self) -> list[Any]:
+        """The values as they were after the arm, whatever has become of containers since."""
+        rows = zip(self.leaves, self.specs, strict=True)
+        return [UNBOUND if spec is None else unflatten(leaves, spec) for leaves, spec in rows]
+
+    def tensors(self) -> list[Tensor]:
+        return [form for leaves in self.leaves for leaf in leaves for form in forms(leaf)]
+
+
+def is_carried(leaf: Any) -> bool:
+    """Whether a part of a value can be the result of a region."""
+    return isinstance(leaf, (Tensor, Number)) or type(leaf) in (bool, int, float)
+
+
+def as_tensor(leaf: Any) -> Tensor:
+    if isinstance(leaf, Tensor):
+        return leaf
+    return leaf.tensor if isinstance(leaf, Number) else number_tensor(leaf)
+
+
+def in_place_of(tensor: Tensor) -> Tensor:
+    """A tensor of the type of ``tensor`` that nobody looks at."""
+    sizes = [1 if free_unbacked_symbols(size) else size for size in tensor.shape]
+    return torch.zeros(sizes, dtype=tensor.dtype, device=tensor.device)
+
+
+def forms(leaf: Any) -> list[Tensor]:
+    """What the first arm yields for a part of a value. The second arm's may be an integer too, or a float."""
+    if not is_carried(leaf):
+        return []
+    tensor = as_tensor(leaf)
+    is_integer = not isinstance(leaf, Tensor) and tensor.dtype == torch.int64
+    return [tensor, tensor.to(torch.float64)] if is_integer else [tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a variable where two paths meet.
+
+    Fields:
+        yielded: what the second arm yields in the place of the first one's ``forms``.
+        merge: from the region's results in their place to the part's value.
+    """
+
+    yielded: list[Tensor]
+    merge: Callable[[list[Tensor]], Any]
+
+    @staticmethod
+    def only(first: Any, position: int, tensor: Tensor, merge: Callable[[Tensor], Any]) -> Part:
+        """The form at ``position`` counts; it is ``tensor`` on the second path."""
+        row = [in_place_of(form) for form in forms(first)]
+        row[position] = tensor
+        return Part(row, lambda results: merge(results[position]))
+
+
+def met(first: Any, second: Any) -> Part | Lost:
+    """How a part that is ``first`` on one path and ``second`` on the other goes on."""
+    lost = Lost(f"is {shown(first)} on one path and {shown(second)} on the other", _hint(first, second))
+    if not is_carried(first) and not is_carried(second):
+        return Part([], lambda _: second) if same(first, second) else lost
+    if not is_carried(first) or not is_carried(second):
+        return lost
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        fits = first.dtype == second.dtype and first.dim() == second.dim()
+        return Part.only(first, 0, second, lambda tensor: tensor) if fits else lost
+    if not isinstance(first, Tensor) and not isinstance(second, Tensor):
+        return _met_numbers(first, second) or lost
+    return _met_mixed(first, second) or lost
+
+
+def _met_numbers(first: Any, second: Any) -> Part | None:
+    other = as_tensor(second)
+    if not isinstance(first, Number) and not isinstance(second, Number) and same(first, second):
+        return Part.only(first, 0, other, lambda _: second)
+    return Part.only(first, 0, other, Number) if as_tensor(first).dtype == other.dtype else None
+
+
+def _met_mixed(first: Any, second: Any) -> Part | None:
+    """A number on one path, a tensor on the other: a tensor without dims takes the number in."""
+    tensor, number = (first, second) if isinstance(first, Tensor) else (second, first)
+    held = as_tensor(number)
+    if tensor.dim() or torch.result_type(tensor, kind_of(held.dtype)(1)) != tensor.dtype:
+        return None
+    if tensor is first:
+        return Part.only(first, 0, held.to(tensor.dtype), lambda found: found)
+    for position, form in enumerate(forms(first)):
+        if torch.promote_types(form.dtype, tensor.dtype) == form.dtype:
+            return Part.only(first, position, tensor.to(form.dtype), lambda found: found.to(tensor.dtype))
+    return None
+
+
+def _hint(first: Any, second: Any) -> str:
+    if not is_carried(first) and not is_carried(second):
+        return "make it the same on both paths, or a number or a tensor"
+    if not is_carried(first) or not is_carried(second):
+        return "give it a tensor on both paths"
+    if isinstance(first, Tensor) or isinstance(second, Tensor):
+        return "give both paths a tensor of one dtype and one number of dims"
+    return "write numbers of one kind on both paths, such as 0.0 for 0"
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether a part that is no tensor is the same on both paths."""
+    if first is second:
+        return True
+    if isinstance(first, (torch.SymInt, torch.SymFloat, torch.SymBool)) and type(first) is type(second):
+        return str(first) == str(second)
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, float):
+        return first.hex() == second.hex()
+    return isinstance(first, (*_BY_VALUE, bool, int)) and first == second
+
+
+def shown(value: Any) -> str:
+    """``value`` as messages have it."""
+    if isinstance(value, Tensor):
+        sizes = ", ".join(str(size) for size in value.shape)
+        return f"a tensor {str(value.dtype).removeprefix('torch.')}[{sizes}]"
+    if isinstance(value, Number):
+        return f"a{'n' if value.kind is int else ''} {value.kind.__name__}"
+    if isinstance(value, (*_BY_VALUE, bool, int, float)):
+        return repr(value)
+    return f"a {type(value).__name__}"

@@ -1,0 +1,74 @@
+"""Values in parts: pytrees, in which dataclasses of the model's own count as nodes too."""
+
+# torch's pytrees are partly untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How parts make a value.
+
+    Fields:
+        spec: of the pytree.
+        records: for each leaf of the pytree that is a dataclass, its class and how its fields are made.
+    """
+
+    spec: Any
+    records: tuple[tuple[type, Structure] | None, ...]
+
+
+def flatten(value: Any) -> tuple[list[Any], Structure]:
+    leaves, spec = pytree.tree_flatten(value)
+    parts: list[Any] = []
+    records: list[tuple[type, Structure] | None] = []
+    for leaf in leaves:
+        if _is_record(leaf):
+            own, structure = flatten({f.name: getattr(leaf, f.name) for f in dataclasses.fields(leaf)})
+            parts += own
+            records.append((type(leaf), structure))
+        else:
+            parts.append(leaf)
+            records.append(None)
+    return parts, Structure(spec, tuple(records))
+
+
+def unflatten(parts: Sequence[Any], structure: Structure) -> Any:
+    rest = iter(parts)
+
+    def leaf(record: tuple[type, Structure] | None) -> Any:
+        if record is None:
+            return next(rest)
+        cls, inner = record
+        made = object.__new__(cls)
+        for name, value in unflatten([next(rest) for _ in range(_size(inner))], inner).items():
+            object.__setattr__(made, name, value)
+        return made
+
+    return pytree.tree_unflatten([leaf(record) for record in structure.records], structure.spec)
+
+
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """``value`` with ``function`` of each part in the place of the part."""
+    parts, structure = flatten(value)
+    return unflatten([function(part) for part in parts], structure)
+
+
+def _size(structure: Structure) -> int:
+    return sum(1 if record is None else _size(record[1]) for record in structure.records)
+
+
+def _is_record(value: Any) -> bool:
+    """Whether ``value`` is nothing but its fields."""
+    if isinstance(value, type) or not dataclasses.is_dataclass(value):
+        return False
+    return set(getattr(value, "__dict__", ())) == {field.name for field in dataclasses.fields(value)}

@@ -1,0 +1,90 @@
+"""A stand-in for a trace: every tensor is undecided, both arms run, and the values at hand choose then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.compiler import control
+
+Values = tuple[Tensor, ...]
+#: A loop in an arm that is not taken need not end.
+ENDLESS = 200
+
+
+@dataclass(slots=True)  # the frames of the double count as the model
+class BothPaths:
+    """Counts what a trace would record.
+
+    Fields:
+        conditions, loops: how many there were, thrown away ones left out.
+        deepest: how many conditions were inside one another.
+    """
+
+    conditions: int = 0
+    loops: int = 0
+    deepest: int = 0
+    depth: int = 0
+    silent: int = 0
+
+    def undecided(self, value: object) -> bool:
+        return isinstance(value, Tensor)
+
+    def cond(
+        self, pred: Any, then: Callable[[], Sequence[Tensor]], otherwise: Callable[[], Sequence[Tensor]]
+    ) -> Values:
+        if not self.silent:
+            self.conditions += 1
+            self.depth += 1
+            self.deepest = max(self.deepest, self.depth)
+        first, second = tuple(then()), tuple(otherwise())
+        self.depth -= not self.silent
+        assert [(t.dtype, t.dim()) for t in first] == [(t.dtype, t.dim()) for t in second]
+        return first if bool(pred) else second
+
+    def loop(
+        self,
+        test: Callable[[Values], Tensor],
+        body: Callable[[Values], Sequence[Tensor]],
+        carried: Sequence[Tensor],
+        limit: int | None = None,
+    ) -> Values:
+        self.loops += not self.silent
+        now, types = tuple(carried), [(t.dtype, t.dim()) for t in carried]
+        for _ in range(ENDLESS):
+            if not test(now):
+                break
+            now = tuple(body(now))
+            assert [(t.dtype, t.dim()) for t in now] == types
+        return now
+
+    @contextmanager
+    def thrown_away(self) -> Generator[None]:
+        self.silent += 1
+        try:
+            yield
+        finally:
+            self.silent -= 1
+
+
+def converted(function: Any, limit: int | None = None) -> tuple[Any, BothPaths, control.Converted]:
+    """``function`` converted, the double that it runs on, and what was converted."""
+    tracer = BothPaths()
+    context = control.Context(tracer, limit)
+    found = control.convert(function.__code__, control.Calls(context))
+    defaults, closure = function.__defaults__, function.__closure__
+    copy = FunctionType(found.code, function.__globals__, function.__name__, defaults, closure)
+    copy.__kwdefaults__ = function.__kwdefaults__
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with context.tracing(), torch.no_grad():
+            return copy(*args, **kwargs)
+
+    run.context = context  # pyright: ignore[reportFunctionMemberAccess]
+    return run, tracer, found
