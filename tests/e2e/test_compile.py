@@ -16,6 +16,7 @@ from torch.export import Dim
 import regraft
 from regraft.errors import RegraftError
 from regraft.testing import assert_close, randomise
+from tests.models import in_double
 
 
 class Net(nn.Module):
@@ -151,6 +152,20 @@ def test_weights_are_frozen_until_refreshed(net: nn.Module) -> None:
     compiled.refresh(other)
     check(other, compiled, rows())
     assert not torch.allclose(net(rows()), compiled(rows()))
+
+
+def test_refresh_takes_another_parameter_in_the_place_of_one() -> None:
+    model, x = nn.Linear(8, 8).eval(), torch.randn(3, 8)
+    compiled = regraft.compile(model, (x,))
+    before = compiled(x)
+    model.weight = nn.Parameter(torch.randn(8, 8))
+    assert torch.equal(compiled(x), before)  # a call does not look for it
+    compiled.refresh(model)
+    assert_close(compiled(x), in_double(model, x), model(x))
+    with torch.no_grad():
+        model.weight.mul_(2)
+    with pytest.raises(RegraftError, match="refresh"):
+        compiled(x)
 
 
 def test_refresh_refuses_another_model(net: nn.Module) -> None:
