@@ -250,6 +250,25 @@ def test_containers_go_from_trip_to_trip() -> None:
         assert_close(compiled(x), Ledger()(x.double()), Ledger()(x))
 
 
+class ChoosesConstants(nn.Module):
+    """What the arms give are constants; what is chosen is none."""
+
+    def forward(self, x):
+        factor = torch.tensor(1.0)
+        if x.sum() > 0:
+            factor = torch.tensor(2.0)
+        if factor > 1.5:
+            return x + factor
+        return x - factor
+
+
+def test_a_choice_of_constants_is_no_constant() -> None:
+    compiled = regraft.compile(ChoosesConstants().eval(), (torch.ones(3),), cache=False)
+    for sign in (1.0, -1.0):
+        x = torch.tensor([1.0, 2.0, 3.0]) * sign
+        assert_close([compiled(x)], [ChoosesConstants()(x.double())])
+
+
 class InTry(nn.Module):
     def forward(self, x):
         try:

@@ -112,7 +112,8 @@ def _like(tensor: Tensor, changing: Sequence[int] = ()) -> Tensor:
     sizes = list(tensor.shape)
     for axis in changing:
         sizes[axis] = torch.library.get_ctx().new_dynamic_size()
-    return tensor.new_empty(sizes)
+    # Not new_empty: of a constant, a fake tensor would take it for a constant too, of whatever values.
+    return torch.empty(sizes, dtype=tensor.dtype, device=tensor.device)
 
 
 def _axes(changing: Sequence[int], number: int) -> list[int]:
