@@ -78,7 +78,7 @@ def ended(terminal: pexpect.spawn[str]) -> tuple[int | None, str]:
 
 def test_a_compile_shows_progress_and_then_the_report(spawn: Spawn, factories: Path) -> None:
     terminal = spawn(str(REGRAFT), "compile", f"{factories}:make", "--backends", "eager")
-    terminal.expect("compile: export")
+    terminal.expect("compile: export|compile: decompositions")
     terminal.expect("compile: lower|compile: verify")
     code, screen = ended(terminal)
     assert code == 0

@@ -85,7 +85,9 @@ def test_times_are_measured_kept_and_used_by_later_compiles(invoke: Invoke, mode
 
 
 def test_the_report_is_for_people(invoke: Invoke, models: Path) -> None:
-    result = invoke("tune", f"{models}:varying", "--tokens", "1,16")
+    told = ([[20e-6] * 3, [10e-6] * 3], [20e-6] * 3)
+    with mock.patch("regraft.compiler.choose.tune.interleaved", return_value=told):
+        result = invoke("tune", f"{models}:varying", "--tokens", "1,16")
     assert result.exit_code == 0, result.output
     assert "(and 1 more like it)" in result.stdout
     assert "measured at 1 to 16 rows, else estimated" in result.stdout

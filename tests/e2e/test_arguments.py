@@ -209,7 +209,7 @@ class Watched(nn.Module):
     def forward(self, x: Tensor, fail: bool = False) -> Tensor:
         self.last = "called"
         y = self.norm(self.linear(x)) * self.settings["scale"] + self.frozen(self.table)
-        return y * 2 if fail and y.sum() > 0 else y
+        return torch.stack([row for row in y if row.sum() > 0]) if fail else y
 
 
 def watched() -> Watched:

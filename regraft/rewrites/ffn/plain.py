@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from regraft.ir import Builder, Declined, Example, Match, PatternBuilder, Rewrite, Value, Var
+from regraft.ir import Builder, Declined, Exactness, Example, Match, PatternBuilder, Rewrite, Value, Var
 from regraft.rewrites.ffn.gated import activation_of
 
 
@@ -13,6 +13,8 @@ class PlainFFN(Rewrite):
 
     stage = "fuse"
     after = ("GatedFFN",)
+    # The products of a whole block may be grouped by other kernels than those of its layers one by one.
+    exactness = Exactness.REASSOCIATES
 
     def pattern(self, op: PatternBuilder, x: Var, up: Var, down: Var, up_bias: Var, down_bias: Var) -> Any:
         raised = op.aten.linear(x, up, op.optional(up_bias))

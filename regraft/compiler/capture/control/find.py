@@ -10,7 +10,6 @@ is converted, and the model is traced again.
 
 from __future__ import annotations
 
-import io
 import linecache
 import sys
 import traceback
@@ -174,19 +173,25 @@ def _methods(module: torch.nn.Module) -> Iterator[FunctionType]:
             yield value
 
 
-class _Quiet(io.TextIOBase):
-    """Standard error without the graphs that torch.export prints when a trace stops, as some do by plan."""
+class _Quiet:
+    """Standard error without the graphs that torch.export prints when a trace stops, as some do by plan.
+
+    All else is the stream's own: progress is shown on it meanwhile, in colours where it is a terminal.
+    """
 
     def __init__(self, stream: Any) -> None:
-        self.stream = stream
+        self._stream = stream
 
-    def write(self, text: str, /) -> int:
+    def write(self, text: str) -> int:
         if "def forward(self" in text and "torch.ops.aten" in text:
             return len(text)
-        return self.stream.write(text)
+        return self._stream.write(text)
 
     def flush(self) -> None:
-        self.stream.flush()
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _is_undecided(error: Exception) -> bool:
