@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import regraft
 from benchmarks import machine
-from benchmarks.peers import Inputs, error_of, inductor, tensors
+from benchmarks.peers import Inputs, error_of, inductor
 from regraft.errors import RegraftError
 from regraft.timing import race
 from tests.models import in_double
@@ -106,13 +107,18 @@ def _entrants(
     return calls, seconds, refused
 
 
+def _values(result: Any) -> list[Tensor]:
+    """The values of a result; a number that the data decide, such as an exit, may come as a tensor."""
+    return [leaf if isinstance(leaf, Tensor) else torch.tensor(leaf) for leaf in pytree.tree_leaves(result)]
+
+
 def _race_path(
     model: nn.Module, given: Inputs, calls: Mapping[str, CallWith], rounds: int, patience: float
 ) -> dict[str, Any]:
     def reference(other: Inputs) -> list[Tensor]:
-        return tensors(in_double(model, **other))
+        return _values(in_double(model, **other))
 
-    runs = {name: (lambda other, call=call: tensors(call(other))) for name, call in calls.items()}
+    runs = {name: (lambda other, call=call: _values(call(other))) for name, call in calls.items()}
     errors = {name: error_of(run, reference, runs["eager"], given) for name, run in runs.items()}
     counted = {
         name: (lambda call=call: call(given)) for name, call in calls.items() if errors[name]["counts"]
