@@ -24,8 +24,11 @@ def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__main__"}
     for line, code in python_blocks(page.read_text(encoding="utf-8")):
-        # Empty lines before the code make a traceback show the page's own line numbers.
-        exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
+        # Empty lines before the code make a traceback show the page's own line numbers. It is in a file,
+        # because regraft reads the source of functions in which tensors decide.
+        file = tmp_path / f"{page.stem}_{line}.py"
+        file.write_text("\n" * (line - 1) + code, encoding="utf-8")
+        exec(compile(file.read_text(encoding="utf-8"), str(file), "exec"), namespace)
 
 
 def test_blocks_are_found_with_their_lines() -> None:
