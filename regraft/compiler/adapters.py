@@ -3,7 +3,7 @@
 A weight ``W`` that adapters change becomes ``W + L[i] @ R[i] + D[i]`` in the captured graph, where ``i`` is
 the number of the adapter that applies (0 for none, whose factors are zeros), ``L`` and ``R`` are all
 adapters' low-rank factors and ``D`` their full deltas. What a layer makes of such a weight is left to the
-rewrites.
+rewrites. Where one adapter always applies, there is no ``i``: the sum is one of constants.
 """
 
 from __future__ import annotations
@@ -74,6 +74,19 @@ class Adapters:
             scaling.append(_read(name, number, state, changes))  # pyright: ignore[reportUnknownArgumentType]
         return Adapters(tuple(given), changes, tuple(scaling))  # pyright: ignore[reportUnknownArgumentType]
 
+    def only(self, name: Any) -> Adapters:
+        """The adapter ``name`` without the others.
+
+        Raises:
+            OptionError: there is no such adapter.
+        """
+        if name not in self.names:
+            known = no_such("adapter", str(name), self.names) if self.names else "no adapters= are given"
+            raise OptionError(f"'adapter' is {name!r}: {known}", option="adapter", value=repr(name))
+        number = self.names.index(name) + 1
+        changes = {weight: {1: by[number]} for weight, by in self.changes.items() if number in by}
+        return Adapters((name,), changes, (self.scaling[number - 1],))
+
 
 def _refused(option: str, value: Any, expected: str) -> OptionError:
     return OptionError(f"'{option}' cannot be this", option=option, value=repr(value), expected=expected)
@@ -105,10 +118,13 @@ def _read(name: str, number: int, state: Adapter, changes: dict[str, dict[int, _
 # -- the graph ---------------------------------------------------------------------------------
 
 
-def insert_adapters(module: Module, adapters: Adapters, table: OpTable, model: Any) -> str | None:
+def insert_adapters(
+    module: Module, adapters: Adapters, table: OpTable, model: Any, *, switched: bool = True
+) -> str | None:
     """Make each adapted weight of the captured ``module`` depend on the adapter that applies.
 
-    ``model`` tells which layers hold their weights as ``[out, in]``. Returns a note for the report.
+    ``model`` tells which layers hold their weights as ``[out, in]``. Without ``switched`` there is one
+    adapter, which always applies. Returns a note for the report.
 
     Raises:
         OptionError: an adapter has a tensor for a weight that is not there, or of the wrong shape.
@@ -116,10 +132,7 @@ def insert_adapters(module: Module, adapters: Adapters, table: OpTable, model: A
     if not adapters.names:
         return None
     function = module.main
-    active = torch.zeros(1, dtype=torch.int64)
-    leaf = Leaf(ACTIVE_ADAPTER, TensorType(DType.I64, (1,)), active, is_added=True)
-    number = function.body.add_arg(leaf.type, "active_adapter")
-    function.state = (*function.state, leaf)
+    number = _active_number(function) if switched else None
     constants = {n: c for c in module.constants() if isinstance(c, Leaf) for n in (c.name, *c.names)}
     bytes_added = 0
     for weight, by_number in adapters.changes.items():
@@ -128,10 +141,20 @@ def insert_adapters(module: Module, adapters: Adapters, table: OpTable, model: A
             raise OptionError(f"the adapter '{owner}': {no_such('weight', weight, constants)}")
         stacks = _stacks(weight, constants[weight], by_number, adapters, model)
         bytes_added += sum(stack.nbytes for stack in stacks.values())
-        for const in _places(function, constants[weight], weight):
+        for const in _places(function, constants[weight], weight, switched):
             _adapt(const, stacks, number, table, weight)
+    if not switched:
+        return f"the adapter '{adapters.names[0]}' is merged into {len(adapters.changes)} weights"
     counts = f"{len(adapters.names)} adapters over {len(adapters.changes)} weights"
     return f"{counts}, {bytes_added / 1e6:.1f} MB; set_adapter switches between them"
+
+
+def _active_number(function: Function) -> Value:
+    """The number of the adapter that applies, as a new state of ``function``."""
+    active = torch.zeros(1, dtype=torch.int64)
+    leaf = Leaf(ACTIVE_ADAPTER, TensorType(DType.I64, (1,)), active, is_added=True)
+    function.state = (*function.state, leaf)
+    return function.body.add_arg(leaf.type, "active_adapter")
 
 
 def _stacks(
@@ -212,20 +235,20 @@ def _misfit(adapter: str, weight: str, tensor: Tensor, expected: str) -> OptionE
     )
 
 
-def _places(function: Function, leaf: Leaf, name: str) -> list[Op]:
-    """The constants of the function's body that are ``leaf``.
+def _places(function: Function, leaf: Leaf, name: str, switched: bool) -> list[Op]:
+    """The constants of the function that are ``leaf``.
 
     Raises:
-        OptionError: one is in a branch or a loop, where no adapter is known.
+        OptionError: one is in a branch or a loop, which the number of the adapter does not reach.
     """
     found = [op for op in function.walk() if op.name == "rg.const" and op.attr("value") is leaf]
-    if any(op.parent is not function.body for op in found):
+    if switched and any(op.parent is not function.body for op in found):
         raise OptionError(f"'{name}' is used in a branch or a loop, which adapters do not reach")
     return found
 
 
-def _adapt(const: Op, stacks: Mapping[str, Tensor], number: Value, table: OpTable, name: str) -> None:
-    """Let the users of the weight ``const`` read ``W + L[i] @ R[i] + D[i]``."""
+def _adapt(const: Op, stacks: Mapping[str, Tensor], number: Value | None, table: OpTable, name: str) -> None:
+    """Let the users of ``const`` read ``W + L[i] @ R[i] + D[i]``, ``i`` being 1 without a number."""
     uses = list(const.result.uses)
     if not uses:
         return
@@ -234,10 +257,12 @@ def _adapt(const: Op, stacks: Mapping[str, Tensor], number: Value, table: OpTabl
     op = Builder(table, const.parent, first, const.loc)
 
     def picked(kind: str) -> Value:
-        stack = stacks[kind]
-        dtype = const.result.tensor.dtype
-        leaf = Leaf(f"adapters:{name}.{kind}", TensorType(dtype, tuple(stack.shape)), stack, is_added=True)
-        return op.aten.view(op.aten.index_select(op.constant(leaf), 0, number), tuple(stack.shape[1:]))
+        stack = stacks[kind] if number is not None else stacks[kind][1]
+        type = TensorType(const.result.tensor.dtype, tuple(stack.shape))
+        factors = op.constant(Leaf(f"adapters:{name}.{kind}", type, stack, is_added=True))
+        if number is None:
+            return factors
+        return op.aten.view(op.aten.index_select(factors, 0, number), tuple(stack.shape[1:]))
 
     adapted = const.result
     if "left" in stacks:

@@ -286,6 +286,8 @@ def export_onnx(
     plugins: Sequence[str | Plugin] = (),
     exactness: Exactness = Exactness.REASSOCIATES,
     progress: Observer | None = None,
+    adapters: Mapping[str, Mapping[str, Any]] | None = None,
+    adapter: str | None = None,
 ) -> ExportReport:
     """Write an optimised ONNX file that runs without torch and without regraft.
 
@@ -296,13 +298,18 @@ def export_onnx(
         opset: the opset of the default domain; None takes the newest that onnxruntime runs well.
         contrib: allow onnxruntime's own operators (domain ``com.microsoft``), which are faster
             there. ``False`` writes standard ONNX only.
+        adapters: as in ``compile``. The file has an input ``active_adapter`` more, an i64 of shape [1]: the
+            number of the adapter that applies, in the order of the report's ``adapters`` from 1 on; 0 is
+            the model as it is.
+        adapter: the one of ``adapters`` that always applies, merged into the weights: no input more.
         The others are those of ``compile``.
 
     Returns:
         What was written: opset, operators and their counts, file sizes, and the compile's report.
 
     Raises:
-        OptionError: ``path`` has another suffix or cannot be written; nothing is written.
+        OptionError: ``path`` has another suffix or cannot be written, or an adapter does not fit;
+            nothing is written.
         The errors of ``compile``.
     """
     given: Any = path
@@ -326,9 +333,14 @@ def export_onnx(
         dump=None,
         threads=None,
         progress=progress,
+        adapters=adapters,
     )
+    given_adapters = options.adapters if adapter is None else options.adapters.only(adapter)
     phases = Phases(options.progress)
     captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
+    note = insert_adapters(captured.module, given_adapters, options.table, model, switched=adapter is None)
     compilation = rewritten(captured, options, phases)
+    compilation.report.notes += [note] if note else []
+    switched = options.adapters.names if adapter is None else ()
     with torch.no_grad(), phases.phase("lower"):
-        return write_onnx(compilation, Store(compilation.module), target, opset, contrib)
+        return write_onnx(compilation, Store(compilation.module), target, opset, contrib, switched)

@@ -28,6 +28,8 @@ class ExportReport:
             ``<input>_out``, these outputs follow the results.
         bytes: size of the file and of the weights beside it.
         compile: the report of the rewrites.
+        adapters: names of the adapters between which the input ``active_adapter`` chooses, the first of
+            them being 1; empty where there is no such input.
     """
 
     path: Path
@@ -38,6 +40,7 @@ class ExportReport:
     writes: dict[str, str]
     bytes: int
     compile: Report
+    adapters: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -48,6 +51,7 @@ class ExportReport:
             "inputs": list(self.inputs),
             "outputs": list(self.outputs),
             "writes": dict(self.writes),
+            "adapters": list(self.adapters),
             "bytes": self.bytes,
             "compile": self.compile.to_dict(),
         }
@@ -67,7 +71,12 @@ class _Writer:
 
 
 def write_onnx(
-    compilation: Compilation, store: Store, path: Path, opset: int | None, contrib: bool
+    compilation: Compilation,
+    store: Store,
+    path: Path,
+    opset: int | None,
+    contrib: bool,
+    adapters: tuple[str, ...] = (),
 ) -> ExportReport:
     """Lower the whole module to one ONNX graph and write it to ``path``, whole or not at all.
 
@@ -94,6 +103,7 @@ def write_onnx(
         {written.outputs[result]: written.inputs[target] for result, target in function.aliases.items()},
         written.bytes,
         compilation.report,
+        adapters,
     )
 
 
