@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks import algebra as algebra_benchmark
 from benchmarks import compile_time as compile_time_benchmark
 from benchmarks import dynamic as dynamic_benchmark
 from benchmarks import low_rank as low_rank_benchmark
@@ -32,6 +33,7 @@ def everything(context: typer.Context) -> None:
         memory_benchmark.run()
         compile_time_benchmark.run()
         low_rank_benchmark.run()
+        algebra_benchmark.run()
         dynamic_benchmark.run()
         siblings_benchmark.run()
         zoo_benchmark.run()
@@ -85,6 +87,14 @@ def low_rank(
 ) -> None:
     """Low-rank layers and LoRA: the chosen form against each form."""
     low_rank_benchmark.run(rounds=rounds, patience=patience)
+
+
+@app.command()
+def algebra(
+    rounds: Rounds = 20, patience: Annotated[float, typer.Option(help="As above, a race.")] = 30.0
+) -> None:
+    """SOFT, block-shuffle and streamed low-rank FFNs against ONNX Runtime."""
+    algebra_benchmark.run(rounds, patience)
 
 
 @app.command()

@@ -188,6 +188,21 @@ def test_noise_keeps_the_reference() -> None:
     assert decided(alternative(16), (10, 9.9), (0, 0)).order == (0,)
 
 
+@pytest.mark.parametrize(
+    ("estimated", "order"), [((10, 7), (1,)), ((10, 11), (0,)), ((10, 9.9), (0,)), ((), (0,))]
+)
+def test_where_noise_hides_the_difference_the_estimate_has_to_agree(
+    estimated: tuple[float, ...], order: tuple[int, ...]
+) -> None:
+    noisy = choose.Times((10, 9), measured=True, noise=0.2, estimated=estimated)
+    assert choose.decide(alternative(16), lambda op, rows: noisy).order == order
+
+
+def test_a_form_that_was_measured_to_be_no_faster_is_not_taken() -> None:
+    refuted = choose.Times((10, 10), measured=True, noise=0.2, estimated=(10, 5))
+    assert choose.decide(alternative(16), lambda op, rows: refuted).order == (0,)
+
+
 def test_at_most_eight_intervals() -> None:
     def times(_: Op, rows: int) -> choose.Times:
         return choose.Times((1.0, 0.5 if rows.bit_length() % 2 else 2.0))

@@ -22,7 +22,7 @@ from regraft.errors import (
     ShapeError,
     UnsupportedOpError,
 )
-from regraft.testing import randomise
+from regraft.testing import assert_close, randomise
 
 HERE = Path(__file__).name
 
@@ -53,6 +53,27 @@ def compile_fails(error: type[RegraftError], model: Any, *args: Any, **options: 
 
 
 # -- the model ---------------------------------------------------------------------------------
+
+
+def test_a_dtype_without_a_name_here() -> None:
+    class Counts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.to(torch.uint16).float()  # unnamed
+
+    message = compile_fails(CaptureError, Counts().eval(), rows())
+    assert "torch.uint16" in message
+    assert line_of("unnamed") in message
+
+
+def test_a_wide_identity() -> None:
+    """Which torch takes apart into counting in 16 bits."""
+
+    class Identity(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ torch.eye(8, 300, dtype=x.dtype)
+
+    x, model = rows(), Identity().eval()
+    assert_close(regraft.compile(model, (x,))(x), model(x.double()), model(x))
 
 
 def test_a_cache_among_the_results() -> None:

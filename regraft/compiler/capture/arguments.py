@@ -15,6 +15,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
+from regraft.errors import CaptureError
 from regraft.ir import (
     PLACEMENT,
     Arity,
@@ -47,7 +48,11 @@ def overload_name(target: OpOverload) -> str:
 def call_arguments(
     target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], value_of: Callable[[Node], Any]
 ) -> dict[str, Any]:
-    """A call's arguments by schema name, in IR terms; those left at the schema's default are absent."""
+    """A call's arguments by schema name, in IR terms; those left at the schema's default are absent.
+
+    Raises:
+        CaptureError: one is a dtype without a name here.
+    """
     schema = {a.name: a for a in target._schema.arguments}
     given = dict(zip(schema, args, strict=False)) | dict(kwargs)
     return {name: _as_declared(_convert(value, value_of), schema[name]) for name, value in given.items()}
@@ -65,6 +70,8 @@ def _convert(value: Any, value_of: Callable[[Node], Any]) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(_convert(v, value_of) for v in value)
     if isinstance(value, torch.dtype):
+        if value not in DTYPE_NAMES:
+            raise CaptureError(f"tensors of dtype {value} are not supported")
         return DType(DTYPE_NAMES[value])
     return value
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch._ops import OpOverload
 from torch.export import ExportedProgram, default_decompositions
 from torch.fx import GraphModule
@@ -55,9 +57,26 @@ def _has_others(program: ExportedProgram, table: OpTable) -> bool:
 def _decompositions(table: OpTable) -> dict[Any, Callable[..., Any]]:
     return {
         op: rule
-        for op, rule in default_decompositions().items()
+        for op, rule in {**default_decompositions(), **_OWN}.items()
         if isinstance(op, OpOverload) and _may_go(overload_name(op), table) and not is_random(op)
     }
+
+
+def _eye(n: int, *, dtype: torch.dtype | None = None, **place: Any) -> Tensor:
+    return _eye_m(n, n, dtype=dtype, **place)
+
+
+def _eye_m(n: int, m: int, *, dtype: torch.dtype | None = None, **place: Any) -> Tensor:
+    device = place.get("device")
+    rows, columns = torch.arange(n, device=device), torch.arange(m, device=device)
+    return (rows.unsqueeze(1) == columns).to(dtype or torch.get_default_dtype())
+
+
+#: In place of torch's decompositions: of 256 rows and more, torch counts in 16 bits without a sign.
+_OWN: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.eye.default: _eye,
+    torch.ops.aten.eye.m: _eye_m,
+}
 
 
 def _may_go(name: str, table: OpTable) -> bool:

@@ -279,9 +279,20 @@ def _intervals(
 
 
 def _fastest(each: Times) -> int:
-    """The form to take: the reference, unless another one is faster by more than margin and noise."""
-    index = min(range(len(each.us)), key=lambda i: each.us[i])
-    return index if each.us[index] < each.us[0] * (1 - max(MARGIN, each.noise)) else 0
+    """The form to take: the reference, unless another one is faster by more than margin and noise.
+
+    Where the noise hides which one is faster, the form is taken that is by estimate and by measurement.
+    """
+    index = _least(each.us)
+    if each.us[index] < each.us[0] * (1 - max(MARGIN, each.noise)):
+        return index
+    index = _least(each.estimated)
+    agreed = all(us[index] < us[0] * (1 - MARGIN) for us in (each.us, each.estimated) if us)
+    return index if each.estimated and agreed else 0
+
+
+def _least(us: Sequence[float]) -> int:
+    return min(range(len(us)), key=lambda i: us[i], default=0)
 
 
 def _change(low: int, high: int, changed: Callable[[int], bool]) -> int:
