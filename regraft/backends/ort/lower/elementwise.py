@@ -58,18 +58,6 @@ def silu(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
     return e.op("Mul", x, e.op("Sigmoid", x))
 
 
-def gelu(e: Emitter, x: ir.Value, dtype: DType, approximate: str) -> ir.Value:
-    if dtype == DType.F32:
-        if e.contrib_allowed and approximate == "tanh":
-            return e.contrib("FastGelu", x)
-        return e.op("Gelu", x, approximate=approximate)
-    assert approximate == "tanh", "supports() lets f64 pass for the tanh form only"
-    cube = e.op("Mul", e.op("Mul", x, x), x)
-    inner = e.op("Add", x, e.op("Mul", cube, e.scalar(0.044715, dtype)))
-    bent = e.op("Tanh", e.op("Mul", inner, e.scalar(math.sqrt(2 / math.pi), dtype)))
-    return e.op("Mul", e.op("Mul", x, e.scalar(0.5, dtype)), e.op("Add", bent, e.scalar(1, dtype)))
-
-
 def relu(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
     return e.op("Relu", x) if dtype.is_float else e.kernel("Max", dtype, x, e.scalar(0, dtype))
 
@@ -169,12 +157,6 @@ def _clamp(e: Emitter, op: Op) -> ir.Value:
         x = e.kernel("Max", dtype, x, e.scalar(low, dtype))
     # min after max: where the two cross, torch gives max.
     return x if high is None else e.kernel("Min", dtype, x, e.scalar(high, dtype))
-
-
-def _gelu_check(op: Op) -> str | None:
-    if dtype_of(op) == DType.F64 and op.attr("approximate") != "tanh":
-        return "ONNX Runtime has no f64 kernel for Erf"
-    return None
 
 
 # -- two values --------------------------------------------------------------------------------
@@ -413,9 +395,6 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.mish": unary(_mish),
     "aten.hardsigmoid": unary(_hard_gate),
     "aten.hardswish": unary(lambda e, x, t: e.op("Mul", x, _hard_gate(e, x, t))),
-    "aten.gelu": Lowering(
-        lambda e, op: gelu(e, e.operand(op, "self"), dtype_of(op), op.attr("approximate")), check=_gelu_check
-    ),
     "aten.elu": Lowering(_elu),
     "aten.leaky_relu": Lowering(_leaky_relu),
     "aten.softplus": Lowering(_softplus),

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from regraft.backends.ort.emit import Emitter, Lowering
 from regraft.backends.ort.lower import elementwise
 from regraft.backends.ort.lower.elementwise import dtype_of
+from regraft.backends.ort.lower.gelu import gelu
 from regraft.backends.ort.lower.matmul import linear
 from regraft.ir import Dim, DType, Op, dims
 
@@ -18,7 +19,7 @@ def activate(e: Emitter, name: str, x: ir.Value, dtype: DType) -> ir.Value:
     if name == "silu":
         return elementwise.silu(e, x, dtype)
     if name in ("gelu", "gelu_tanh"):
-        return elementwise.gelu(e, x, dtype, "tanh" if name == "gelu_tanh" else "none")
+        return gelu(e, x, dtype, "tanh" if name == "gelu_tanh" else "none")
     return e.op({"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}[name], x)
 
 
@@ -40,19 +41,22 @@ def _feed_forward(e: Emitter, op: Op, x: ir.Value, shape: Sequence[Dim]) -> ir.V
     """``x`` of ``shape`` through the layers of the ``rg.ffn`` ``op``."""
     dtype = dtype_of(op)
 
-    def project(value: ir.Value, name: str, inner: Dim) -> ir.Value:
-        bias = e.optional(op, f"{name}_bias")
+    def project(value: ir.Value, name: str, inner: Dim, bias: ir.Value | None) -> ir.Value:
         return linear(e, value, (*shape[:-1], inner), op.operand(f"{name}_weight"), bias, dtype)
 
-    up = project(x, "up", shape[-1])
-    if op.optional("gate_weight") is None:
-        hidden = activate(e, op.attr("activation"), up, dtype)
+    activation, up_bias = op.attr("activation"), e.optional(op, "up_bias")
+    if op.optional("gate_weight") is None and activation == "gelu_tanh" and len(shape) > 2:
+        up = project(x, "up", shape[-1], None)
+        hidden = gelu(e, up, dtype, "tanh", up_bias)
+    elif op.optional("gate_weight") is None:
+        hidden = activate(e, activation, project(x, "up", shape[-1], up_bias), dtype)
     else:
+        up = project(x, "up", shape[-1], up_bias)
         bias, gate_weight = e.optional(op, "gate_bias"), op.optional("gate_weight")
         assert gate_weight is not None
         gate = linear(e, x, shape, gate_weight, bias, dtype)
-        hidden = e.op("Mul", activate(e, op.attr("activation"), gate, dtype), up)
-    return project(hidden, "down", op.operand("down_weight").tensor.shape[1])
+        hidden = e.op("Mul", activate(e, activation, gate, dtype), up)
+    return project(hidden, "down", op.operand("down_weight").tensor.shape[1], e.optional(op, "down_bias"))
 
 
 def _ffn_check(op: Op) -> str | None:
