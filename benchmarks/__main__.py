@@ -9,6 +9,7 @@ import typer
 from benchmarks import algebra as algebra_benchmark
 from benchmarks import compile_time as compile_time_benchmark
 from benchmarks import dynamic as dynamic_benchmark
+from benchmarks import kernels as kernels_benchmark
 from benchmarks import low_rank as low_rank_benchmark
 from benchmarks import memory as memory_benchmark
 from benchmarks import networks as networks_benchmark
@@ -35,6 +36,7 @@ def everything(context: typer.Context) -> None:
         low_rank_benchmark.run()
         algebra_benchmark.run()
         dynamic_benchmark.run()
+        kernels_benchmark.run()
         siblings_benchmark.run()
         zoo_benchmark.run()
 
@@ -95,6 +97,28 @@ def algebra(
 ) -> None:
     """SOFT, block-shuffle and streamed low-rank FFNs against ONNX Runtime."""
     algebra_benchmark.run(rounds, patience)
+
+
+@app.command()
+def kernels(
+    rows: Annotated[list[int] | None, typer.Option(help="Numbers of rows; all by default.")] = None,
+    kinds: Annotated[
+        list[str] | None, typer.Option(help="plain, bias_gelu, gate, residual, swiglu; all by default.")
+    ] = None,
+    rounds: Rounds = 20,
+    patience: Annotated[float, typer.Option(help="As above, a race.")] = 5.0,
+    tuned: Annotated[bool, typer.Option(help="Measure configs first, not the defaults.")] = False,
+    name: Annotated[str, typer.Option(help="Name of the file of results.")] = "kernels",
+) -> None:
+    """Kernels of the TVM back end's templates against ONNX Runtime, OpenVINO and oneDNN."""
+    kernels_benchmark.run(
+        rows or kernels_benchmark.ROWS,
+        kinds or (*kernels_benchmark.KINDS, "swiglu"),
+        rounds,
+        patience,
+        tuned,
+        name,
+    )
 
 
 @app.command()

@@ -143,6 +143,48 @@ def open_session(path: Path, basic: bool = False) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+@dataclass(frozen=True)
+class BoundPeer:
+    """A peer that reads inputs where they are; ``result`` is that of the last call."""
+
+    call: Callable[[], object]
+    result: Callable[[], Tensor]
+    inputs: Inputs
+    """Kept, since what is bound is their addresses."""
+
+
+def ort_bound(model: bytes, inputs: Inputs) -> BoundPeer:
+    """A small ONNX model with one output, on ONNX Runtime."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(model)
+        session = open_session(path)
+    binding = session.io_binding()
+    for name, tensor in inputs.items():
+        binding.bind_input(name, "cpu", 0, np.float32, tuple(tensor.shape), tensor.data_ptr())
+    session_out = session.get_outputs()[0]
+    out = torch.empty([int(size) for size in session_out.shape])
+    binding.bind_output(session_out.name, "cpu", 0, np.float32, tuple(out.shape), out.data_ptr())
+    return BoundPeer(lambda: session.run_with_iobinding(binding), lambda: out, inputs)
+
+
+def openvino_bound(model: bytes, inputs: Inputs) -> BoundPeer:
+    """The same on OpenVINO, in f32: its default here is bf16."""
+    import openvino
+
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": THREADS,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
+    for name, tensor in inputs.items():
+        request.set_tensor(name, openvino.Tensor(tensor.numpy(), shared_memory=True))
+    return BoundPeer(request.infer, lambda: torch.from_numpy(request.get_output_tensor().data), inputs)
+
+
 def _feed(names: list[str], inputs: Inputs) -> dict[str, np.ndarray]:
     """Inputs by the session's names: the exporters keep the model's, or there is only one."""
     values = [tensor.numpy() for tensor in inputs.values()]

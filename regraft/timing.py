@@ -9,6 +9,7 @@ those is the noise floor.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import statistics
 import time
@@ -91,6 +92,38 @@ class Race:
             "rounds_noisy": self.rounds_noisy,
             "entrants": rows,
         }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Microseconds of each form of one computation at ``rows`` rows, and the relative noise of measuring."""
+
+    rows: int
+    us: tuple[float, ...]
+    noise: float
+
+
+def interpolated(known: Sequence[Measured], rows: int) -> Measured | None:
+    """Times at ``rows`` from those measured around it, straight over the logarithms; None outside of them."""
+    below = [m for m in known if m.rows <= rows]
+    above = [m for m in known if m.rows >= rows]
+    if not below or not above:
+        return None
+    low, high = below[-1], above[0]
+    if low.rows == high.rows:
+        return low
+    share = math.log(rows / low.rows) / math.log(high.rows / low.rows)
+    us = tuple(a ** (1 - share) * b**share for a, b in zip(low.us, high.us, strict=True))
+    return Measured(rows, us, max(low.noise, high.noise))
+
+
+def noise_of(ratios: Sequence[float]) -> float:
+    """How far from 1 the ratios of a call's times to its own come: their median and its standard error.
+
+    The error of the median is that of normally distributed ratios, from the distance of their quartiles.
+    """
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return abs(statistics.median(ratios) - 1) + (high - low) / 1.35 * 1.25 / len(ratios) ** 0.5
 
 
 def race(

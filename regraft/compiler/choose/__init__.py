@@ -1,6 +1,6 @@
 """Choosing forms by what they cost here: the machine's profile, estimates, measurements, decisions."""
 
-from regraft.compiler.choose.database import Measured, TuningDatabase
+from regraft.compiler.choose.database import TuningDatabase
 from regraft.compiler.choose.decide import Choice, ChooseForms, Times, decide, within
 from regraft.compiler.choose.machine import (
     MachineProfile,
@@ -11,6 +11,7 @@ from regraft.compiler.choose.machine import (
 )
 from regraft.compiler.choose.model import RooflineModel
 from regraft.compiler.choose.tune import Executors, Timetable, Tuner, parse_budget
+from regraft.timing import Measured
 
 __all__ = [
     "Choice",

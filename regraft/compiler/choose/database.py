@@ -8,16 +8,15 @@ own locking, write-ahead log); one that is damaged is set aside under another na
 from __future__ import annotations
 
 import copy
-import math
 import sqlite3
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from regraft.errors import OptionError
+from regraft.timing import Measured
 
 _VERSION = 1
 _TABLE = """
@@ -27,15 +26,6 @@ CREATE TABLE IF NOT EXISTS times (
     PRIMARY KEY (machine, signature, rows, form)
 )
 """
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Microseconds of each form at ``rows`` rows, and the relative noise they were measured with."""
-
-    rows: int
-    us: tuple[float, ...]
-    noise: float
 
 
 class TuningDatabase:
@@ -192,17 +182,3 @@ def _rows_of(path: Path) -> list[Any]:
         if not (isinstance(us, float) and isinstance(noise, float) and us > 0 and noise >= 0):
             raise OptionError(f"{path} is not a tuning database: it has a time of {us!r} and noise {noise!r}")
     return rows
-
-
-def interpolated(known: Sequence[Measured], rows: int) -> Measured | None:
-    """Times at ``rows`` from those measured around it, straight over the logarithms; None outside of them."""
-    below = [m for m in known if m.rows <= rows]
-    above = [m for m in known if m.rows >= rows]
-    if not below or not above:
-        return None
-    low, high = below[-1], above[0]
-    if low.rows == high.rows:
-        return low
-    share = math.log(rows / low.rows) / math.log(high.rows / low.rows)
-    us = tuple(a ** (1 - share) * b**share for a, b in zip(low.us, high.us, strict=True))
-    return Measured(rows, us, max(low.noise, high.noise))

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from regraft.backends import Backend, ConstantStore, LowerOptions
-from regraft.compiler.choose.database import Measured, TuningDatabase, interpolated
+from regraft.compiler.choose.database import TuningDatabase
 from regraft.compiler.choose.decide import Times, grid, signature, sizes_at, within
 from regraft.compiler.choose.model import RooflineModel
 from regraft.compiler.partition import refusal
 from regraft.errors import OptionError
 from regraft.ir import Function, Op, Symbol, Trait, Value, clone_region, evaluate, input_symbols
 from regraft.runtime import TORCH_DTYPES, Executable
+from regraft.timing import Measured, interpolated, noise_of
 
 _ROUNDS = 15
 #: A measurement noisier than this is taken again, a few times; the least noisy one counts.
@@ -165,8 +166,8 @@ class Tuner:
         while len(taken) < _ATTEMPTS and (not taken or taken[-1].noise > _QUIET):
             times, again = interleaved(calls)
             medians = tuple(1e6 * statistics.median(each) for each in times)
-            ratios = [a / b for a, b in zip(again, times[0], strict=True)]
-            taken.append(Measured(rows, medians, abs(statistics.median(ratios) - 1) + _spread(ratios)))
+            noise = noise_of([a / b for a, b in zip(again, times[0], strict=True)])
+            taken.append(Measured(rows, medians, noise))
         return min(taken, key=lambda each: each.noise)
 
 
@@ -191,12 +192,6 @@ def interleaved(calls: Sequence[Callable[[], object]]) -> tuple[list[list[float]
                 call()
             own.append((time.perf_counter() - start) / count)
     return times, again
-
-
-def _spread(ratios: Sequence[float]) -> float:
-    """The standard error of the median of ``ratios``, from the distance between their quartiles."""
-    low, _, high = statistics.quantiles(ratios, n=4)
-    return (high - low) / 1.35 * 1.25 / len(ratios) ** 0.5
 
 
 def _example(value: Value, sizes: dict[Symbol, int]) -> Tensor:

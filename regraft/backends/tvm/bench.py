@@ -1,0 +1,99 @@
+"""Built kernels on data of their own: what the tuner measures and checks. Imports TVM when it builds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.backends.tvm.building import build
+from regraft.backends.tvm.space import Config
+from regraft.backends.tvm.templates import Problem, Template
+from regraft.backends.tvm.templates.reference import example_values, reference
+from regraft.errors import NumericsMismatch
+from regraft.numerics import assert_close
+
+Call = Callable[[], None]
+Kernel = Callable[..., Call]
+"""A built kernel: from the tensors of the template's ``arguments``, in order, a call on just these."""
+Compile = Callable[[Any, str], Kernel]
+"""``compile(function, symbol)``: a TIR function as a kernel."""
+
+
+def compiled(function: Any, symbol: str) -> Kernel:
+    """The kernel of a TIR function called ``symbol``, built in this process.
+
+    Raises:
+        BackendError: TVM refuses to build it.
+    """
+    import tvm_ffi
+
+    kernel = build([function])[symbol]
+
+    def bind(*tensors: Tensor) -> Call:
+        arguments = [tvm_ffi.from_dlpack(tensor) for tensor in tensors]
+        return lambda: kernel(*arguments)
+
+    return bind
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A kernel with arguments.
+
+    Fields:
+        run: one call.
+        fault: what is wrong with the values of a call; None when they are right.
+    """
+
+    run: Call
+    fault: Callable[[], str | None]
+
+
+class KernelBench:
+    """Builds the configs of one problem and tries them on random values, against torch in fp64."""
+
+    def __init__(self, problem: Problem, template: Template, compile: Compile = compiled) -> None:
+        self.problem = problem
+        self.template = template
+        self._compile = compile
+
+    def build(self, config: Config) -> Kernel:
+        """The kernel of ``config``.
+
+        Raises:
+            BackendError: it does not build.
+        """
+        function = self.template.build(self.problem, config, "kernel")
+        return self._compile(function, "kernel")
+
+    def trial(self, kernel: Kernel, config: Config, rows: int) -> Trial:
+        """``kernel``, which is that of ``config``, on ``rows`` rows."""
+        arguments = self.template.arguments(self.problem, config)
+        values = example_values(self.problem, arguments, rows)
+        outputs = {argument.name for argument in arguments if argument.role == "output"}
+        packing = self.template.packing(self.problem, config)
+        packed = {n: packing[n].apply(v) if n in packing else v for n, v in values.items()}
+        call = kernel(*packed.values())
+
+        def fault() -> str | None:
+            given = {name: value for name, value in values.items() if name not in outputs}
+            for name in outputs:
+                packed[name].fill_(torch.nan)
+            call()
+            return _fault({n: packed[n] for n in outputs}, reference(self.problem, given))
+
+        return Trial(call, fault)
+
+
+def _fault(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
+    if "row_squares" in found:
+        found = {**found, "row_squares": found["row_squares"].sum(-1)}
+    try:
+        assert_close([found[name] for name in expected], list(expected.values()))
+    except NumericsMismatch as error:
+        return str(error)
+    return None

@@ -1,0 +1,70 @@
+"""From TIR functions to machine code. Imports TVM when it builds.
+
+TVM's own pipeline spends minutes on kernels like ours: it compacts buffers of unknown size (a minute for one
+allocation) and eliminates common subexpressions of unrolled tiles (and puts values where they do not dominate
+their uses). Neither is needed: buffers are as large as they must be, and LLVM finds common subexpressions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from regraft.errors import BackendError
+
+
+def build(functions: Sequence[Any]) -> Any:
+    """TVM's executable of TIR functions, each under its ``global_symbol``, for this machine's CPU.
+
+    Raises:
+        BackendError: TVM refuses to build them.
+    """
+    import tvm
+
+    module = tvm.IRModule({str(function.attrs["global_symbol"]): function for function in functions})
+    try:
+        return tvm.compile(module, target=host_target(), tir_pipeline=_pipeline())
+    except (RuntimeError, ValueError, TypeError) as error:
+        names = ", ".join(name.name_hint for name in module.get_global_vars())
+        raise BackendError(f"TVM cannot build {names}: {error}", backend="tvm") from error
+
+
+@cache
+def host_target() -> Any:
+    """This machine's CPU as a target, by LLVM's name for it."""
+    import tvm
+
+    name = tvm.get_global_func("target.llvm_get_system_cpu")()
+    return tvm.target.Target({"kind": "llvm", "mcpu": name})
+
+
+@cache
+def _pipeline() -> str:
+    """The name under which TVM finds the passes that a kernel without blocks needs, in its own order."""
+    import tvm
+    from tvm.tirx import compilation_pipeline as own
+    from tvm.tirx import transform
+
+    passes = (
+        transform.FlattenBuffer(),
+        transform.BF16ComputeLegalize(),
+        transform.NarrowDataType(32),
+        transform.VectorizeLoop(True),
+        transform.StorageRewrite(),
+        transform.UnrollLoop(),
+        transform.StmtSimplify(),
+        transform.RemoveNoOp(),
+        transform.VerifyMemory(),
+        transform.AnnotateEntryFunc(),
+        transform.SplitHostDevice(),
+        transform.MakePackedAPI(),
+        transform.BF16StorageLegalize(),
+    )
+
+    def factory() -> Any:
+        sequence = tvm.ir.transform.Sequential(passes)
+        return sequence, own.finalize_host_passes, own.finalize_device_passes
+
+    own.register_tir_pipeline("regraft", factory)
+    return "regraft"

@@ -1,0 +1,191 @@
+"""Elementwise functions as TIR expressions, for scalars and for vectors of f32. Imports TVM.
+
+LLVM has no vector forms of ``exp``, ``erf`` and ``tanh``: it would call the C library once a lane. The
+approximations here are of the rounding error's order, give inf and 0 where torch does, and pass nan on.
+Sources: Cephes (``expf``), Eigen (rational minimax forms of ``erf`` and ``tanh``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import tirx
+
+Value = Any
+"""A TIR expression of f32, a scalar or a vector."""
+
+_LOG2_E = 1.44269504088896341
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+#: 1.5 * 2**23: a whole number of moderate size added to it is found in its lowest bits.
+_SHIFTER, _SHIFTER_BITS = 12582912.0, 0x4B400000
+_ERF_P = (
+    -2.72614225801306e-10,
+    2.77068142495902e-08,
+    -2.10102402082508e-06,
+    -5.69250639462346e-05,
+    -7.34990630326855e-04,
+    -2.95459980854025e-03,
+    -1.60960333262415e-02,
+)
+_ERF_Q = (
+    -1.45660718464996e-05,
+    -2.13374055278905e-04,
+    -1.68282697438203e-03,
+    -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)
+_TANH_P = (
+    -2.76076847742355e-16,
+    2.00018790482477e-13,
+    -8.60467152213735e-11,
+    5.12229709037114e-08,
+    1.48572235717979e-05,
+    6.37261928875436e-04,
+    4.89352455891786e-03,
+)
+_TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+
+
+def bound(value: Value, body: Callable[[Value], Value]) -> Value:
+    """``body(value)`` with ``value`` computed once: an expression is a tree, and uses are copies of it."""
+    if isinstance(value, tirx.Var):
+        return body(value)
+    name = tirx.Var("v", value.ty)
+    return tirx.Let(name, value, body(name))
+
+
+def constant(number: float, like: Value) -> Value:
+    """``number`` as f32, in as many lanes as ``like`` has."""
+    return _widened(tirx.FloatImm("float32", number), like)
+
+
+def select(condition: Value, yes: Value, no: Value) -> Value:
+    """``yes`` where ``condition`` holds; both are computed."""
+    return tirx.Select(condition, yes, no)
+
+
+def maximum(a: Value, b: Value) -> Value:
+    """The larger number; nan when ``a`` is."""
+    return select(a < b, b, a)
+
+
+def relu(x: Value) -> Value:
+    return bound(x, lambda x: maximum(x, constant(0.0, x)))
+
+
+def exp(x: Value) -> Value:
+    def reduced(x: Value) -> Value:
+        # Every f32 result is 0 or inf beyond these.
+        return bound(_clamped(x, 104.0), lambda c: bound(_rounded(c * constant(_LOG2_E, c)), _power(c)))
+
+    return bound(x, reduced)
+
+
+def _power(x: Value) -> Callable[[Value], Value]:
+    """``exp(x)``, given the whole number nearest to ``x / ln 2``."""
+
+    def scaled(whole: Value) -> Value:
+        rest = x - whole * constant(_LN2_HIGH, x) - whole * constant(_LN2_LOW, x)
+        # In two steps, so that results from the smallest subnormal to inf come out.
+        low, high = (_two_to(half) for half in _halves(whole))
+        return bound(rest, _exp_of_rest) * low * high
+
+    return scaled
+
+
+def _exp_of_rest(r: Value) -> Value:
+    return _polynomial(_EXP, r) * r * r + r + constant(1.0, r)
+
+
+def _rounded(x: Value) -> Value:
+    return tirx.floor(x + constant(0.5, x))
+
+
+def _halves(whole: Value) -> tuple[Value, Value]:
+    """Two integers that add up to the whole number ``whole``."""
+    dtype = _retyped(whole, "int32")
+    bits = tirx.reinterpret(dtype, whole + constant(_SHIFTER, whole))
+    number = bits - _integer(_SHIFTER_BITS, whole)
+    low = number >> _integer(1, whole)
+    return low, number - low
+
+
+def _two_to(power: Value) -> Value:
+    """2**power for a power that is an exponent of f32."""
+    bits = (power + _integer(127, power)) << _integer(23, power)
+    return tirx.reinterpret(_retyped(power, "float32"), bits)
+
+
+def erf(x: Value) -> Value:
+    def ratio(x: Value) -> Value:
+        return bound(x * x, lambda s: x * _polynomial(_ERF_P, s) / _polynomial(_ERF_Q, s))
+
+    return bound(_clamped(x, 4.0), ratio)
+
+
+def tanh(x: Value) -> Value:
+    def ratio(x: Value) -> Value:
+        return bound(x * x, lambda s: x * _polynomial(_TANH_P, s) / _polynomial(_TANH_Q, s))
+
+    return bound(_clamped(x, 9.0), ratio)
+
+
+def sigmoid(x: Value) -> Value:
+    return bound(x, lambda x: constant(1.0, x) / (constant(1.0, x) + exp(constant(0.0, x) - x)))
+
+
+def silu(x: Value) -> Value:
+    return bound(x, lambda x: x / (constant(1.0, x) + exp(constant(0.0, x) - x)))
+
+
+def gelu(x: Value) -> Value:
+    def exact(x: Value) -> Value:
+        return constant(0.5, x) * x * (constant(1.0, x) + erf(x * constant(0.5**0.5, x)))
+
+    return bound(x, exact)
+
+
+def gelu_tanh(x: Value) -> Value:
+    def approximate(x: Value) -> Value:
+        inner = constant(0.7978845608028654, x) * (x + constant(0.044715, x) * x * x * x)
+        return constant(0.5, x) * x * (constant(1.0, x) + tanh(inner))
+
+    return bound(x, approximate)
+
+
+def _polynomial(coefficients: Sequence[float], x: Value) -> Value:
+    """Horner's scheme, the highest power first."""
+    result = constant(coefficients[0], x)
+    for coefficient in coefficients[1:]:
+        result = result * x + constant(coefficient, x)
+    return result
+
+
+def _clamped(x: Value, limit: float) -> Value:
+    """``x`` between -limit and limit; nan stays, since it compares as neither."""
+
+    def clamped(x: Value) -> Value:
+        low, high = constant(-limit, x), constant(limit, x)
+        return select(x < low, low, select(x > high, high, x))
+
+    return bound(x, clamped)
+
+
+def _lanes(value: Value) -> int:
+    return value.ty.dtype.lanes if hasattr(value, "ty") else 1
+
+
+def _retyped(value: Value, scalar: str) -> str:
+    lanes = _lanes(value)
+    return f"{scalar}x{lanes}" if lanes > 1 else scalar
+
+
+def _integer(number: int, like: Value) -> Value:
+    return _widened(tirx.IntImm("int32", number), like)
+
+
+def _widened(scalar: Value, like: Value) -> Value:
+    lanes = _lanes(like)
+    return tirx.Broadcast(scalar, tirx.IntImm("int32", lanes)) if lanes > 1 else scalar
