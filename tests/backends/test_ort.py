@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from regraft.backends import LowerOptions, backend
 from regraft.errors import BackendError, OptionError, RegraftError
-from regraft.ir import Expr, Function, Value, dims
+from regraft.ir import Expr, Function, dims
 from regraft.runtime import Executable
 from tests.backends import ort_graphs as graphs
 from tests.backends.ort_graphs import BF16, BOOL, F32, F64, I64, B, E, S, Store, function, leaf, tensor
@@ -513,37 +513,3 @@ def test_tied_weights_are_written_once(tmp_path: Path) -> None:
     assert written.bytes < 1.5 * weight.storage.nbytes
     index = torch.tensor([3, 49])
     assert close(run_file(written, [index])[0], eager(made, [index], {"s": 2})[0])
-
-
-BIAS, GAIN = leaf("b", torch.linspace(-1, 1, 6)), leaf("w", torch.linspace(-1, 1, 24).reshape(6, 4))
-
-
-@pytest.mark.parametrize(
-    ("build", "shape", "adds"),
-    [
-        (lambda op, x: op.aten.add.Tensor(x, op.constant(BIAS)), (2, 3, 6), 0),
-        (lambda op, x: op.aten.add.Tensor(op.constant(BIAS), x), (S, 6), 0),
-        (lambda op, x: op.aten.linear(x, op.constant(GAIN), op.constant(BIAS)), (2, S, 4), 0),
-        (lambda op, x: op.aten.linear(x, op.constant(GAIN), op.constant(BIAS)), (S, 4), 0),  # Gemm adds it
-        (lambda op, x: op.aten.add.Tensor(x, op.constant(BIAS), alpha=2), (2, 6), 1),
-        (lambda op, x: op.aten.add.Tensor(x, op.constant(BIAS)), (2, 1), 1),
-        (lambda op, x: op.aten.add.Tensor(x, x), (2, 6), 1),
-    ],
-)
-def test_a_bias_before_a_gelu_is_part_of_it(
-    build: Callable[..., Value], shape: tuple[Any, ...], adds: int
-) -> None:
-    made = function([tensor(*shape)], lambda op, x: op.aten.gelu(build(op, x), approximate="tanh"))
-    assert operators(made)["Add"] == adds
-    x, sizes = torch.randn([3 if d is S else d for d in shape]), {"s": 3}
-    (found,), (expected,) = lower(made).run([x], sizes), eager(made, [x], sizes)
-    assert close(found, expected)
-
-
-def test_a_bias_that_others_read_is_added_once() -> None:
-    def build(op: Any, x: Value) -> tuple[Value, Value]:
-        biased = op.aten.linear(x, op.constant(GAIN), op.constant(BIAS))
-        return biased, op.aten.gelu(biased, approximate="tanh")
-
-    counts = operators(function([tensor(2, 3, 4)], build))
-    assert (counts["Add"], counts["FusedMatMul"]) == (1, 1)

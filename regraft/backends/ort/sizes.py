@@ -175,6 +175,10 @@ class SizeBuilder(GraphBuilder):
         self._reshaped[result] = value, old
         return result
 
+    def is_reshaped_matrix(self, value: ir.Value) -> bool:
+        """Whether ``value`` is the reshape of a value of two axes, which is at hand."""
+        return value in self._reshaped and len(self._reshaped[value][1]) == 2
+
     def expand(self, value: ir.Value, old: Sequence[Dim], new: Sequence[Dim]) -> ir.Value:
         """``value`` of shape ``old`` broadcast to the shape ``new``."""
         if tuple(old) == tuple(new):

@@ -17,6 +17,7 @@ from regraft.backends.ort.lower import (
     indexing,
     matmul,
     nn,
+    products,
     recurrent,
     reduce,
     scatter,
@@ -32,6 +33,7 @@ _FAMILIES = (
     reduce,
     views,
     matmul,
+    products,
     gelu,
     nn,
     windows,
@@ -44,7 +46,7 @@ _FAMILIES = (
     structured,
 )
 
-#: Op name -> how it is emitted.
+#: Op name -> how it is emitted. A later family's entry stands in place of an earlier one's.
 LOWERINGS: Mapping[str, Lowering] = {
     name: lowering for family in _FAMILIES for name, lowering in family.LOWERINGS.items()
 }

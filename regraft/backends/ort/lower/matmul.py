@@ -64,7 +64,23 @@ def _linear_check(op: Op) -> str | None:
 
 def _matmul(e: Emitter, op: Op) -> ir.Value:
     a, b = e.inputs_of(op)
+    if all(map(is_matrix, op.operands)) and (e.is_reshaped_matrix(a) or e.is_reshaped_matrix(b)):
+        a, b = (matrix(e, v) for v in op.operands)
+        shape = op.result.tensor.shape
+        return e.reshape(e.kernel("MatMul", dtype_of(op), a, b), shape[-2:], shape)
     return e.kernel("MatMul", dtype_of(op), a, b)
+
+
+def is_matrix(value: Value) -> bool:
+    """Whether the last two axes of ``value`` are all that it has beside axes of size 1."""
+    shape = value.tensor.shape
+    return len(shape) >= 2 and all(size == 1 for size in shape[:-2])
+
+
+def matrix(e: Emitter, value: Value) -> ir.Value:
+    """``value`` with its last two axes only; reshaped once."""
+    x, shape = e.get(value), value.tensor.shape
+    return e.memoised(("matrix", x), lambda: e.reshape(x, shape, shape[-2:]))
 
 
 LOWERINGS: dict[str, Lowering] = {

@@ -1,0 +1,100 @@
+"""What the ONNX Runtime back end emits as one node: biases before GELUs, scales and sums behind products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from regraft.ir import Value
+from tests.backends.ort_graphs import S, function, leaf, tensor
+from tests.backends.test_ort import close, eager, lower, operators
+
+BIAS, GAIN = leaf("b", torch.linspace(-1, 1, 6)), leaf("w", torch.linspace(-1, 1, 24).reshape(6, 4))
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "adds"),
+    [
+        (lambda op, x: op.aten.add.Tensor(x, op.constant(BIAS)), (2, 3, 6), 0),
+        (lambda op, x: op.aten.add.Tensor(op.constant(BIAS), x), (S, 6), 0),
+        (lambda op, x: op.aten.linear(x, op.constant(GAIN), op.constant(BIAS)), (2, S, 4), 0),
+        (lambda op, x: op.aten.linear(x, op.constant(GAIN), op.constant(BIAS)), (S, 4), 0),  # Gemm adds it
+        (lambda op, x: op.aten.add.Tensor(x, op.constant(BIAS), alpha=2), (2, 6), 1),
+        (lambda op, x: op.aten.add.Tensor(x, op.constant(BIAS)), (2, 1), 1),
+        (lambda op, x: op.aten.add.Tensor(x, x), (2, 6), 1),
+    ],
+)
+def test_a_bias_before_a_gelu_is_part_of_it(
+    build: Callable[..., Value], shape: tuple[Any, ...], adds: int
+) -> None:
+    made = function([tensor(*shape)], lambda op, x: op.aten.gelu(build(op, x), approximate="tanh"))
+    assert operators(made)["Add"] == adds
+    x, sizes = torch.randn([3 if d is S else d for d in shape]), {"s": 3}
+    (found,), (expected,) = lower(made).run([x], sizes), eager(made, [x], sizes)
+    assert close(found, expected)
+
+
+def test_a_bias_that_others_read_is_added_once() -> None:
+    def build(op: Any, x: Value) -> tuple[Value, Value]:
+        biased = op.aten.linear(x, op.constant(GAIN), op.constant(BIAS))
+        return biased, op.aten.gelu(biased, approximate="tanh")
+
+    counts = operators(function([tensor(2, 3, 4)], build))
+    assert (counts["Add"], counts["FusedMatMul"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("build", "nodes"),
+    [
+        (lambda op, x: op.aten.add.Tensor(x, op.aten.matmul(x, x)), {"Gemm": 1}),
+        (lambda op, x: op.aten.sub.Tensor(op.aten.mul.Scalar(x, 2), op.aten.matmul(x, x)), {"Gemm": 1}),
+        (lambda op, x: op.aten.sub.Tensor(op.aten.matmul(x, x), x, alpha=3), {"Gemm": 1}),
+        (
+            lambda op, x: op.aten.sub.Tensor(op.aten.mul.Scalar(op.aten.matmul(x, x), 5), x, alpha=3),
+            {"Gemm": 1},
+        ),
+        (lambda op, x: op.aten.mul.Scalar(op.aten.matmul(x, x), 0.5), {"FusedMatMul": 1}),
+        (  # the sum is of other sizes than the product
+            lambda op, x: op.aten.add.Tensor(op.aten.matmul(x, x), op.aten.sum.dim_IntList(x, (-1,), True)),
+            {"MatMul": 1, "ReduceSum": 1, "Add": 1},
+        ),
+        (lambda op, x: _twice(op, op.aten.matmul(x, x)), {"MatMul": 1, "Add": 1}),
+    ],
+)
+@pytest.mark.parametrize("shape", [(4, 4), (1, 1, 4, 4), (1, S, S), (2, 4, 4)])
+def test_a_product_takes_in_what_stands_behind_it(
+    build: Callable[..., Value], nodes: dict[str, int], shape: tuple[Any, ...]
+) -> None:
+    made = function([tensor(*shape)], build)
+    found = operators(made)
+    if shape[0] == 1 or len(shape) == 2 or "Gemm" not in nodes:
+        assert {name: count for name, count in found.items() if name != "Reshape"} == nodes
+    else:
+        assert "Gemm" not in found, "there are several matrices"
+    x, sizes = torch.randn([3 if d is S else d for d in shape]), {"s": 3}
+    assert close(lower(made).run([x], sizes)[0], eager(made, [x], sizes)[0])
+
+
+def test_a_chain_of_products_and_sums_is_reshaped_at_its_ends() -> None:
+    """Newton's iteration for the inverse, as SOFT has it."""
+
+    def build(op: Any, p: Value) -> Value:
+        v = op.aten.mul.Scalar(p, 0.1)
+        for _ in range(5):
+            change = op.aten.matmul(op.aten.matmul(v, p), v)
+            v = op.aten.sub.Tensor(op.aten.mul.Scalar(v, 2), change)
+        return v
+
+    made = function([tensor(1, 1, 4, 4)], build)
+    counts = operators(made)
+    assert (counts["Gemm"], counts["MatMul"], counts["Mul"]) == (5, 5, 1)
+    assert counts["Reshape"] <= 4
+    x = torch.eye(4)[None, None] + 0.1 * torch.randn(1, 1, 4, 4)
+    assert close(lower(made).run([x], {})[0], eager(made, [x], {})[0])
+
+
+def _twice(op: Any, x: Value) -> Value:
+    return op.aten.add.Tensor(x, x)
