@@ -22,12 +22,12 @@ from regraft.rewrites.canonical.identities import (
     NoOpPermute,
     NoOpView,
 )
-from regraft.rewrites.canonical.linears import AddBias, MatmulWithWeight, UnfoldedLinear
+from regraft.rewrites.canonical.linears import AddBias, MatmulWithWeight, UnfoldedLinear, is_folded
 from regraft.rewrites.canonical.operands import ConstantOnTheRight, NumberAsScalar, ScaledAddend
 from regraft.rewrites.canonical.powers import ReciprocalRoot, Root, Square
 from regraft.rewrites.canonical.spellings import CanonicalSpellings
 
-__all__ = ["CANONICAL", "CanonicalSpellings"]
+__all__ = ["CANONICAL", "CanonicalSpellings", "is_folded"]
 
 CANONICAL: tuple[Rewrite, ...] = (
     AddBias(),

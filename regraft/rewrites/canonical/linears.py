@@ -9,9 +9,10 @@ from regraft.rewrites.support import is_known
 
 
 class MatmulWithWeight(Rewrite):
-    """matmul(x, W) = linear(x, Wᵀ), for a constant matrix W.
+    """matmul(x, W) = linear(x, Wᵀ), for a constant matrix W, or a batch of one.
 
-    The transposed weight is laid out anew, so a library may add up in another order.
+    The transposed weight is laid out anew, so a library may add up in another order. ``einsum`` multiplies
+    batches of one.
     """
 
     stage = "canonicalize"
@@ -21,17 +22,22 @@ class MatmulWithWeight(Rewrite):
         return op.aten.matmul(x, weight)
 
     def check(self, m: Match) -> Declined | None:
-        if m.weight.tensor.rank != 2:
+        weight = m.weight.tensor
+        if weight.rank < 2 or any(size != 1 for size in weight.shape[:-2]):
             return m.decline("the second operand is not a matrix", m.weight)
+        if weight.rank > max(2, m.x.tensor.rank):
+            return m.decline("the weight adds axes to the result", m.weight)
         if not is_known(m.weight) or is_known(m.x):
             culprit = m.x if is_known(m.weight) else m.weight
             return m.decline("the second operand alone must be constant", culprit, "make it a parameter")
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value:
-        return op.aten.linear(m.x, op.aten.permute(m.weight, (1, 0)))
+        matrix = op.aten.view(m.weight, m.weight.tensor.shape[-2:])
+        return op.aten.linear(m.x, op.aten.permute(matrix, (1, 0)))
 
     examples = (
+        Example(lambda op, x, w: op.aten.matmul(x, w), ("f32[1, S, 8]", "f32[1, 8, 5]"), constants=(1,)),
         Example(lambda op, x, w: op.aten.matmul(x, w), ("f32[2, S, 8]", "f32[8, 5]"), constants=(1,)),
         Example(lambda op, x, w: op.aten.matmul(x, w), ("f32[3, 8]", "f32[8, 5]"), constants=(1,)),
     )
@@ -42,6 +48,12 @@ class MatmulWithWeight(Rewrite):
             ("f32[2, 3, 8]", "f32[2, 8, 5]"),
             (1,),
             reason="not a matrix",
+        ),
+        Example(
+            lambda op, x, w: op.aten.matmul(x, w),
+            ("f32[3, 8]", "f32[1, 8, 5]"),
+            (1,),
+            reason="adds axes",
         ),
     )
 
@@ -94,17 +106,16 @@ class AddBias(Rewrite):
 class UnfoldedLinear(Rewrite):
     """view(linear(view(x, [M, K]), W, b), [..., N]) = linear(view(x, [..., K]), W, b)
 
-    A linear layer acts on the last dimension alone, so folding the others before it and unfolding them
-    after it is idle. A library may take another kernel for another rank. Sources: ``Conv1D`` of
-    transformers, and torch's own ``linear`` decomposition.
+    A linear layer acts on the last dimension alone, so folding the others before it, or before another layer
+    that it follows, and unfolding them after it is idle. A library may take another kernel for another rank.
+    Sources: ``Conv1D`` of transformers, and torch's own ``linear`` decomposition.
     """
 
     stage = "canonicalize"
     exactness = Exactness.REASSOCIATES
 
     def pattern(self, op: PatternBuilder, x: Var, weight: Var, bias: Var) -> Any:
-        folded = op.shared(op.aten.view(x, op.attr("folded")))
-        return op.aten.view(op.aten.linear(folded, weight, op.optional(bias)), op.attr("size"))
+        return op.aten.view(op.aten.linear(x, weight, op.optional(bias)), op.attr("size"))
 
     def check(self, m: Match) -> Declined | None:
         if m.weight.tensor.rank != 2:
@@ -112,9 +123,10 @@ class UnfoldedLinear(Rewrite):
         size, width = m.attr("size"), m.weight.tensor.shape[0]
         if not size or dims.eq(size[-1], width) is not True:
             return m.decline("the view splits the linear layer's output", m.root.result)
-        rows, folded_rows = dims.product(size[:-1]), dims.product(m.attr("folded")[:-1])
-        if dims.eq(rows, folded_rows) is not True:
+        if dims.eq(dims.product(size[:-1]), dims.product(m.x.tensor.shape[:-1])) is not True:
             return m.decline("the number of rows is not known to stay", m.root.result)
+        if not is_folded(m.x):
+            return m.decline("nothing folded the rows before", m.x)
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value:
@@ -132,6 +144,14 @@ class UnfoldedLinear(Rewrite):
             ("f32[2, 3, 2, 4]", "f32[5, 8]"),
             constants=(1,),
         ),
+        Example(
+            lambda op, x, v, w: op.aten.view(
+                op.aten.linear(op.aten.linear(op.aten.view(x, (6, 1, 4)), v), w), (2, 3, 5)
+            ),
+            ("f32[2, 3, 4]", "f32[3, 4]", "f32[5, 3]"),
+            constants=(1, 2),
+            count=2,
+        ),
     )
     counterexamples = (
         Example(
@@ -140,7 +160,22 @@ class UnfoldedLinear(Rewrite):
             constants=(1,),
             reason="splits the linear layer's output",
         ),
+        Example(
+            lambda op, x, w: op.aten.view(op.aten.linear(x, w), (2, 3, 6)),
+            ("f32[6, 8]", "f32[6, 8]"),
+            constants=(1,),
+            reason="nothing folded the rows",
+        ),
     )
+
+
+def is_folded(value: Value) -> bool:
+    """Whether ``value`` is a view, or what linear layers that nothing else reads make of one."""
+    while value.op is not None and value.op.name == "aten.linear" and len(value.uses) == 1:
+        if value.op.operand("weight").tensor.rank != 2:
+            return False
+        value = value.op.operand("input")
+    return value.op is not None and value.op.name == "aten.view"
 
 
 def _folded_linear(op: Builder, x: Value, w: Value, b: Value | None, size: tuple[dims.Dim, ...]) -> Value:

@@ -11,6 +11,8 @@ from regraft.rewrites.convolution.branches import (
     ConvIdentity,
     ConvOfBatchNorm,
 )
+from regraft.rewrites.convolution.inputs import ConvOfScale, ConvOfShift
+from regraft.rewrites.convolution.pointwise import ChannelLinear, PointwiseLinear
 
 CONVOLUTION: tuple[Rewrite, ...] = (
     ConvBatchNorm(),
@@ -19,4 +21,8 @@ CONVOLUTION: tuple[Rewrite, ...] = (
     ConvChain(),
     ConvIdentity(),
     ConvOfBatchNorm(),
+    ConvOfScale(),
+    ConvOfShift(),
+    ChannelLinear(),
+    PointwiseLinear(),
 )

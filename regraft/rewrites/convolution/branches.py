@@ -28,7 +28,7 @@ from regraft.rewrites.support import is_along, is_computed_at_compile_time
 _CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
 
 
-def _any_conv(op: PatternBuilder, x: Any, weight: Var, bias: Var, mark: str = "") -> Any:
+def any_conv(op: PatternBuilder, x: Any, weight: Var, bias: Var, mark: str = "") -> Any:
     attrs = [op.attr(mark + name) for name in ("stride", "padding", "dilation", "groups")]
     return op.one_of(*(op.call(n, (x, weight, op.optional(bias), *attrs), {}) for n in _CONVOLUTIONS))
 
@@ -53,7 +53,7 @@ def spatial(conv: Op, name: str) -> tuple[int, ...] | None:
     return tuple(given) * count if len(given) == 1 else tuple(given)
 
 
-def _is_pointwise(conv: Op) -> bool:
+def is_pointwise(conv: Op) -> bool:
     """Whether ``conv`` is a product at each place: a 1x1 kernel over every place, no groups."""
     kernel = sizes_of(conv.operand("weight"))[2:]
     plain = all(k == 1 for k in kernel) and conv.attr("groups") == 1
@@ -62,7 +62,7 @@ def _is_pointwise(conv: Op) -> bool:
     )
 
 
-def _why_not_constant(m: Match, names: Sequence[str]) -> Declined | None:
+def why_not_constant(m: Match, names: Sequence[str]) -> Declined | None:
     for value in (v for v in map(m.optional, names) if v is not None):
         if not is_computed_at_compile_time(value):
             return m.decline("a parameter is not constant", value)
@@ -105,7 +105,7 @@ def _widened(op: Builder, weight: Value, kernel: Sequence[int], offset: Sequence
     return op.aten.constant_pad_nd(weight, tuple(pads), 0.0)
 
 
-def _sum(op: Builder, *values: Value | None) -> Value | None:
+def total_of(op: Builder, *values: Value | None) -> Value | None:
     given = [v for v in values if v is not None]
     total = given[0] if given else None
     for value in given[1:]:
@@ -120,10 +120,10 @@ class ConvBranches(Rewrite):
     exactness = Exactness.REASSOCIATES
 
     def pattern(self, op: PatternBuilder, x: Var, v: Var, a: Var, w: Var, b: Var) -> Any:
-        return op.aten.add.Tensor(_any_conv(op, x, v, a), _any_conv(op, x, w, b, "other_"))
+        return op.aten.add.Tensor(any_conv(op, x, v, a), any_conv(op, x, w, b, "other_"))
 
     def check(self, m: Match) -> Declined | None:
-        found = _why_not_constant(m, ("v", "a", "w", "b"))
+        found = why_not_constant(m, ("v", "a", "w", "b"))
         if found is not None:
             return found
         first, second = _both(m)
@@ -144,7 +144,7 @@ class ConvBranches(Rewrite):
         other = _widened(op, second.operand("weight"), sizes_of(weight)[2:], offset)
         arguments = first.arguments() | {
             "weight": op.aten.add.Tensor(weight, other),
-            "bias": _sum(op, first.optional("bias"), second.optional("bias")),
+            "bias": total_of(op, first.optional("bias"), second.optional("bias")),
         }
         return op.create(first.name, (), arguments).result
 
@@ -164,12 +164,12 @@ class ConvBias(Rewrite):
 
     def pattern(self, op: PatternBuilder, x: Var, w: Var, b: Var, c: Var) -> Any:
         return op.one_of(
-            op.aten.add.Tensor(_any_conv(op, x, w, b), c),
-            op.aten.add.Scalar(_any_conv(op, x, w, b), op.attr("number")),
+            op.aten.add.Tensor(any_conv(op, x, w, b), c),
+            op.aten.add.Scalar(any_conv(op, x, w, b), op.attr("number")),
         )
 
     def check(self, m: Match) -> Declined | None:
-        found = _why_not_constant(m, ("w", "b", "c"))
+        found = why_not_constant(m, ("w", "b", "c"))
         if found is not None:
             return found
         conv = _conv_of(m)
@@ -187,7 +187,7 @@ class ConvBias(Rewrite):
             bias = op.aten.full(channels, m.attr("number"), dtype=m.w.tensor.dtype)
         else:
             bias = op.aten.expand(op.aten.view(m.c, (m.c.tensor.numel,)), channels)
-        arguments = conv.arguments() | {"bias": _sum(op, bias, conv.optional("bias"))}
+        arguments = conv.arguments() | {"bias": total_of(op, bias, conv.optional("bias"))}
         return op.create(conv.name, (), arguments).result
 
 
@@ -201,12 +201,12 @@ class ConvIdentity(Rewrite):
         self, op: PatternBuilder, x: Var, w: Var, b: Var, scale: Var, shift: Var, mean: Var, variance: Var
     ) -> Any:
         return op.one_of(
-            op.aten.add.Tensor(_any_conv(op, x, w, b), x),
-            op.aten.add.Tensor(_any_conv(op, x, w, b), _norm(op, x, scale, shift, mean, variance)),
+            op.aten.add.Tensor(any_conv(op, x, w, b), x),
+            op.aten.add.Tensor(any_conv(op, x, w, b), _norm(op, x, scale, shift, mean, variance)),
         )
 
     def check(self, m: Match) -> Declined | None:
-        found = _why_not_constant(m, ("w", "b", *_STATISTICS))
+        found = why_not_constant(m, ("w", "b", *_STATISTICS))
         if found is not None:
             return found
         conv = _conv_of(m)
@@ -227,7 +227,7 @@ class ConvIdentity(Rewrite):
             factor, offset = affine(op, m)
             shape = (weight.tensor.shape[0], *(1,) * (weight.tensor.rank - 1))
             identity = op.aten.mul.Tensor(identity, op.aten.view(factor, shape))
-            bias = _sum(op, bias, offset)
+            bias = total_of(op, bias, offset)
         identity = _widened(op, identity, sizes_of(weight)[2:], place)
         arguments = conv.arguments() | {"weight": op.aten.add.Tensor(weight, identity), "bias": bias}
         return op.create(conv.name, (), arguments).result
@@ -281,15 +281,15 @@ class ConvChain(Rewrite):
     exactness = Exactness.REASSOCIATES
 
     def pattern(self, op: PatternBuilder, x: Var, first: Var, a: Var, second: Var, b: Var) -> Any:
-        return _any_conv(op, _any_conv(op, x, first, a), second, b, "outer_")
+        return any_conv(op, any_conv(op, x, first, a), second, b, "outer_")
 
     def check(self, m: Match) -> Declined | None:
-        found = _why_not_constant(m, ("first", "a", "second", "b"))
+        found = why_not_constant(m, ("first", "a", "second", "b"))
         if found is not None:
             return found
         inner = m.root.operand("input").op
         assert inner is not None
-        if not _is_pointwise(m.root) or inner.attr("groups") != 1:
+        if not is_pointwise(m.root) or inner.attr("groups") != 1:
             return m.decline("the second convolution is not a product at each place", m.root.result)
         if not _pays(m) and not _has_sibling(m):
             return m.decline("the two multiply less than the one", m.root.result)
@@ -305,7 +305,7 @@ class ConvChain(Rewrite):
         bias = m.optional("b")
         if m.optional("a") is not None:
             image = op.aten.view(op.aten.matmul(matrix, op.aten.view(m.a, (rank, 1))), (out,))
-            bias = _sum(op, image, bias)
+            bias = total_of(op, image, bias)
         arguments = inner.arguments() | {"weight": op.aten.view(weight, (out, *places)), "bias": bias}
         return op.create(inner.name, (), arguments).result
 
@@ -344,10 +344,10 @@ class ConvOfBatchNorm(Rewrite):
     def pattern(
         self, op: PatternBuilder, x: Var, w: Var, b: Var, scale: Var, shift: Var, mean: Var, variance: Var
     ) -> Any:
-        return _any_conv(op, _norm(op, x, scale, shift, mean, variance), w, b)
+        return any_conv(op, _norm(op, x, scale, shift, mean, variance), w, b)
 
     def check(self, m: Match) -> Declined | None:
-        found = _why_not_constant(m, ("w", "b", *_STATISTICS))
+        found = why_not_constant(m, ("w", "b", *_STATISTICS))
         if found is not None:
             return found
         if set(spatial(m.root, "padding") or (1,)) != {0}:
@@ -362,16 +362,25 @@ class ConvOfBatchNorm(Rewrite):
 
     def rewrite(self, op: Builder, m: Match) -> Value:
         factor, offset = affine(op, m)
-        out, inner = sizes_of(m.w)[:2]
-        along = (1, inner, *(1,) * (m.w.tensor.rank - 2))
-        spread = op.aten.mul.Tensor(m.w, op.aten.view(offset, along))
-        image = op.aten.sum.dim_IntList(op.aten.view(spread, (out, math.prod(sizes_of(m.w)[1:]))), (1,))
         arguments = m.root.arguments() | {
             "input": m.x,
-            "weight": op.aten.mul.Tensor(m.w, op.aten.view(factor, along)),
-            "bias": _sum(op, image, m.optional("b")),
+            "weight": times_inputs(op, m.w, factor),
+            "bias": total_of(op, image_of(op, m.w, offset), m.optional("b")),
         }
         return op.create(m.root.name, (), arguments).result
+
+
+def times_inputs(op: Builder, weight: Value, factor: Value) -> Value:
+    """The kernels ``weight[O, I, ...]`` with one factor for each input channel, or one for all."""
+    shape = (1, factor.tensor.numel, *(1,) * (weight.tensor.rank - 2))
+    return op.aten.mul.Tensor(weight, op.aten.view(factor, shape))
+
+
+def image_of(op: Builder, weight: Value, offset: Value) -> Value:
+    """What a convolution without padding and groups makes of channels that are ``offset`` everywhere."""
+    spread = times_inputs(op, weight, offset)
+    out, *places = sizes_of(weight)
+    return op.aten.sum.dim_IntList(op.aten.view(spread, (out, math.prod(places))), (1,))
 
 
 def _conv(

@@ -6,23 +6,37 @@ from regraft.ir import Rewrite
 from regraft.rewrites.linear.concatenation import MergedTable, SplitConcatenation
 from regraft.rewrites.linear.epilogue import LowRankEpilogue
 from regraft.rewrites.linear.merge import MergedLinear
-from regraft.rewrites.linear.moves import MovedOnes
-from regraft.rewrites.linear.ones import SumOfOnes
+from regraft.rewrites.linear.moves import MovedFull, MovedOnes, MovedWithoutOnes
+from regraft.rewrites.linear.ones import SumOfOnes, SumOfProduct
 from regraft.rewrites.linear.order import ProductOrder
-from regraft.rewrites.linear.scales import ScaledInput, ScaledLayer, ShiftedInput, TwinNorm
+from regraft.rewrites.linear.scales import (
+    DivisionByConstant,
+    ScaledInput,
+    ScaledLayer,
+    ShiftedInput,
+    TwinNorm,
+)
 from regraft.rewrites.linear.shared import SharedProduct
+from regraft.rewrites.linear.sliced import SlicedLayer
+from regraft.rewrites.linear.stacks import SummedStack
 
 LINEAR: tuple[Rewrite, ...] = (
+    DivisionByConstant(),
     LowRankEpilogue(),
     MergedLinear(),
     MergedTable(),
+    MovedFull(),
     MovedOnes(),
+    MovedWithoutOnes(),
     ProductOrder(),
     ScaledInput(),
     ScaledLayer(),
     SharedProduct(),
     ShiftedInput(),
+    SlicedLayer(),
     SplitConcatenation(),
     SumOfOnes(),
+    SumOfProduct(),
+    SummedStack(),
     TwinNorm(),
 )

@@ -120,7 +120,7 @@ FORMS = ("as written", "table")
 
 
 class MergedTable(Rewrite):
-    """alt(x, embedding(E Wᵀ + b, ids)) = x, for x = linear(embedding(E, ids), W, b): a table of results.
+    """alt(x, (E Wᵀ + b)[ids]) = x, for x = linear(E[ids], W, b): a table of results, also of an embedding.
 
     The table has a row for each word; whether that is worth its memory is for the chooser to say.
     """
@@ -129,8 +129,11 @@ class MergedTable(Rewrite):
     exactness = Exactness.REASSOCIATES
 
     def pattern(self, op: PatternBuilder, table: Var, ids: Var, weight: Var, bias: Var) -> Any:
-        row = op.aten.embedding(table, ids, op.attr("padding_idx"))
-        rows = op.one_of(row, op.aten.view(row, op.attr("size")))
+        looked_up = op.aten.embedding(table, ids, op.attr("padding_idx"))
+        indexed = op.aten.index.Tensor(table, (ids,))
+        rows = op.one_of(
+            *(row for made in (looked_up, indexed) for row in (made, op.aten.view(made, op.attr("size"))))
+        )
         return op.aten.linear(rows, weight, op.optional(bias))
 
     def check(self, m: Match) -> Declined | None:
@@ -139,8 +142,10 @@ class MergedTable(Rewrite):
         for value in (m.table, m.weight, m.optional("bias")):
             if value is not None and not is_known(value):
                 return m.decline("a weight is not constant", value)
-        if m.weight.tensor.rank != 2 or m.ids.tensor.rank < 1:
-            return m.decline("the weight is a vector, or there is one row", m.weight)
+        if m.weight.tensor.rank != 2 or m.table.tensor.rank != 2 or m.ids.tensor.rank < 1:
+            return m.decline("the weight is a vector, the table no matrix, or there is one row", m.weight)
+        if not m.ids.tensor.dtype.is_integer:
+            return m.decline("the rows are picked by a mask", m.ids)
         if dims.eq(_rows(m)[-1], m.table.tensor.shape[1]) is not True:
             return m.decline("a view takes a row apart", m.root.operand("input"))
         return None
@@ -155,7 +160,7 @@ class MergedTable(Rewrite):
         region = Region([ids.type])
         inner, mapping = Builder(op.table, region, loc=op.loc), {ids: region.args[0]}
         table, weight, bias = _constants(m, mapping, inner)
-        row = inner.aten.embedding(table, region.args[0], m.attr("padding_idx"))
+        row = _looked_up(inner, m, table, region.args[0])
         inner.create("cf.yield", ((inner.aten.linear(row, weight, bias),),))
         return region
 
@@ -166,8 +171,15 @@ class MergedTable(Rewrite):
         region = Region([ids.type])
         outer = Builder(op.table, region, loc=op.loc)
         results = outer.constant(Recipe(body, "merged_table"))
-        outer.create("cf.yield", ((outer.aten.embedding(results, region.args[0]),),))
+        outer.create("cf.yield", ((_looked_up(outer, m, results, region.args[0]),),))
         return region
+
+
+def _looked_up(op: Builder, m: Match, table: Value, ids: Value) -> Value:
+    """The rows of ``table``, as the match takes them: an index may count from the end, an embedding's not."""
+    if "padding_idx" in m.attrs:
+        return op.aten.embedding(table, ids, m.attr("padding_idx"))
+    return op.aten.index.Tensor(table, (ids,))
 
 
 def _rows(m: Match) -> tuple[Dim, ...]:
@@ -242,8 +254,19 @@ MergedTable.examples = (
         ("i64[2, 3]", "f32[7, 4]", "f32[5, 4]"),
         constants=(1, 2),
     ),
+    Example(
+        lambda op, ids, e, w: op.aten.linear(op.aten.index.Tensor(e, (op.aten.neg(ids),)), w),
+        ("i64[B, S]", "f32[7, 4]", "f32[5, 4]"),
+        constants=(1, 2),
+    ),
 )
 MergedTable.counterexamples = (
+    Example(
+        lambda op, ids, e, w: op.aten.linear(op.aten.index.Tensor(e, (ids,)), w),
+        ("i64[N]", "f32[7, 2, 4]", "f32[5, 4]"),
+        constants=(1, 2),
+        reason="the table no matrix",
+    ),
     Example(
         lambda op, ids, e, w: op.aten.linear(op.aten.view(op.aten.embedding(e, ids), (2, 12)), w),
         ("i64[2, 3]", "f32[7, 4]", "f32[5, 12]"),

@@ -80,15 +80,25 @@ def is_moderate(number: Any) -> bool:
 
 
 def is_shared(weight: Value) -> bool:
-    """Whether something else reads the constant ``weight``, or a constant that it is computed from."""
+    """Whether something else needs the constant ``weight``, or a constant that it is computed from.
+
+    What reads it at compile time alone and makes less of it, such as what a bias is computed from, does not.
+    """
     pending = [weight]
     while pending:
         value = pending.pop()
-        if len(value.uses) > 1:
+        if sum(not _is_reduced(user, value) for user in value.users) > 1:
             return True
         if value.op is not None:
             pending += [v for v in value.op.operands if v.tensor.rank > 1]
     return False
+
+
+def _is_reduced(user: Op, weight: Value) -> bool:
+    """Whether ``user`` makes a smaller constant of ``weight``."""
+    results = user.results
+    smaller = all(dims.le(r.tensor.numel + 1, weight.tensor.numel) is True for r in results)
+    return smaller and bool(results) and all(map(is_computed_at_compile_time, results))
 
 
 def scaled(op: Builder, layer_op: Op, factor: Factor) -> Value:

@@ -1,10 +1,11 @@
-"""Transpositions that move nothing: spellings by ``einsum`` are full of them."""
+"""Moves that move nothing: spellings by ``einsum`` are full of them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from regraft.ir import Builder, Declined, Example, Match, PatternBuilder, Rewrite, Value, Var
+from regraft.ir import Builder, Declined, DType, Example, Match, PatternBuilder, Rewrite, Value, Var
+from regraft.rewrites.canonical import is_folded
 
 
 class MovedOnes(Rewrite):
@@ -35,3 +36,86 @@ class MovedOnes(Rewrite):
     counterexamples = (
         Example(lambda op, x: op.aten.permute(x, (0, 2, 1)), ("f32[1, N, 3]",), reason="change places"),
     )
+
+
+class MovedWithoutOnes(Rewrite):
+    """view(permute(view(x))) = view(permute(x)), x without the axes of one element that the first view adds.
+
+    Linear layers may stand between the view and the transposition.
+    """
+
+    stage = "algebra"
+
+    def pattern(self, op: PatternBuilder, x: Var) -> Any:
+        return op.aten.view(op.aten.permute(x, op.attr("dims")), op.attr("size"))
+
+    def check(self, m: Match) -> Declined | None:
+        if all(size != 1 for size in m.x.tensor.shape):
+            return m.decline("no axis has one element", m.x)
+        if not is_folded(m.x):
+            return m.decline("the axis of one element is not added by a view", m.x)
+        return None
+
+    def rewrite(self, op: Builder, m: Match) -> Value:
+        shape = m.x.tensor.shape
+        kept = [axis for axis, size in enumerate(shape) if size != 1]
+        bare = op.aten.view(m.x, tuple(shape[axis] for axis in kept))
+        moved = tuple(kept.index(axis) for axis in m.attr("dims") if axis in kept)
+        return op.aten.view(op.aten.permute(bare, moved), m.attr("size"))
+
+    examples = (
+        Example(
+            lambda op, x: op.aten.view(op.aten.permute(op.aten.view(x, (2, 1, 3)), (2, 1, 0)), (3, 2)),
+            ("f32[2, 3]",),
+        ),
+        Example(lambda op, x, w: _einsum(op, x, w), ("f32[2, 4, 3]", "f32[5, 3]"), constants=(1,)),
+    )
+    counterexamples = (
+        Example(
+            lambda op, x: op.aten.view(op.aten.permute(x, (2, 1, 0)), (3, 2)),
+            ("f32[2, 1, 3]",),
+            reason="not added by a view",
+        ),
+        Example(
+            lambda op, x: op.aten.view(op.aten.permute(op.aten.view(x, (2, 3)), (1, 0)), (6,)),
+            ("f32[6]",),
+            reason="no axis has one element",
+        ),
+    )
+
+
+def _einsum(op: Builder, x: Value, w: Value) -> Value:
+    made = op.aten.linear(op.aten.view(x, (2, 4, 1, 3)), w)
+    return op.aten.view(op.aten.permute(made, (0, 3, 1, 2)), (2, 5, 4))
+
+
+class MovedFull(Rewrite):
+    """view(full(v)) = permute(full(v)) = full(v), in the shape of the result."""
+
+    stage = "algebra"
+
+    def pattern(self, op: PatternBuilder) -> Any:
+        size, value, dtype = op.attr("full_size"), op.attr("value"), op.attr("dtype")
+        filled = op.shared(op.aten.full(size, value, dtype=dtype))
+        return op.one_of(op.aten.view(filled, op.attr("size")), op.aten.permute(filled, op.attr("dims")))
+
+    def rewrite(self, op: Builder, m: Match) -> Value:
+        return op.aten.full(m.root.result.tensor.shape, m.attr("value"), dtype=m.attr("dtype"))
+
+    examples = (
+        Example(lambda op, x: op.aten.add.Tensor(x, op.aten.view(_ones(op, (6,)), (2, 3))), ("f32[2, 3]",)),
+        Example(
+            lambda op, x: op.aten.add.Tensor(x, op.aten.permute(_ones(op, (3, 2)), (1, 0))), ("f32[2, 3]",)
+        ),
+    )
+    counterexamples = (
+        Example(
+            lambda op, x: op.aten.view(op.aten.add.Tensor(x, _ones(op, (6,))), (2, 3)),
+            ("f32[6]",),
+            reason="expected aten.full",
+        ),
+    )
+
+
+def _ones(op: Builder, size: tuple[int, ...]) -> Value:
+    return op.aten.full(size, 1, dtype=DType.F32)

@@ -2,7 +2,8 @@
 
 The matrix chain problem (Godbole 1973) asks for the cheapest order of ``A1 @ A2 @ ... @ An``. Sizes may be
 symbolic: an order that is cheaper for every size replaces the present one, and where it depends on one size
-the orders become alternatives.
+the orders become alternatives. A factor of an inner product, one number or one for each row, is a factor of
+its first matrix: attention whose weights are divided by their sums is a product of three.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from regraft.ir import (
     Var,
     dims,
 )
+from regraft.rewrites.linear.layers import is_moderate
 from regraft.rewrites.support import is_inside_alternatives, same_dims
 
 _MAX_OPERANDS = 6
@@ -43,10 +45,12 @@ class Chain:
     Fields:
         operands: the matrices, each ``[..., rows, columns]``, all with the batch axes of the result.
         order: in which they are multiplied now.
+        factors: for each operand, the ops that scale products which begin with it, in order.
     """
 
     operands: tuple[Value, ...]
     order: Order
+    factors: tuple[tuple[Op, ...], ...]
 
     def cost(self, order: Order) -> Dim:
         """Multiplications of one batch element in ``order``."""
@@ -80,10 +84,11 @@ def orders(first: int, last: int) -> Iterator[Order]:
 
 
 class ProductOrder(Rewrite):
-    """(A @ B) @ C = A @ (B @ C), in the order that takes least multiplications, for two and more products.
+    """(A @ B) * s @ C = A * s @ (B @ C), in the order that multiplies least, for two and more products.
 
-    Where one symbolic size decides, ``rg.alt`` keeps the orders that are cheapest somewhere. Products with a
-    constant matrix on the right are linear layers, which another rewrite merges.
+    ``s``, which need not be there, is one number or one for each row. Where one symbolic size decides,
+    ``rg.alt`` keeps the orders that are cheapest somewhere. Products with a constant matrix on the right are
+    linear layers, which another rewrite merges.
     """
 
     stage = "algebra"
@@ -107,12 +112,13 @@ class ProductOrder(Rewrite):
     def rewrite(self, op: Builder, m: Match) -> Value:
         chain = chain_of(m.root)
         best = best_order(chain)
+        operands = [_scaled(op, v, fs) for v, fs in zip(chain.operands, chain.factors, strict=True)]
         if best != chain.order:
-            return _multiplied(op, chain.operands, best)
+            return _multiplied(op, operands, best)
         found = (chain.order, *cheaper_somewhere(chain))
         attrs = {"rows": _deciding_size(chain), "forms": tuple(map(_name, found))}
         regions = [_region(op, chain, order) for order in found]
-        return op.create("rg.alt", (chain.operands,), attrs, regions=regions).result
+        return op.create("rg.alt", (tuple(operands),), attrs, regions=regions).result
 
     examples = (
         Example(
@@ -134,6 +140,18 @@ class ProductOrder(Rewrite):
         Example(
             lambda op, a, b, c, d: op.aten.matmul(op.aten.matmul(a, b), op.aten.matmul(c, d)),
             ("f32[9, 4]", "f32[4, 4]", "f32[4, 9]", "f32[9, 5]"),
+        ),
+        Example(
+            lambda op, a, b, c: op.aten.matmul(op.aten.mul.Scalar(op.aten.matmul(a, b), 0.25), c),
+            ("f32[2, 9, 3]", "f32[2, 3, 9]", "f32[2, 9, 4]"),
+        ),
+        Example(
+            lambda op, a, b, c, s: op.aten.matmul(op.aten.div.Tensor(op.aten.matmul(a, b), _one(op, s)), c),
+            ("f32[2, N, 4]", "f32[2, 4, N]", "f32[2, N, 4]", "f32[2, N, 1]"),
+        ),
+        Example(
+            lambda op, a, b, c, s: op.aten.matmul(a, op.aten.mul.Tensor(s, op.aten.matmul(b, c))),
+            ("f32[2, 9]", "f32[9, 3]", "f32[3, 9]", "f32[9, 1]"),
         ),
     )
     counterexamples = (
@@ -157,7 +175,22 @@ class ProductOrder(Rewrite):
             ("f32[9, 3]", "f32[3, 9]", "f32[5, 9, 4]"),
             reason="a product of 2 matrices",
         ),
+        Example(
+            lambda op, a, b, c, s: op.aten.matmul(op.aten.mul.Tensor(op.aten.matmul(a, b), s), c),
+            ("f32[9, 3]", "f32[3, 9]", "f32[9, 4]", "f32[9]"),
+            reason="a product of 2 matrices",
+        ),
+        Example(
+            lambda op, a, b, c, s: op.aten.matmul(op.aten.div.Tensor(s, op.aten.matmul(a, b)), c),
+            ("f32[9, 3]", "f32[3, 9]", "f32[9, 4]", "f32[9, 1]"),
+            reason="a product of 2 matrices",
+        ),
     )
+
+
+def _one(op: Builder, s: Value) -> Value:
+    """Divisors that are far from zero."""
+    return op.aten.add.Scalar(op.aten.abs(s), 0.5)
 
 
 def _inner_used(op: Builder, inner: Value, c: Value) -> tuple[Value, Value]:
@@ -167,17 +200,56 @@ def _inner_used(op: Builder, inner: Value, c: Value) -> tuple[Value, Value]:
 def chain_of(root: Op) -> Chain:
     """The product that ends in ``root``, through inner products that nothing else uses."""
     operands: list[Value] = []
+    factors: list[list[Op]] = []
 
     def visit(value: Value) -> Order:
-        if not _is_inner(value, root):
+        product, scales = _unscaled(value)
+        if not _is_inner(product, root):
             operands.append(value)
+            factors.append([])
             return len(operands) - 1
-        assert value.op is not None
-        left = visit(value.op.operand("self"))
-        return left, visit(value.op.operand("other"))
+        assert product.op is not None
+        left = visit(product.op.operand("self"))
+        factors[_first(left)] += scales
+        return left, visit(product.op.operand("other"))
 
     order = visit(root.result)
-    return Chain(tuple(operands), order)
+    return Chain(tuple(operands), order, tuple(map(tuple, factors)))
+
+
+def _unscaled(value: Value) -> tuple[Value, list[Op]]:
+    """What ``value`` is but for factors of its rows, and the ops that multiply by them, in order."""
+    scales: list[Op] = []
+    while value.op is not None and len(value.uses) == 1:
+        source = _scaled_by_rows(value.op)
+        if source is None:
+            break
+        scales.append(value.op)
+        value = source
+    return value, scales[::-1]
+
+
+def _scaled_by_rows(op: Op) -> Value | None:
+    """What ``op`` multiplies or divides by one number, or by one for each row; None for any other op."""
+    if op.name in ("aten.mul.Scalar", "aten.div.Scalar"):
+        return op.operand("self") if is_moderate(op.attr("other")) else None
+    if op.name not in ("aten.mul.Tensor", "aten.div.Tensor"):
+        return None
+    a, b = op.operands
+    for value, factor in ((a, b), (b, a)) if op.name == "aten.mul.Tensor" else ((a, b),):
+        by_rows = factor.tensor.rank > 0 and factor.tensor.shape[-1] == 1
+        if by_rows and value.type == op.result.type and value.tensor.rank >= 2:
+            return value
+    return None
+
+
+def _scaled(op: Builder, value: Value, scales: Sequence[Op]) -> Value:
+    """``value`` through ``scales``, which stood behind a product that begins with it."""
+    for scale in scales:
+        source = _scaled_by_rows(scale)
+        arguments = {n: value if a is source else a for n, a in scale.arguments().items()}
+        value = op.create(scale.name, (), arguments).result
+    return value
 
 
 def _is_inner(value: Value, root: Op) -> bool:
@@ -196,10 +268,15 @@ def _is_batched(value: Value, batch: Sequence[Dim]) -> bool:
 
 def _continues(root: Op) -> bool:
     """Whether the one user of ``root`` multiplies on, as a part of the same product."""
-    users = root.result.users
-    if len(root.result.uses) != 1 or users[0].name != "aten.matmul":
-        return False
-    return _is_inner(root.result, users[0]) and _is_inner(users[0].result, users[0])
+    value = root.result
+    while len(value.uses) == 1:
+        (user,) = value.users
+        if user.name == "aten.matmul":
+            return _is_inner(root.result, user) and _is_inner(user.result, user)
+        if _scaled_by_rows(user) is not value:
+            return False
+        value = user.result
+    return False
 
 
 def best_order(chain: Chain) -> Order:

@@ -279,6 +279,21 @@ def _join(op: Op, layouts: Layouts) -> Outcome:
     return (*first[:axis], (sum(size or 0 for size in sizes),), *first[axis + 1 :])
 
 
+def _pick(op: Op, layouts: Layouts) -> Outcome:
+    """Features in another order, some of them perhaps left out or taken twice."""
+    layout = layouts[op.operand("self")]
+    given = [(axis, index) for axis, index in enumerate(op.arguments()["indices"]) if index is not None]
+    if len(given) != 1 or given[0][1] in layouts:
+        return Declined("an index depends on the input, or there are several", op.result)
+    ((axis, index),) = given
+    (*_, count) = index.tensor.shape or (None,)
+    if not is_known(index) or index.tensor.rank != 1 or not index.tensor.dtype.is_integer:
+        return Declined("the index is no constant list of numbers", index)
+    if features(layout[axis]) is None or not isinstance(count, int):
+        return Declined("rows are picked", op.result)
+    return (*layout[:axis], (count,), *layout[axis + 1 :])
+
+
 def _without(layout: Layout, axis: int) -> Layout:
     return (*layout[:axis], *layout[axis + 1 :])
 
@@ -291,6 +306,7 @@ RULES: Mapping[str, Callable[[Op, Layouts], Outcome]] = {
     "aten.permute": _permute,
     "aten.slice.Tensor": _cut,
     "aten.cat": _join,
+    "aten.index.Tensor": _pick,
     "aten.mul.Scalar": _scale,
     "aten.div.Scalar": _scale,
     "aten.neg": _scale,

@@ -9,7 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from regraft.ir import Builder, Declined, Exactness, Example, Match, Op, PatternBuilder, Rewrite, Value, Var
+from regraft.ir import (
+    Builder,
+    Declined,
+    DType,
+    Exactness,
+    Example,
+    Match,
+    Op,
+    PatternBuilder,
+    Rewrite,
+    Value,
+    Var,
+)
 from regraft.rewrites.linear.layers import (
     LAYERS,
     Factor,
@@ -86,6 +98,29 @@ def _maker(value: Value) -> tuple[list[Op], Op | None]:
         moves.append(value.op)
         value = value.op.operand("self")
     return moves, None
+
+
+class DivisionByConstant(Rewrite):
+    """x / c = x * (1 / c), for a constant tensor c, which factors of layers can then take in.
+
+    Rounds twice; c is no rounder than f32, and one whose inverse overflows divides by next to nothing.
+    """
+
+    stage = "algebra"
+    exactness = Exactness.REASSOCIATES
+
+    def pattern(self, op: PatternBuilder, x: Var, divisor: Var) -> Any:
+        return op.aten.div.Tensor(x, divisor)
+
+    def check(self, m: Match) -> Declined | None:
+        if not is_known(m.divisor) or is_known(m.x):
+            return m.decline("the divisor alone must be constant", m.divisor)
+        if {v.tensor.dtype for v in (m.x, m.divisor)} not in ({DType.F32}, {DType.F64}):
+            return m.decline("the inverse would be rounded to 16 bits once more", m.divisor)
+        return None
+
+    def rewrite(self, op: Builder, m: Match) -> Value:
+        return op.aten.mul.Tensor(m.x, op.aten.reciprocal(m.divisor))
 
 
 class ScaledInput(Rewrite):
@@ -256,6 +291,32 @@ def _through_relu(op: Builder, x: Value, w: Value) -> Value:
 def _read_twice(op: Builder, x: Value, w: Value) -> tuple[Value, Value]:
     y = op.aten.linear(x, w)
     return op.aten.mul.Scalar(y, 0.5), y
+
+
+DivisionByConstant.examples = (
+    Example(
+        lambda op, x, c: op.aten.div.Tensor(x, _far_from_zero(op, c)), ("f32[N, 8]", "f32[8]"), constants=(1,)
+    ),
+)
+DivisionByConstant.counterexamples = (
+    Example(lambda op, x, c: op.aten.div.Tensor(x, c), ("f32[3, 8]", "f32[8]"), reason="must be constant"),
+    Example(
+        lambda op, x, c: op.aten.div.Tensor(c, x),
+        ("f32[3, 8]", "f32[8]"),
+        constants=(1,),
+        reason="must be constant",
+    ),
+    Example(
+        lambda op, x, c: op.aten.div.Tensor(x, c),
+        ("bf16[3, 8]", "bf16[8]"),
+        constants=(1,),
+        reason="rounded to 16 bits",
+    ),
+)
+
+
+def _far_from_zero(op: Builder, c: Value) -> Value:
+    return op.aten.add.Scalar(op.aten.abs(c), 0.5)
 
 
 ScaledLayer.examples = (
