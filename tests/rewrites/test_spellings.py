@@ -13,6 +13,7 @@ from regraft.ir import OPS, STAGES, Module, PassContext, print_module, run_stage
 from regraft.rewrites import FAMILIES, default_passes
 from regraft.testing import assert_close, evaluate, randomise
 from tests.rewrites.spellings import SPELLINGS, Spelling
+from tests.rewrites.spellings_around_layers import AROUND_LAYERS
 from tests.zoo.checking import normal
 from tests.zoo.test_adapters import BlockLoRALinear, GenerativeAdapter, MixLoRA, PeftDoraLinear
 from tests.zoo.test_flash_svd import SVDFeedForward
@@ -20,6 +21,8 @@ from tests.zoo.test_low_rank import MLP, BlockShuffle, LoRALinear
 from tests.zoo.test_reparameterised import ChannelMixer, Downsample, PeftConv2d, RepVGGBlock
 from tests.zoo.test_scales import LayerScaleBlock, NeoXLayer, PathEnsemble
 from tests.zoo.test_supernets import Activator, LightHuBERTLayer, MatFormerBlock
+
+ALL = (*SPELLINGS, *AROUND_LAYERS)
 
 
 def rewritten(model: Any, inputs: tuple[Any, ...]) -> tuple[Module, PassContext]:
@@ -31,7 +34,7 @@ def rewritten(model: Any, inputs: tuple[Any, ...]) -> tuple[Module, PassContext]
 
 
 @pytest.mark.conformance
-@pytest.mark.parametrize("spelling", SPELLINGS, ids=str)
+@pytest.mark.parametrize("spelling", ALL, ids=str)
 def test_spelling(spelling: Spelling) -> None:
     module, context = rewritten(spelling.function, spelling.inputs)
     stats = context.stats[spelling.rewrite]
@@ -42,7 +45,7 @@ def test_spelling(spelling: Spelling) -> None:
 
 
 def test_each_recogniser_has_three_spellings() -> None:
-    counts = Counter(spelling.rewrite for spelling in SPELLINGS)
+    counts = Counter(spelling.rewrite for spelling in ALL)
     assert min(counts.values()) >= 3
     families = ("convolution", "linear", "ffn")
     recognisers = {rewrite.name for family in families for rewrite in FAMILIES[family]}
