@@ -412,6 +412,9 @@ def _structured() -> Iterator[Sample]:
     yield call("rg.ffn", T(S, 4), up, down, None, T(6), None, T(4), activation="relu")
     yield call("rg.ffn", T(2, S, 4), up, T(3, 6), activation="relu", rows_at_once=2)
     yield call("rg.ffn", T(2, 5, 4), up, T(3, 6), None, T(6), activation="relu", rows_at_once=3)
+    two = (up, T(3, 6), T(6, 2), T(6), None, T(3), T(2, S, 2))
+    yield call("rg.ffn", T(2, S, 4), *two, activation="silu")
+    yield call("rg.ffn", T(2, S, 4), *two, activation="silu", rows_at_once=2)
 
 
 SAMPLES: tuple[Sample, ...] = tuple(_table())

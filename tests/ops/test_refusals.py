@@ -130,6 +130,18 @@ REFUSED: tuple[tuple[str, tuple[Any, ...], dict[str, Any], str], ...] = (
     ("rg.ffn", (T(S, 4), T(6, 4), T(4, 6)), {"activation": "selu"}, "activation is 'selu'"),
     ("rg.ffn", (T(S, 4), T(6, 4), T(4, 5)), {"activation": "relu"}, "down weight's differ: 6 and 5"),
     ("rg.ffn", (T(N, 4), T(6, 4), T(4, 6), T(5, 4)), {"activation": "silu"}, "do not broadcast"),
+    (
+        "rg.ffn",
+        (T(N, 4), T(6, 4), T(4, 6), T(6, 2), None, None, None, T(S, 2)),
+        {"activation": "silu"},
+        "the rows of x",
+    ),
+    (
+        "rg.ffn",
+        (T(N, 4), T(6, 4), T(4, 6), None, None, None, None, T(N, 4)),
+        {"activation": "silu"},
+        "a gate_input without a gate_weight",
+    ),
     ("rg.bind_dim", (T(3),), {}, r"expected i64\[\]"),
     ("rg.check", (T(3, dtype=BOOL),), {}, r"expected bool\[\]"),
     ("rg.dim_value", (0.5,), {}, "expected sizes"),

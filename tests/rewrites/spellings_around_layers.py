@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tests.rewrites.spellings import (
     BIAS16,
+    BIAS32,
     CHANNEL,
     IMAGE,
     K1,
@@ -87,6 +88,26 @@ def divided_result(x: Tensor) -> Tensor:
 
 def divided_by_true_divide(x: Tensor) -> Tensor:
     return torch.true_divide(x.exp(), DIVISOR.sqrt()[None])
+
+
+# -- LowRankGatedFFN ---------------------------------------------------------------------------
+
+NARROW, NARROW_TOO, RAISED, LOWERED = tensor(2, 16), tensor(2, 16, seed=1), tensor(32, 2), tensor(2, 32)
+
+
+def gated_slices(x: Tensor) -> Tensor:
+    gate, up = F.linear(x[:, :2], RAISED), F.linear(x[:, 4:6], RAISED, BIAS32)
+    return F.linear(F.gelu(gate, approximate="tanh") * up, LOWERED)
+
+
+def gated_factors_packed(x: Tensor) -> Tensor:
+    first, second = (x @ torch.cat([NARROW, NARROW_TOO]).T).split(2, dim=-1)
+    return ((second @ RAISED.T) * torch.relu(torch.addmm(BIAS32, first, RAISED.T))) @ LOWERED.T
+
+
+def gated_by_another(x: Tensor) -> Tensor:
+    """What gates is no projection of the same value."""
+    return F.linear(torch.sigmoid(F.linear(x[:, :1].exp(), RAISED[:, :1])).mul(x[:, 1:3] @ RAISED.T), LOWERED)
 
 
 # -- MovedFull ---------------------------------------------------------------------------------
@@ -194,6 +215,7 @@ _TABLE: tuple[tuple[str, tuple[Tensor, ...], tuple[Callable[..., Any], ...]], ..
     ),
     ("ConvOfShift", (IMAGE,), (mean_taken_off, shifted_in_place, shifted_by_addcmul)),
     ("DivisionByConstant", (X,), (divided_features, divided_result, divided_by_true_divide)),
+    ("LowRankGatedFFN", (X,), (gated_slices, gated_factors_packed, gated_by_another)),
     ("MovedFull", (X3,), (ones_transposed, ones_by_einsum, twos_in_a_batch)),
     ("MovedWithoutOnes", (X3,), (one_among_moved_axes, one_behind_moved_axes, one_through_a_layer)),
     ("PointwiseLinear", (X3,), (position_wise, position_wise_by_permute, position_wise_in_an_image)),

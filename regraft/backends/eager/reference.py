@@ -48,21 +48,24 @@ def ffn(
     up_bias: Tensor | None,
     gate_bias: Tensor | None,
     down_bias: Tensor | None,
+    gate_input: Tensor | None,
     activation: str,
     rows_at_once: int = 0,
 ) -> Tensor:
     """``x[..., E] -> [..., O]`` through ``F`` hidden features, gated when there is a gate's weight."""
+    if gate_input is None:
+        gate_input = x
     if rows_at_once:
         weights = (up_weight, down_weight, gate_weight, up_bias, gate_bias, down_bias)
-        rows = x.reshape(-1, x.shape[-1]).split(rows_at_once)
-        done = torch.cat([ffn(part, *weights, activation) for part in rows])
+        parts = [v.reshape(-1, v.shape[-1]).split(rows_at_once) for v in (x, gate_input)]
+        done = torch.cat([ffn(part, *weights, gate, activation) for part, gate in zip(*parts, strict=True)])
         return done.reshape(*x.shape[:-1], down_weight.shape[0])
     activate = ACTIVATIONS[activation]
     up = functional.linear(x, up_weight, up_bias)
     if gate_weight is None:
         inner = activate(up)
     else:
-        inner = activate(functional.linear(x, gate_weight, gate_bias)) * up
+        inner = activate(functional.linear(gate_input, gate_weight, gate_bias)) * up
     return functional.linear(inner, down_weight, down_bias)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from regraft.ir.dims import Dim, floordiv, mod
+from regraft.ir.dims import Dim, eq, floordiv, mod
 from regraft.ir.opdef import SAFE, CallSite
 from regraft.ir.ops.matmul import linear_type
 from regraft.ir.ops.rules import (
@@ -55,6 +55,7 @@ def _rotate(b: Any, op: Any) -> Any:
 def _ffn(site: CallSite) -> TensorType:
     """``x[..., E]``, up and gate ``[F, E]``, down ``[O, F]`` -> ``[..., O]``.
 
+    The gate reads ``gate_input[..., G]`` where it is given, of as many rows as ``x``, and is then ``[F, G]``.
     ``rows_at_once`` bounds the rows whose hidden features are there at the same time; 0 sets no bound.
     """
     require(site.int("rows_at_once") >= 0, site, "rows_at_once is negative")
@@ -64,9 +65,17 @@ def _ffn(site: CallSite) -> TensorType:
     inner = linear_type(site, x, site.type("up_weight"), site.optional("up_bias"), "up ")
     gate = site.optional("gate_weight")
     if gate is None:
-        require(site.optional("gate_bias") is None, site, "a gate_bias without a gate_weight")
+        for name in ("gate_bias", "gate_input"):
+            require(site.optional(name) is None, site, f"a {name} without a gate_weight")
     else:
-        gated = linear_type(site, x, gate, site.optional("gate_bias"), "gate ")
+        source = site.optional("gate_input") or x
+        require(
+            len(source.shape) == len(x.shape)
+            and all(eq(a, b) is True for a, b in zip(source.shape[:-1], x.shape[:-1], strict=True)),
+            site,
+            f"the rows of x, {x}, and of gate_input, {source}, differ",
+        )
+        gated = linear_type(site, source, gate, site.optional("gate_bias"), "gate ")
         inner = inner.with_shape(broadcast(site, [inner.shape, gated.shape]))
     return linear_type(site, inner, site.type("down_weight"), site.optional("down_bias"), "down ")
 
@@ -75,8 +84,10 @@ def _ffn_flops(site: CallSite) -> Dim:
     """The products, the activation and the gate."""
     x, up, down = site.type("x"), site.type("up_weight"), site.type("down_weight")
     rows = floordiv(x.numel, x.shape[-1])
-    gates = 0 if site.optional("gate_weight") is None else 1
-    return rows * (2 * up.numel * (1 + gates) + 2 * down.numel + up.shape[0] * (1 + gates))
+    gate = site.optional("gate_weight")
+    gates = 0 if gate is None else 1
+    products = up.numel + down.numel + (0 if gate is None else gate.numel)
+    return rows * (2 * products + up.shape[0] * (1 + gates))
 
 
 def _feed_forward(b: Any, op: Any) -> Any:
@@ -87,7 +98,9 @@ def _feed_forward(b: Any, op: Any) -> Any:
     if gate is None:
         inner = b.call(name, (up,), attrs)
     else:
-        inner = b.aten.mul.Tensor(b.call(name, (b.aten.linear(x, gate, args["gate_bias"]),), attrs), up)
+        source = x if args["gate_input"] is None else args["gate_input"]
+        gated = b.aten.linear(source, gate, args["gate_bias"])
+        inner = b.aten.mul.Tensor(b.call(name, (gated,), attrs), up)
     return b.aten.linear(inner, args["down_weight"], args["down_bias"])
 
 
@@ -97,8 +110,8 @@ OPS = (
     ),
     define(
         "rg.ffn(Tensor x, Tensor up_weight, Tensor down_weight, Tensor? gate_weight=None, "
-        "Tensor? up_bias=None, Tensor? gate_bias=None, Tensor? down_bias=None, str activation, "
-        "int rows_at_once=0)",
+        "Tensor? up_bias=None, Tensor? gate_bias=None, Tensor? down_bias=None, Tensor? gate_input=None, "
+        "str activation, int rows_at_once=0)",
         _ffn,
         SAFE,
         _ffn_flops,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from regraft.ir import Rewrite
 from regraft.rewrites.ffn.gated import GatedFFN
 from regraft.rewrites.ffn.plain import PlainFFN
-from regraft.rewrites.ffn.streamed import StreamedFFN
+from regraft.rewrites.ffn.streamed import LowRankGatedFFN, StreamedFFN
 
 __all__ = ["FFN"]
 
-FFN: tuple[Rewrite, ...] = (GatedFFN(), PlainFFN(), StreamedFFN())
+FFN: tuple[Rewrite, ...] = (GatedFFN(), PlainFFN(), LowRankGatedFFN(), StreamedFFN())

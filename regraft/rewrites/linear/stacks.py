@@ -41,7 +41,7 @@ class SummedStack(Rewrite):
         stack = m.stack.op
         if stack is None or stack.name != "aten.cat" or len(m.stack.uses) != 1:
             return m.decline("what is summed up is no stack, or is used elsewhere", m.stack)
-        axis = stack.attr("dim")
+        axis: int = stack.attr("dim")
         if m.attr("dim") != (axis,):
             return m.decline("another axis than the stack's is summed up", m.stack)
         parts = stack.variadic("tensors")
@@ -57,7 +57,8 @@ class SummedStack(Rewrite):
     def rewrite(self, op: Builder, m: Match) -> Value:
         stack = m.stack.op
         assert stack is not None
-        axis, keepdim = stack.attr("dim"), m.attr("keepdim")
+        axis: int = stack.attr("dim")
+        keepdim: bool = m.attr("keepdim")
         total: Value | None = None
         for place, part in enumerate(stack.variadic("tensors")):
             term = part if keepdim else _without(op, part, axis)

@@ -24,39 +24,85 @@ def activate(e: Emitter, name: str, x: ir.Value, dtype: DType) -> ir.Value:
 
 
 def _ffn(e: Emitter, op: Op) -> ir.Value:
-    """All rows at once, or, where their number is known, some at a time."""
-    x, shape, size = e.operand(op, "x"), op.operand("x").tensor.shape, op.attr("rows_at_once")
-    rows = dims.product(shape[:-1])
-    if not size or not isinstance(rows, int) or rows <= size:
-        return _feed_forward(e, op, x, shape)
-    sizes = [min(size, rows - start) for start in range(0, rows, size)]
-    flat = e.reshape(x, shape, (rows, shape[-1]))
-    parts = e.ops("Split", len(sizes), flat, e.ints(*sizes), axis=0)
-    done = [_feed_forward(e, op, part, (n, shape[-1])) for part, n in zip(parts, sizes, strict=True)]
+    """All rows at once, or some at a time."""
+    names = ("x",) if op.optional("gate_input") is None else ("x", "gate_input")
+    inputs = [e.operand(op, name) for name in names]
+    lead, size = op.operand("x").tensor.shape[:-1], op.attr("rows_at_once")
+    rows = dims.product(lead)
+    if not size or (isinstance(rows, int) and rows <= size):
+        return _feed_forward(e, op, inputs, lead)
+    flat = [
+        e.reshape(value, op.operand(name).tensor.shape, (rows, op.operand(name).tensor.shape[-1]))
+        for value, name in zip(inputs, names, strict=True)
+    ]
+    done = _in_parts(e, op, flat, rows) if isinstance(rows, int) else _in_trips(e, op, flat, rows)
     out = op.operand("down_weight").tensor.shape[0]
-    return e.reshape(e.op("Concat", *done, axis=0), (rows, out), (*shape[:-1], out))
+    return e.reshape(done, (rows, out), (*lead, out))
 
 
-def _feed_forward(e: Emitter, op: Op, x: ir.Value, shape: Sequence[Dim]) -> ir.Value:
-    """``x`` of ``shape`` through the layers of the ``rg.ffn`` ``op``."""
+def _in_parts(e: Emitter, op: Op, inputs: Sequence[ir.Value], rows: int) -> ir.Value:
+    """The rows one part after the other."""
+    size = op.attr("rows_at_once")
+    sizes = [min(size, rows - start) for start in range(0, rows, size)]
+    parts = [e.ops("Split", len(sizes), value, e.ints(*sizes), axis=0) for value in inputs]
+    done = [_feed_forward(e, op, part, (n,)) for n, *part in zip(sizes, *parts, strict=True)]
+    return e.op("Concat", *done, axis=0)
+
+
+def _in_trips(e: Emitter, op: Op, inputs: Sequence[ir.Value], rows: Dim) -> ir.Value:
+    """The rows in a loop; where they are fewer than two parts, all at once and without its cost."""
+    count = e.size_scalar(rows)
+    few = e.op("Less", count, e.scalar(2 * op.attr("rows_at_once"), DType.I64))
+    with e.nested():
+        at_once = e.graph("then_branch", [_feed_forward(e, op, inputs, (rows,))])
+    with e.nested():
+        looped = e.graph("else_branch", [_loop(e, op, inputs, rows, count)])
+    return e.op("If", few, then_branch=at_once, else_branch=looped)
+
+
+def _loop(e: Emitter, op: Op, inputs: Sequence[ir.Value], rows: Dim, count: ir.Value) -> ir.Value:
+    """Parts of one size, the rows padded by less than one for each part: a loop stacks equal results."""
+    size, one = e.scalar(op.attr("rows_at_once"), DType.I64), e.scalar(1, DType.I64)
+
+    def rounded_up(total: ir.Value, parts: ir.Value) -> ir.Value:
+        return e.op("Div", e.op("Add", total, e.op("Sub", parts, one)), parts)
+
+    trips = rounded_up(count, size)
+    part = rounded_up(count, trips)
+    missing = e.op("Unsqueeze", e.op("Sub", e.op("Mul", trips, part), count), e.ints(0))
+    pads = e.op("Concat", e.ints(0, 0), missing, e.ints(0), axis=0)
+    padded = [e.op("Pad", value, pads) for value in inputs]
+    with e.nested():
+        trip, go = e.value("trip", DType.I64, ()), e.value("go", DType.BOOL, ())
+        start = e.op("Unsqueeze", e.op("Mul", trip, part), e.ints(0))
+        end = e.op("Add", start, e.op("Unsqueeze", part, e.ints(0)))
+        own = [e.op("Slice", value, start, end, e.ints(0)) for value in padded]
+        body = e.graph("body", [go, _feed_forward(e, op, own, (rows,))], [trip, go])
+    stacked = e.op("Loop", trips, e.scalar(True, DType.BOOL), body=body)
+    out = op.operand("down_weight").tensor.shape[0]
+    assert isinstance(out, int)
+    flat = e.op("Reshape", stacked, e.ints(-1, out))
+    return e.op("Slice", flat, e.ints(0), e.op("Unsqueeze", count, e.ints(0)), e.ints(0))
+
+
+def _feed_forward(e: Emitter, op: Op, inputs: Sequence[ir.Value], lead: Sequence[Dim]) -> ir.Value:
+    """``x``, and the gate's own input if it has one, through the layers of the ``rg.ffn`` ``op``."""
     dtype = dtype_of(op)
 
-    def project(value: ir.Value, name: str, inner: Dim, bias: ir.Value | None) -> ir.Value:
-        return linear(e, value, (*shape[:-1], inner), op.operand(f"{name}_weight"), bias, dtype)
+    def project(value: ir.Value, name: str, bias: ir.Value | None) -> ir.Value:
+        weight = op.operand(f"{name}_weight")
+        return linear(e, value, (*lead, weight.tensor.shape[1]), weight, bias, dtype)
 
     activation, up_bias = op.attr("activation"), e.optional(op, "up_bias")
-    if op.optional("gate_weight") is None and activation == "gelu_tanh" and len(shape) > 2:
-        up = project(x, "up", shape[-1], None)
-        hidden = gelu(e, up, dtype, "tanh", up_bias)
+    if op.optional("gate_weight") is None and activation == "gelu_tanh" and len(lead) > 1:
+        hidden = gelu(e, project(inputs[0], "up", None), dtype, "tanh", up_bias)
     elif op.optional("gate_weight") is None:
-        hidden = activate(e, activation, project(x, "up", shape[-1], up_bias), dtype)
+        hidden = activate(e, activation, project(inputs[0], "up", up_bias), dtype)
     else:
-        up = project(x, "up", shape[-1], up_bias)
-        bias, gate_weight = e.optional(op, "gate_bias"), op.optional("gate_weight")
-        assert gate_weight is not None
-        gate = linear(e, x, shape, gate_weight, bias, dtype)
+        up = project(inputs[0], "up", up_bias)
+        gate = project(inputs[-1], "gate", e.optional(op, "gate_bias"))
         hidden = e.op("Mul", activate(e, activation, gate, dtype), up)
-    return project(hidden, "down", op.operand("down_weight").tensor.shape[1], e.optional(op, "down_bias"))
+    return project(hidden, "down", e.optional(op, "down_bias"))
 
 
 def _ffn_check(op: Op) -> str | None:
