@@ -26,8 +26,8 @@ def read_file(path: Path, limit: int) -> bytes:
     with open_plain(path) as (file, size):
         if size > limit:
             raise ArtefactError(f"'{path.name}' is too large: {size} bytes of {limit} allowed", str(path))
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        content = file.read(size + 1)  # Python makes room for what it is asked for before it reads
+    if len(content) > size:
         raise ArtefactError(f"'{path.name}' grew while it was read", str(path))
     return content
 

@@ -26,6 +26,7 @@ from regraft.errors import ArtefactError, ParseError, RegraftError
 from regraft.ir import OPS, Module, parse_module, print_module, verify
 from tests.compiler.cache import killed
 from tests.compiler.cache.killed import X, compiled
+from tests.fuzz.limits import room
 
 #: Fragments that a reader might take for something.
 FRAGMENTS = [
@@ -181,16 +182,31 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(place for key, inner in items for place in places(inner, (*path, key)))]
 
 
+#: What a kernel raises when it is asked for the impossible.
+FAILURES = (RuntimeError, MemoryError, ValueError, TypeError, LookupError)
+#: What loading or calling an artefact may take: the model has a few hundred bytes.
+ROOM = 1 << 30
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs Linux's /proc")
+def test_memory_is_limited_while_a_forged_program_runs() -> None:
+    with room(ROOM), pytest.raises(RuntimeError, match="can't allocate memory"):
+        torch.empty(ROOM)
+    torch.empty(ROOM)  # four times the room, and outside of it no limit
+
+
 def loads_or_refuses(folder: Path) -> None:
+    """Reading takes no memory by what a file claims; what a program takes, its process limits."""
     around = sorted(os.listdir(folder.parent))
-    try:
-        loaded = regraft.load(folder)
-    except ArtefactError:
-        loaded = None
-    if loaded is not None:
-        # A graph that is not ours may fail in a kernel, as it would in eager.
-        with contextlib.suppress(RegraftError, RuntimeError, ValueError, TypeError, LookupError):
-            loaded(torch.ones(3, 4))
+    with room(ROOM):
+        try:
+            loaded = regraft.load(folder)
+        except ArtefactError:
+            loaded = None
+        if loaded is not None:
+            # A graph that is not ours may fail in a kernel, or ask for too much, as it would in eager.
+            with contextlib.suppress(RegraftError, *FAILURES):
+                loaded(torch.ones(3, 4))
     assert sorted(os.listdir(folder.parent)) == around
 
 

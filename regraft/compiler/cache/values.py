@@ -32,7 +32,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
@@ -182,37 +182,11 @@ class Walker:
         if atom is not None:
             yield f"{kind.__name__} {atom(value)};"
             return
-        for types_, describe in self._describers():
+        for types_, describe in self._describers:
             if isinstance(value, types_):
-                yield from describe(value)
+                yield from describe(self, value)
                 return
         yield from self._object(value)
-
-    @functools.cache  # noqa: B019 - a walker lives for one compile
-    def _describers(self) -> tuple[tuple[Any, Callable[[Any], Iterator[str]]], ...]:
-        return (
-            (type, self._class),
-            (torch.nn.Module, self._foreign_module),
-            (torch.Tensor, self._tensor),
-            (FunctionType, self._function),
-            (types.MethodType, self._method),
-            ((types.BuiltinFunctionType, types.BuiltinMethodType), self._builtin),
-            (types.MethodWrapperType, self._wrapper),
-            (DESCRIPTORS, self._descriptor),
-            (ModuleType, self._module),
-            (functools.partial, lambda p: self._parts("partial", p.func, p.args, p.keywords)),
-            (slice, lambda s: self._parts("slice", s.start, s.stop, s.step)),
-            (property, lambda p: self._parts("property", p.fget, p.fset, p.fdel)),
-            ((staticmethod, classmethod), lambda m: self._parts(type(m).__name__, m.__func__)),
-            (type(functools.cache(repr)), lambda f: self._parts("cached", f.__wrapped__)),
-            (enum.Enum, self._enum),
-            ((OpOverload, OpOverloadPacket), self._torch_op),
-            (TYPING, lambda v: iter((f"typing {v!r};",))),
-            (logging.Logger, lambda v: iter(("logger;",))),
-            (tensors.ARRAYS, lambda v: iter((self._bytes(lambda: tensors.array_text(v)),))),
-            (re.Pattern, lambda v: iter((f"pattern {v.pattern!r} {v.flags};",))),
-            (pathlib.PurePath, lambda v: iter((f"path {v!s};",))),
-        )
 
     def _parts(self, kind: str, *values: Any) -> Iterator[str]:
         yield f"{kind}("
@@ -496,6 +470,32 @@ class Walker:
         if found is Origin.LIBRARY and origins.package_of(cls.__module__) not in self.walked:
             return Origin.FIXED
         return found
+
+    #: How values are described, the first that fits. The functions take the walker: bound to one, they would
+    #: keep it and so the model.
+    _describers: ClassVar[tuple[tuple[Any, Callable[[Any, Any], Iterator[str]]], ...]] = (
+        (type, _class),
+        (torch.nn.Module, _foreign_module),
+        (torch.Tensor, _tensor),
+        (FunctionType, _function),
+        (types.MethodType, _method),
+        ((types.BuiltinFunctionType, types.BuiltinMethodType), _builtin),
+        (types.MethodWrapperType, _wrapper),
+        (DESCRIPTORS, _descriptor),
+        (ModuleType, _module),
+        (functools.partial, lambda walker, p: walker._parts("partial", p.func, p.args, p.keywords)),
+        (slice, lambda walker, s: walker._parts("slice", s.start, s.stop, s.step)),
+        (property, lambda walker, p: walker._parts("property", p.fget, p.fset, p.fdel)),
+        ((staticmethod, classmethod), lambda walker, m: walker._parts(type(m).__name__, m.__func__)),
+        (type(functools.cache(repr)), lambda walker, f: walker._parts("cached", f.__wrapped__)),
+        (enum.Enum, _enum),
+        ((OpOverload, OpOverloadPacket), _torch_op),
+        (TYPING, lambda _, v: iter((f"typing {v!r};",))),
+        (logging.Logger, lambda _, v: iter(("logger;",))),
+        (tensors.ARRAYS, lambda walker, v: iter((walker._bytes(lambda: tensors.array_text(v)),))),
+        (re.Pattern, lambda _, v: iter((f"pattern {v.pattern!r} {v.flags};",))),
+        (pathlib.PurePath, lambda _, v: iter((f"path {v!s};",))),
+    )
 
 
 def _is_made_up(cls: type[Any]) -> bool:

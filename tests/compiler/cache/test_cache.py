@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import stat
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,18 @@ def test_new_weights_give_their_own_results(tmp_path: Path) -> None:
         other.base += 1
     result.refresh(other)
     same(result, other, X)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_cache_keeps_no_model_alive(tmp_path: Path, times: int) -> None:
+    """Neither a miss nor a hit: whoever compiles one model after another has memory for one."""
+    for _ in range(times):
+        model = Mlp().eval()
+        compiled(tmp_path, model)
+        weight = weakref.ref(model.up.weight)
+        del model
+        gc.collect()
+        assert weight() is None
 
 
 def test_no_weight_is_in_an_entry(tmp_path: Path) -> None:
