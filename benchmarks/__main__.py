@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch
 import typer
 
 from benchmarks import algebra as algebra_benchmark
@@ -60,9 +61,11 @@ def networks(
     ] = None,
     rounds: Rounds = 30,
     patience: Patience = 120.0,
+    bf16: Annotated[bool, typer.Option(help="The networks in bf16, not in f32.")] = False,
 ) -> None:
     """regraft against eager torch and torch.onnx on convolutional, recurrent and encoder-decoder networks."""
-    networks_benchmark.run(names or tuple(networks_benchmark.NETWORKS), rounds, patience)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    networks_benchmark.run(names or tuple(networks_benchmark.NETWORKS), rounds, patience, dtype)
 
 
 @app.command()

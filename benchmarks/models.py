@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import regraft
 from benchmarks import machine
-from benchmarks.peers import Inputs, Peer, error_of, tensors
+from benchmarks.peers import Inputs, NoPeer, Peer, error_of, tensors
 from regraft.timing import race
 from tests.models import in_double
 
@@ -30,7 +30,8 @@ def race_model(
     """Race regraft with ``peers`` on one model.
 
     ``inputs`` are those that all are built for and called with, and fresh ones that their errors are taken
-    on; ``peers`` hold eager torch. A peer whose error is beyond the numerics rule does not take part.
+    on; ``peers`` hold eager torch. A peer takes no part that cannot run the model, or whose error is beyond
+    the numerics rule.
     """
     where = machine.describe()
     torch.set_num_threads(machine.THREADS)
@@ -43,7 +44,12 @@ def race_model(
         lambda other: tensors(compiled(**other)),
         time.perf_counter() - start,
     )
-    field = [ours, *(build(model, given) for build in peers)]
+    field, absent = [ours], {}
+    for build in peers:
+        try:
+            field.append(build(model, given))
+        except NoPeer as error:
+            absent[build.__name__] = str(error)
 
     def reference(other: Inputs) -> list[Tensor]:
         return tensors(in_double(model, **other))
@@ -55,14 +61,20 @@ def race_model(
     return {
         "benchmark": benchmark,
         "workload": workload,
-        "settings": {"threads": machine.THREADS, "dtype": "f32", "batch": 1, "shapes": "static"},
+        "settings": {"threads": machine.THREADS, "dtype": dtype_of(model), "batch": 1, "shapes": "static"},
         "ratio": "time of the entrant over time of regraft: above 1, regraft is faster",
         "machine": where,
         "errors": errors,
+        "absent": absent,
         "build_seconds": {peer.name: round(peer.build_seconds, 2) for peer in field},
         "race": race(counted, rounds=rounds, patience=patience).to_dict(),
         "executors": compiled.report.to_dict()["executors"],
     }
+
+
+def dtype_of(model: nn.Module) -> str:
+    """The dtype of the weights."""
+    return {torch.float32: "f32", torch.bfloat16: "bf16"}[next(model.parameters()).dtype]
 
 
 def save(name: str, result: dict[str, Any]) -> None:
@@ -71,6 +83,8 @@ def save(name: str, result: dict[str, Any]) -> None:
     print(f"{result['workload']} -> {path.name}", flush=True)
     for entrant, row in result["race"]["entrants"].items():
         print(f"  {entrant:24} {_line(row)}")
+    for peer, why in result["absent"].items():
+        print(f"  {peer:24} cannot run it: {why}")
 
 
 def _line(row: dict[str, Any]) -> str:

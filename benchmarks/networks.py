@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import torch
 
 from benchmarks.models import race_model, save
 from benchmarks.peers import eager, torch_onnx
 from tests.zoo.networks import NETWORKS
 
+#: Dtype -> what its results' names end with.
+DTYPES: Mapping[torch.dtype, str] = {torch.float32: "", torch.bfloat16: "_bf16"}
 
-def run(networks: Sequence[str] = tuple(NETWORKS), rounds: int = 30, patience: float = 120.0) -> None:
+
+def run(
+    networks: Sequence[str] = tuple(NETWORKS),
+    rounds: int = 30,
+    patience: float = 120.0,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Race regraft against the two on each network; writes ``network_<name>.json``."""
     for name in networks:
         network = NETWORKS[name]
-        inputs = (network.inputs(network.at_full, seed=1), network.inputs(network.at_full, seed=2))
-        model = network.make("full")
+        inputs = (network.inputs(network.at_full, 1, dtype), network.inputs(network.at_full, 2, dtype))
+        model = network.make("full", dtype)
         result = race_model("network", network.workload, model, inputs, (eager, torch_onnx), rounds, patience)
-        save(f"network_{name}", result)
+        save(f"network_{name}{DTYPES[dtype]}", result)

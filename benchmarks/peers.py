@@ -1,9 +1,9 @@
 """What regraft is compared with. The only file of peers.
 
-Each runs with ``THREADS`` threads, in f32, without gradients, warm. ONNX Runtime's sessions have its default
-optimisations; their workers stop spinning at the end of a call, as regraft's do, so that nobody's idle
-workers take a core from the next entrant. A peer whose results are off by more than the numerics rule allows
-does not count.
+Each runs with ``THREADS`` threads, in the model's own dtype, without gradients, warm. ONNX Runtime's sessions
+have its default optimisations; their workers stop spinning at the end of a call, as regraft's do, so that
+nobody's idle workers take a core from the next entrant. A peer whose results are off by more than the
+numerics rule allows does not count.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ from regraft.testing import assert_close
 
 Inputs = Mapping[str, Tensor]
 Run = Callable[[Inputs], list[Tensor]]
+
+
+class NoPeer(Exception):
+    """A peer cannot run a model at all; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def _session_peer(name: str, export: Callable[[Path], None], inputs: Inputs) -> 
         start = time.perf_counter()
         path = Path(folder) / "model.onnx"
         export(path)
-        session = open_session(path)
+        session = _opened(path)
         seconds = time.perf_counter() - start
     names = [port.name for port in session.get_inputs()]
     feed = _feed(names, inputs)
@@ -127,6 +131,20 @@ def _session_peer(name: str, export: Callable[[Path], None], inputs: Inputs) -> 
         return [torch.from_numpy(np.asarray(y)) for y in session.run(None, _feed(names, given))]
 
     return Peer(name, lambda: session.run(None, feed), run, seconds)
+
+
+def _opened(path: Path) -> Any:
+    """A session for a peer's file.
+
+    Raises:
+        NoPeer: ONNX Runtime has no kernels for it.
+    """
+    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
+
+    try:
+        return open_session(path)
+    except NoKernel as error:
+        raise NoPeer(str(error)) from error
 
 
 def open_session(path: Path, basic: bool = False) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 
 from regraft.backends import BUILTIN, Backend, LowerOptions, backend
 from regraft.errors import BackendError, NumericsMismatch
-from regraft.graphs import GraphConstants, build_example, evaluate, random_tensor
+from regraft.graphs import GraphConstants, build_example, evaluate, random_tensor, region_in_double
 from regraft.ir import (
     OPS,
     Arity,
@@ -22,15 +23,14 @@ from regraft.ir import (
     Example,
     Function,
     Module,
-    Op,
     OpDef,
     OpTable,
-    Rewriter,
     TensorType,
+    decompose,
     dims,
 )
 from regraft.numerics import assert_close
-from regraft.runtime import DTYPE_NAMES, TORCH_DTYPES
+from regraft.runtime import DTYPE_NAMES, TORCH_DTYPES, torch_op
 
 Sizes = Mapping[str, int]
 _SIZES = (5, 2, 1, 0)
@@ -118,7 +118,7 @@ class _Trial:
         if not self.op.opaque:
             yield "the type rule", _results(build_example(self.sample, self.table))
             yield "the type rule at fixed sizes", _results(self.module(sizes))
-        if _torch_op(self.op.name) is not None:
+        if torch_op(self.op.name) is not None:
             yield "the fake function", _results(self.module(sizes, by_fake=True))
 
     def check_pure(self) -> None:
@@ -135,11 +135,14 @@ class _Trial:
         """The decomposition has the op's types and values."""
         for run in self.runs():
             module = self.module(run.sizes)
-            replaced = [
-                _decompose(op, self.table) for op in list(module.main.walk()) if op.name == self.op.name
-            ]
-            assert replaced, f"the sample does not write {self.op.name}"
-            run.compare(evaluate(module.main, run.inputs, {}), f"the decomposition of {self.op.name}")
+            name = f"the decomposition of {self.op.name}"
+            written = [op for op in module.main.walk() if op.name == self.op.name]
+            assert written, f"the sample does not write {self.op.name}"
+            for op in written:
+                assert decompose(op, self.table) is not None, f"{name} has nothing for this use of it"
+            run.compare(evaluate(module.main, run.inputs, {}), name)
+            if run.exact is not None:
+                run.compare_exact(evaluate(_in_double(module.main), _wide(run.inputs), {}), name)
 
     def check_lowering(self, target: Backend) -> str | None:
         """The back end computes what eager does; its reason when it does not take the sample."""
@@ -166,7 +169,7 @@ class _Trial:
                 results = evaluate(function, [x.clone() for x in inputs], {})
             except BackendError as error:  # its types are not those that it promises
                 raise AssertionError(str(error)) from error
-            yield _Run(function, inputs, results, sizes)
+            yield _Run(function, inputs, results, _in_fp64(function, inputs), sizes)
 
     def module(self, sizes: Sizes, *, by_fake: bool = False) -> Module:
         """The sample at fixed sizes; its types are by the rule, or by the fake function."""
@@ -178,11 +181,16 @@ class _Trial:
 
 @dataclass(frozen=True)
 class _Run:
-    """A sample at fixed sizes, and what eager torch makes of it."""
+    """A sample at fixed sizes, and what eager torch makes of it.
+
+    Fields:
+        exact: the results in fp64; None for an op that has no kernel for that.
+    """
 
     function: Function
     inputs: list[Tensor]
     results: list[Tensor]
+    exact: list[Tensor] | None
     sizes: Sizes
 
     @property
@@ -193,25 +201,46 @@ class _Run:
         assert list(map(_described, results)) == list(map(_described, self.results)), (
             f"{what} gives {list(map(_described, results))}, the op {list(map(_described, self.results))}"
         )
-        expected = [r.double() if r.is_floating_point() else r for r in self.results]
-        try:
+        expected = _wide(self.results) if self.exact is None else self.exact
+        with _noted(f"{what} at {self.shown}"):
             assert_close(results, expected, self.results, reassociates=True)
-        except NumericsMismatch as error:
-            error.add_note(f"{what} at {self.shown}")
-            raise
+
+    def compare_exact(self, results: Sequence[Tensor], what: str) -> None:
+        """``results`` are the same computation in fp64."""
+        with _noted(f"{what} in fp64 at {self.shown}"):
+            assert_close(results, self.exact)
+
+
+@contextmanager
+def _noted(note: str) -> Iterator[None]:
+    try:
+        yield
+    except NumericsMismatch as error:
+        error.add_note(note)
+        raise
+
+
+def _in_fp64(function: Function, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+    """What eager torch makes of ``inputs`` in fp64; None where the op has no kernel for that.
+
+    Only the op that is tested, a user's, can be without one, or give another type than it was asked for.
+    """
+    try:
+        return evaluate(_in_double(function), _wide([x.clone() for x in inputs]), {})
+    except (RuntimeError, BackendError):
+        return None
+
+
+def _in_double(function: Function) -> Function:
+    return Function(function.name, region_in_double(function.body), function.symbols)
+
+
+def _wide(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [x.double() if x.is_floating_point() else x for x in tensors]
 
 
 def _results(module: Module) -> list[TensorType]:
     return [result.tensor for result in module.main.results]
-
-
-def _decompose(op: Op, table: OpTable) -> None:
-    """Put the decomposition of ``op`` in its place."""
-    assert op.definition.decompose is not None
-    rewriter = Rewriter(table, f"decompose {op.name}")
-    values = op.definition.decompose(rewriter.before(op), op)
-    assert values is not None, f"the decomposition of {op.name} has nothing for this use of it"
-    rewriter.replace(op, tuple(values))
 
 
 def _all_sizes(sample: Example) -> Iterator[Sizes]:
@@ -241,18 +270,11 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def _torch_op(name: str) -> Any:
-    """The torch op of that name; None when torch has none."""
-    namespace, _, rest = name.partition(".")
-    packet, _, overload = rest.partition(".")
-    return getattr(getattr(getattr(torch.ops, namespace), packet, None), overload or "default", None)
-
-
 def _by_fake(name: str) -> Callable[[CallSite], Sequence[TensorType]]:
     """A type rule for fixed sizes: what torch's fake function of the op says."""
 
     def infer(site: CallSite) -> Sequence[TensorType]:
-        overload = _torch_op(name)
+        overload = torch_op(name)
         if overload is None:
             raise TypeError(f"{name} has no type rule, and torch has no op of this name: give OpDef.infer")
         with FakeTensorMode():

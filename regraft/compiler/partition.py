@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from regraft.backends import Backend, ConstantStore, LowerOptions
+from regraft.backends import BUILTIN, Backend, ConstantStore, LowerOptions
 from regraft.errors import BackendError, RegraftError, UnsupportedOp, UnsupportedOpError
-from regraft.ir import Function, Op, OpTable, Region, Rewriter, Trait, Value, clone_op, symbols_in
-from regraft.runtime import Executable, Plan, Step
+from regraft.ir import Dim, Function, Op, OpTable, Region, Trait, Value, clone_op, decompose, symbols_in
+from regraft.runtime import CheckedExecutable, Executable, Plan, Step
 
 #: Ops that belong to every piece and are copied into it.
 _COPIED = Trait.CONSTANT_LIKE
@@ -65,7 +65,7 @@ def assign(
         if _decompose_inside(op, backends, table):
             pending.insert(0, op)
             continue
-        parts = _decompose(op, table)
+        parts = decompose(op, table)
         last = random if op.has(Trait.RANDOM) else fallback
         if parts is not None:
             pending = parts + pending
@@ -128,27 +128,26 @@ def _lower(piece: Piece, store: ConstantStore, options: LowerOptions) -> Executa
             f"not '{backend.name}'",
             backend.name,
         )
-    return executable
+    return executable if backend.name in BUILTIN else CheckedExecutable(executable, _promises(piece))
 
 
-def _decompose(op: Op, table: OpTable) -> list[Op] | None:
-    """The ops that stand for ``op`` now; None, with nothing changed, when it has no decomposition."""
-    if op.definition.decompose is None:
-        return None
-    rewriter = Rewriter(table, f"decompose {op.name}")
-    builder = rewriter.before(op)
-    values = op.definition.decompose(builder, op)
-    if values is None:
-        return None
-    rewriter.replace(op, values)
-    return [made for made in builder.made if made.parent is not None]
+def _promises(piece: Piece) -> list[tuple[str, list[int | str | None]]]:
+    """The types of a piece's results; a size that its values decide has None."""
+    decided = {symbol for op in piece.function.walk() for symbol in op.symbols}
+
+    def size(dim: Dim) -> int | str | None:
+        known = decided.isdisjoint(symbols_in(dim))
+        return dim if isinstance(dim, int) else str(dim) if known else None
+
+    types = [value.tensor for value in piece.results]
+    return [(type.dtype.value, [size(dim) for dim in type.shape]) for type in types]
 
 
 def _decompose_inside(op: Op, backends: Sequence[Backend], table: OpTable) -> bool:
     """Decompose the ops in the regions of ``op`` that no back end takes; whether there were any."""
     inner = [each for region in op.regions for each in region.walk() if each.definition.decompose]
     refused = [each for each in inner if all(refusal(backend, each) for backend in backends)]
-    return sum(_decompose(each, table) is not None for each in refused) > 0
+    return sum(decompose(each, table) is not None for each in refused) > 0
 
 
 def _grouped(missing: dict[Op, dict[str, str]]) -> tuple[UnsupportedOp, ...]:

@@ -29,7 +29,7 @@ from regraft.ir.opdef import (
     OpTable,
     Trait,
 )
-from regraft.ir.ops import ACTIVATIONS, OPS, PLACEMENT, chosen_form, define, settled_form
+from regraft.ir.ops import ACTIVATIONS, BAG_MODES, OPS, PLACEMENT, chosen_form, define, settled_form
 from regraft.ir.parser import parse_module
 from regraft.ir.passes import (
     STAGES,
@@ -49,7 +49,7 @@ from regraft.ir.pattern import Declined, Match, Pattern, PatternBuilder, Progres
 from regraft.ir.place import excerpt, path_of
 from regraft.ir.printer import format_type, outermost, print_function, print_module, print_op, print_region
 from regraft.ir.rewrite import Exactness, Example, Rewrite, parse_type
-from regraft.ir.rewriter import Fuel, Listener, Rewriter, RewriteStats, refines
+from regraft.ir.rewriter import Fuel, Listener, Rewriter, RewriteStats, decompose, refines
 from regraft.ir.stages import STAGE_RULES, stage_problem
 from regraft.ir.structural import Difference, same_attr, structurally_equal
 from regraft.ir.types import TensorType, TokenType, Type
@@ -57,6 +57,7 @@ from regraft.ir.verifier import verify, verify_ops
 
 __all__ = [
     "ACTIVATIONS",
+    "BAG_MODES",
     "OPS",
     "PLACEMENT",
     "REQUIRED",
@@ -118,6 +119,7 @@ __all__ = [
     "clone_op",
     "clone_region",
     "decide",
+    "decompose",
     "define",
     "dims",
     "evaluate",

@@ -179,6 +179,22 @@ class _ListeningBuilder(Builder):
         return op
 
 
+def decompose(op: Op, table: OpTable) -> list[Op] | None:
+    """Put the decomposition of ``op`` in its place; the ops that stand for it now.
+
+    None, with nothing changed, when it has none, or none for this use of it.
+    """
+    if op.definition.decompose is None:
+        return None
+    rewriter = Rewriter(table, f"decompose {op.name}")
+    builder = rewriter.before(op)
+    values = op.definition.decompose(builder, op)
+    if values is None:
+        return None
+    rewriter.replace(op, values)
+    return [made for made in builder.made if made.parent is not None]
+
+
 def refines(new: Type, old: Type) -> bool:
     """Whether a value of type ``new`` may stand where one of type ``old`` stood."""
     if not isinstance(new, TensorType) or not isinstance(old, TensorType):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from regraft.runtime.adapters import ACTIVE as ACTIVE_ADAPTER
 from regraft.runtime.adapters import own_state
 from regraft.runtime.bundle import Bundle, load
+from regraft.runtime.checked import CheckedExecutable
 from regraft.runtime.cpu import cpu_features, cpu_model
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.dtypes import DTYPE_NAMES, TORCH_DTYPES
@@ -15,7 +16,6 @@ from regraft.runtime.lazy import lazy_names
 from regraft.runtime.model import CompiledModel, refreshed
 from regraft.runtime.plan import Plan, Step
 from regraft.runtime.profile import Profile, StepTime, profile
-from regraft.runtime.random import MEMORY_ORDER, is_random
 from regraft.runtime.records import signature_from, signature_record, text
 from regraft.runtime.report import ReadableReport, SavedReport
 from regraft.runtime.sharing import place
@@ -28,6 +28,7 @@ from regraft.runtime.signature import (
     ValueSpec,
     autocast_dtype,
 )
+from regraft.runtime.torch_ops import MEMORY_ORDER, is_random, torch_op
 
 __all__ = [
     "ACTIVE_ADAPTER",
@@ -37,6 +38,7 @@ __all__ = [
     "ArtefactReader",
     "ArtefactWriter",
     "Bundle",
+    "CheckedExecutable",
     "CompiledModel",
     "Effects",
     "Executable",
@@ -69,4 +71,5 @@ __all__ = [
     "signature_from",
     "signature_record",
     "text",
+    "torch_op",
 ]

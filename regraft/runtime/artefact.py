@@ -30,6 +30,7 @@ from torch import Tensor
 from regraft.errors import ArtefactError, RegraftError
 from regraft.runtime.adapters import ACTIVE
 from regraft.runtime.added import Added
+from regraft.runtime.checked import CheckedExecutable
 from regraft.runtime.cpu import cpu_features
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.effects import Effects
@@ -488,4 +489,4 @@ def _loaded_by(load: Callable[[Any, Any], Any], backend: str, record: Any, reade
             f"the loader of the back end '{backend}' gave {executable!r}, which is no executable of it",
             str(reader.folder),
         )
-    return executable
+    return CheckedExecutable(executable)

@@ -226,6 +226,37 @@ def test_padding_takes_any_scalar(dtype: torch.dtype, value: float) -> None:
     same(compiled(lambda op, x: op.aten.constant_pad_nd(x, (1, 2), value), x), F.pad(x, (1, 2), value=value))
 
 
+@pytest.mark.parametrize("mode", ["replicate", "reflect"])
+@pytest.mark.parametrize("pads", [(-3, 2), (2, -3), (-4, 3), (-1, 2), (-2, -1), (1, -1), (-1, 3)])
+def test_an_end_that_is_cut_off_while_the_other_goes_on(mode: str, pads: tuple[int, int]) -> None:
+    """What is repeated or reflected is of the whole axis, the part that was cut off too."""
+    name, size = {"replicate": "replication", "reflect": "reflection"}[mode], 4
+    if mode == "replicate" and sum(pads) == -1:
+        size = 3  # one end takes all there is, and the other repeats of it
+    x = torch.randn(2, 3, size)
+    expected = F.pad(x, pads, mode)
+    same(compiled(lambda op, x: op.call(f"aten.{name}_pad1d", (x, pads), {}), x), expected)
+    made = function([tensor(2, 3, S)], lambda op, x: op.call(f"aten.{name}_pad1d", (x, pads), {}))
+    same(run(made, [x], s=size), expected)
+
+
+def test_an_image_whose_ends_are_cut_off() -> None:
+    x, pads = torch.randn(2, 3, 4, 5), (-5, 2, 1, -2)
+    same(compiled(lambda op, x: op.aten.replication_pad2d(x, pads), x), F.pad(x, pads, "replicate"))
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("sizes", [(7, 9), (6, 8), (5, 4), (3, 4), (2, 3)])
+def test_an_adaptive_pool_keeps_a_bin_to_itself(value: float, sizes: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *sizes)
+    x[0, 1, 1, 2] = x[1, 2, 0, 0] = value
+    expected = F.adaptive_avg_pool2d(x, (3, 4))
+    assert 0 < (~expected.isfinite()).sum() < 12
+    same(compiled(lambda op, x: op.aten.adaptive_avg_pool2d(x, (3, 4)), x), expected, 1e-6)
+    made = function([tensor(2, 3, S, E)], lambda op, x: op.aten.adaptive_avg_pool2d(x, (3, 4)))
+    same(run(made, [x], s=sizes[0], e=sizes[1]), expected, 1e-6)
+
+
 def test_output_padding_beyond_the_stride_is_refused() -> None:
     def build(op: Any, x: Any, w: Any) -> Any:
         return op.aten.conv_transpose2d.input(x, w, None, (3, 2), (1, 2), (2, 3), 1, (4, 4))

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
 def write_case(folder: Path, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+    """What ``onnx_runner.py`` reads: NumPy has no bf16, so its bits."""
     folder.mkdir(parents=True)
     for kind, tensors in (("in", inputs), ("out", outputs)):
         for name, tensor in tensors.items():
-            np.save(folder / f"{kind}.{name}.npy", tensor.numpy())
+            is_bf16 = tensor.dtype == torch.bfloat16
+            np.save(folder / f"{kind}.{name}.npy", (tensor.view(torch.uint16) if is_bf16 else tensor).numpy())
 
 
 def run_without_torch(root: Path) -> dict[str, Any]:

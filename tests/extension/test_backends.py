@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.export import Dim
 
 import regraft
-from regraft.errors import BackendError, OptionError, UnsupportedOpError
+from regraft.errors import BackendError, OptionError, RegraftError, UnsupportedOpError
 from tests.extension.fancy import rows
 
 
@@ -118,3 +120,93 @@ def test_a_back_end_that_breaks_its_contract(back_end: Any, words: list[str]) ->
     with pytest.raises(BackendError) as caught:
         regraft.compile(model, (rows(),), backends=(back_end, "ort"))
     assert [w for w in (*words, "back end: relus") if w not in str(caught.value)] == []
+
+
+# -- what an executable does at a call ---------------------------------------------------------
+
+
+def running(run: Any) -> Any:
+    """A back end whose executable does ``run``."""
+
+    class Running(Executable):
+        def run(self, inputs: Any, sizes: Any) -> Any:
+            return run(inputs[0])
+
+    class Back(Relus):
+        def lower(self, *_: Any) -> Any:
+            return Running()
+
+    return Back
+
+
+def failing(x: torch.Tensor) -> Any:
+    raise KeyError("oh")
+
+
+LIES: list[tuple[Any, str]] = [
+    (failing, "run failed: KeyError: 'oh'"),
+    (lambda x: None, "run returned a NoneType, no list of tensors"),
+    (lambda x: x, "run returned a Tensor, no list of tensors"),
+    (lambda x: [x.numpy()], "run returned a list, no list of tensors"),
+    (lambda x: [x, x], "run returned 2 tensors, expected 1"),
+    (lambda x: [], "run returned 0 tensors, expected 1"),
+    (lambda x: [x.double()], r"as result 0 f64\[3, 8\] on cpu, expected f32\[3, 8\] on cpu"),
+    (lambda x: [x[:, :4]], r"as result 0 f32\[3, 4\] on cpu, expected f32\[3, 8\] on cpu"),
+    (lambda x: [x[0]], r"as result 0 f32\[8\] on cpu, expected f32\[3, 8\] on cpu"),
+    (lambda x: [x.to("meta")], r"as result 0 f32\[3, 8\] on meta, expected f32\[3, 8\] on cpu"),
+]
+
+
+@pytest.mark.parametrize(("run", "words"), LIES)
+@pytest.mark.parametrize("sizes", [None, ({0: Dim("n", min=2)},)], ids=["static", "dynamic"])
+def test_an_executable_that_raises_or_lies(run: Any, words: str, sizes: Any) -> None:
+    compiled = regraft.compile(model, (rows(),), backends=(running(run), "ort"), dynamic_shapes=sizes)
+    with pytest.raises(BackendError, match=words) as caught:
+        compiled(rows())
+    assert caught.value.backend == "relus"
+
+
+def test_an_error_of_regrafts_own_is_left_as_it_is() -> None:
+    def checked(x: torch.Tensor) -> Any:
+        raise RegraftError("a check of the model failed")
+
+    compiled = regraft.compile(model, (rows(),), backends=(running(checked), "ort"))
+    with pytest.raises(RegraftError, match=r"^a check of the model failed$"):
+        compiled(rows())
+
+
+def test_a_result_as_long_as_its_values_say() -> None:
+    """Only the run tells its size; the rest of its type is checked."""
+
+    class Nonzero(Relus):
+        def supports(self, op: Any) -> Any:
+            return None if op.name in ("aten.nonzero", "cf.yield") else self.reason
+
+    def places(x: torch.Tensor) -> torch.Tensor:
+        return torch.nonzero(x)
+
+    def compiled(run: Any) -> Any:
+        back_end = type("Back", (running(run),), {"supports": Nonzero.supports})
+        return regraft.compile(places, (rows(),), backends=(back_end, "ort"))
+
+    assert torch.equal(compiled(lambda x: [torch.nonzero(x)])(rows()), torch.nonzero(rows()))
+    with pytest.raises(BackendError, match=r"i64\[24, 1\] on cpu, expected i64\[\?, 2\] on cpu"):
+        compiled(lambda x: [torch.nonzero(x)[:, :1]])(rows())
+
+
+def test_a_wrong_one_leaves_the_model_as_it_was() -> None:
+    module = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval()
+    before = {name: (t, t._version, t.clone()) for name, t in module.state_dict().items()}
+    for back_end in (Raising, Bool, RaisingLower, NoExecutable):
+        with pytest.raises(BackendError):
+            regraft.compile(module, (rows(),), backends=(back_end, "ort"))
+    compiled = regraft.compile(module, (rows(),), backends=(running(failing), "ort"))
+    with pytest.raises(BackendError):
+        compiled(rows())
+    for name, tensor in module.state_dict().items():
+        held, version, value = before[name]
+        assert (tensor.data_ptr(), tensor._version) == (held.data_ptr(), version)
+        assert torch.equal(tensor, value)
+    assert not module.training
+    with torch.no_grad():
+        torch.testing.assert_close(regraft.compile(module, (rows(),))(rows()), module(rows()))

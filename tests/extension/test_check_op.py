@@ -102,6 +102,29 @@ def test_values_that_are_wrong(op: OpDef) -> None:
     assert any("in the case mylib.fancy-sample0-" in note for note in caught.value.__notes__)
 
 
+def nearly(op: Any, fancy: Any) -> Any:
+    """Off by less than the tolerance of f32."""
+    return (op.aten.mul.Scalar(op.aten.relu(fancy.operand("x")), fancy.attr("alpha") * (1 + 1e-6)),)
+
+
+def test_a_decomposition_is_compared_in_fp64() -> None:
+    with pytest.raises(NumericsMismatch) as caught:
+        check_op(wrong(decompose=nearly), SAMPLES[:1])
+    assert "the decomposition of mylib.fancy in fp64 at B=5" in caught.value.__notes__
+
+
+def narrow(x: torch.Tensor, alpha: float) -> torch.Tensor:
+    if x.dtype is torch.float64:
+        raise NotImplementedError("narrow is not implemented for 'Double'")
+    return torch.relu(x) * alpha
+
+
+def test_an_op_without_a_kernel_for_fp64_is_compared_in_its_own_type() -> None:
+    assert check_op(wrong(eager=narrow), SAMPLES[:1]) == {}
+    with pytest.raises(NumericsMismatch):
+        check_op(wrong(eager=narrow, decompose=lambda op, f: (op.aten.relu(f.operand("x")),)), SAMPLES[:1])
+
+
 def test_samples_are_needed() -> None:
     with pytest.raises(AssertionError, match="no samples"):
         check_op(GOOD, [])

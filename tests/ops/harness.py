@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regraft.backends import LowerOptions, backend
 from regraft.ir import OPS, Builder, Constant, DType, Function, Op, Region, TensorType, input_symbols
-from regraft.runtime import DTYPE_NAMES, TORCH_DTYPES
+from regraft.runtime import DTYPE_NAMES, TORCH_DTYPES, torch_op
 from tests.ops.samples import Operand, Sample, at
 
 #: Largest difference allowed in f64, relative to the reference's largest magnitude.
@@ -90,7 +90,7 @@ def call_torch(sample: Sample, tensors: Sequence[Tensor], sizes: Mapping[str, in
     bound = sample.definition.bind([_argument(a, sizes) for a in call.args], {
         name: _argument(a, sizes) for name, a in call.kwargs.items()
     })  # fmt: skip
-    overload = torch_op(sample.name)
+    overload: Any = torch_op(sample.name)
     if any(a.name == "device" and not a.has_default_value() for a in overload._schema.arguments):
         bound["device"] = "cpu"
     positional = [
@@ -100,11 +100,6 @@ def call_torch(sample: Sample, tensors: Sequence[Tensor], sizes: Mapping[str, in
     if result is None:
         return []
     return list(result) if isinstance(result, (list, tuple)) else [result]
-
-
-def torch_op(name: str) -> Any:
-    _, packet, *overload = name.split(".")
-    return getattr(getattr(torch.ops.aten, packet), overload[0] if overload else "default")
 
 
 def _argument(value: Any, sizes: Mapping[str, int]) -> Any:

@@ -14,6 +14,7 @@ def table() -> Iterator[Sample]:
     yield from _reductions()
     yield from _orders()
     yield from _scatters()
+    yield from _bags()
     yield from _parts()
     yield from _empties()
 
@@ -154,6 +155,15 @@ def _scatters() -> Iterator[Sample]:
     yield call("aten.index_fill.int_Scalar", x, 1, index(N, below=3), 0.5)
     yield call("aten.index_fill.int_Tensor", x, -1, index(below=4), T())
     yield call("aten.masked_scatter", T(S, 3), T(S, 3, dtype=BOOL), T(S, 3))
+
+
+def _bags() -> Iterator[Sample]:
+    """All in the last bag: other offsets, which depend on one another, are in ``test_bags.py``."""
+    table, offsets = T(5, 4), Operand(I64, (N,), 0, 1)
+    for mode in ("sum", "mean", "max"):
+        yield call("rg.embedding_bag", table, index(S, below=5), offsets, mode=mode)
+        yield call("rg.embedding_bag", table, index(S, below=5, dtype=I32), offsets, mode=mode, padding_idx=2)
+    yield call("rg.embedding_bag", table, index(S, below=5), offsets, T(S))
 
 
 def _parts() -> Iterator[Sample]:

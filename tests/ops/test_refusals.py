@@ -10,6 +10,7 @@ from tests.ops import harness
 from tests.ops.samples import BOOL, F64, I32, I64, N, S, Sample, T
 
 SDPA = "aten.scaled_dot_product_attention"
+BAG = "rg.embedding_bag"
 
 REFUSED: tuple[tuple[str, tuple[Any, ...], dict[str, Any], str], ...] = (
     ("aten.add.Tensor", (T(3), T(4)), {}, r"do not broadcast: \[3\] and \[4\]"),
@@ -113,6 +114,12 @@ REFUSED: tuple[tuple[str, tuple[Any, ...], dict[str, Any], str], ...] = (
     ("aten.searchsorted.Tensor", (T(2, 3), T(3, 4)), {}, "do not fit the values"),
     ("aten.embedding", (T(9, 4), T(3)), {}, "an index is f32, expected i64 or i32"),
     ("aten.embedding", (T(9), T(3, dtype=I64)), {}, "rank 1, expected 2"),
+    (BAG, (T(9), T(3, dtype=I64), T(2, dtype=I64)), {}, "the weight has rank 1, expected 2"),
+    (BAG, (T(9, 4), T(3), T(2, dtype=I64)), {}, "an index is f32"),
+    (BAG, (T(9, 4), T(3, dtype=I64), T(2, 1, dtype=I64)), {}, "operand 'offsets' has rank 2"),
+    (BAG, (T(9, 4), T(3, dtype=I64), T(2, dtype=I64)), {"mode": "prod"}, "mode is 'prod'"),
+    (BAG, (T(9, 4), T(3, dtype=I64), T(2, dtype=I64), T(3)), {"mode": "mean"}, "samples with mode 'mean'"),
+    (BAG, (T(9, 4), T(3, dtype=I64), T(2, dtype=I64), T(4)), {}, "the weights of samples are f32\\[4\\]"),
     ("aten.index.Tensor", (T(9), (T(9, dtype=BOOL),)), {}, "an index is bool"),
     ("aten.index.Tensor", (T(9), (None, T(2, dtype=I64))), {}, "2 indices for rank 1"),
     ("aten.gather", (T(9, 2), 0, T(9, dtype=I64)), {}, "index has rank 1, expected 2"),

@@ -119,6 +119,36 @@ def test_an_asserted_length_is_checked() -> None:
         compiled(torch.randn(3, 4), torch.ones(3, 4) > 0)
 
 
+def counted(number: Tensor) -> Tensor:
+    return torch.bincount(number)
+
+
+def repeated(number: Tensor) -> Tensor:
+    return torch.repeat_interleave(torch.arange(3), number)
+
+
+@pytest.mark.parametrize("backend", ["ort", "eager"])
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (counted, "bincount: a number is negative"),
+        (repeated, "repeat_interleave: a number of repeats is negative"),
+    ],
+)
+@pytest.mark.parametrize("values", [(2, -1, 1), (-3, -2, -1)])
+def test_what_is_negative_is_refused_as_by_torch(
+    model: Callable[[Tensor], Tensor], words: str, values: tuple[int, ...], backend: str
+) -> None:
+    good, bad = torch.tensor([2, 0, 1]), torch.tensor(values)
+    compiled = regraft.compile(model, (good,), backends=(backend,))
+    assert torch.equal(compiled(good), model(good))
+    with pytest.raises(RuntimeError, match="negative"):
+        model(bad)
+    with pytest.raises(RegraftError, match=words):
+        compiled(bad)
+    assert torch.equal(compiled(good), model(good))
+
+
 def test_a_length_of_another_back_end_is_refused() -> None:
     x = torch.tensor([[1.0, 2.0], [1.0, 2.0], [0.0, 3.0]])
 

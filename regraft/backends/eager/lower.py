@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from regraft.backends.eager.reference import REFERENCE
-from regraft.backends.eager.run import CONTROL, EagerExecutable, torch_op
+from regraft.backends.eager.run import CONTROL, EagerExecutable
 from regraft.backends.protocol import ConstantStore, LowerOptions
 from regraft.errors import BackendError
 from regraft.ir import (
@@ -23,6 +23,7 @@ from regraft.ir import (
     Value,
     dims,
 )
+from regraft.runtime import torch_op
 
 #: Dialects whose type rules are tested with regraft.
 _OWN_DIALECTS = frozenset({"aten", "rg", "cf"})

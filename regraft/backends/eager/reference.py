@@ -69,6 +69,27 @@ def ffn(
     return functional.linear(inner, down_weight, down_bias)
 
 
+def embedding_bag(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scales: Tensor | None,
+    mode: str,
+    include_last_offset: bool,
+    padding_idx: int,
+) -> Tensor:
+    """Groups of rows of ``weight``, each reduced to one."""
+    return functional.embedding_bag(
+        indices,
+        weight,
+        offsets,
+        mode=mode,
+        per_sample_weights=scales,
+        include_last_offset=include_last_offset,
+        padding_idx=None if padding_idx == -1 else padding_idx,
+    )
+
+
 #: Cell -> torch's layer, and the place in its weights of each of its gates in ONNX's order.
 _LAYERS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "lstm": (torch.lstm, (0, 3, 1, 2)),
@@ -115,6 +136,7 @@ REFERENCE: dict[str, Callable[..., Any]] = {
     "rg.rotary": rotary,
     "rg.ffn": ffn,
     "rg.recurrent": recurrent,
+    "rg.embedding_bag": embedding_bag,
     "aten.view": view,
     "aten._unsafe_view": view,
     "aten.view_as": Tensor.reshape_as,

@@ -22,6 +22,7 @@ from regraft.runtime import (
     ArtefactReader,
     ArtefactWriter,
     compile_dim,
+    torch_op,
 )
 
 Slots = list[Any]
@@ -31,9 +32,6 @@ Record = Mapping[str, Any]
 
 #: Ops that the interpreter runs itself.
 CONTROL = frozenset({"cf.cond", "cf.while", "rg.alt", "rg.bind_dim"})
-
-#: Torch ops that reach outside the process; an artefact must not name them.
-_FORBIDDEN = frozenset({"aten.from_file"})
 
 
 class EagerExecutable:
@@ -368,16 +366,3 @@ _LITERALS: dict[str, Callable[[Any], Any]] = {
     "float": float,
     "complex": lambda parts: complex(*parts),
 }
-
-
-def torch_op(name: str) -> torch._ops.OpOverload | None:
-    """The torch op that the IR calls ``name``, or None when there is none that may run here."""
-    namespace, _, rest = name.partition(".")
-    packet_name, _, overload = rest.partition(".")
-    if not packet_name or name in _FORBIDDEN:
-        return None
-    packet = getattr(getattr(torch.ops, namespace), packet_name, None)
-    found = getattr(packet, overload or "default", None)
-    if not isinstance(found, torch._ops.OpOverload) or found._schema.is_mutable:
-        return None
-    return found

@@ -7,6 +7,8 @@ decomposes into core ATen ops is decomposed by torch, at capture, where its size
 # torch's export and fx classes are partly untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# An overload's schema and name have no public names.
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
@@ -23,18 +25,9 @@ from regraft.compiler.capture.arguments import overload_name
 from regraft.ir import OpTable
 from regraft.runtime import is_random
 
-#: What torch would take apart into less that can be said about: questions about sizes, packed
-#: sequences and complex numbers, which are refused by the name that the user wrote.
-_WHOLE = (
-    "aten.sym_",
-    "aten.size",
-    "aten.stride",
-    "aten.item",
-    "aten.is_",
-    "aten.fft_",
-    "aten.stft",
-    "aten.istft",
-)
+#: Ops of packed sequences and of complex numbers, but for those of ``torch.fft``.
+_LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_SPECTRA = ("stft", "istft")
 
 
 def functional(program: ExportedProgram, table: OpTable) -> ExportedProgram:
@@ -51,14 +44,14 @@ def _has_others(program: ExportedProgram, table: OpTable) -> bool:
     """Whether an op of ``program`` is outside ``table``; in-place ops count, whatever they become."""
     graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, GraphModule)]
     targets = {node.target for graph in graphs for node in graph.nodes if node.op == "call_function"}
-    return any(isinstance(t, OpOverload) and _may_go(overload_name(t), table) for t in targets)
+    return any(isinstance(t, OpOverload) and _may_go(t, table) for t in targets)
 
 
 def _decompositions(table: OpTable) -> dict[Any, Callable[..., Any]]:
     return {
         op: rule
         for op, rule in {**default_decompositions(), **_OWN}.items()
-        if isinstance(op, OpOverload) and _may_go(overload_name(op), table) and not is_random(op)
+        if isinstance(op, OpOverload) and _may_go(op, table) and not is_random(op)
     }
 
 
@@ -79,9 +72,18 @@ _OWN: dict[Any, Callable[..., Any]] = {
 }
 
 
-def _may_go(name: str, table: OpTable) -> bool:
-    return name.startswith("aten.") and name not in table and not _is_whole(name)
+def _may_go(op: OpOverload, table: OpTable) -> bool:
+    return op.namespace == "aten" and overload_name(op) not in table and not _is_whole(op)
 
 
-def _is_whole(name: str) -> bool:
-    return name.startswith(_WHOLE) or name.endswith(".data")
+def _is_whole(op: OpOverload) -> bool:
+    """Whether torch would take ``op`` apart into less that can be said about.
+
+    These are questions, which have no tensor among their results, packed sequences and complex numbers: they
+    are refused by the name that the user wrote.
+    """
+    name, overload = op._schema.name.removeprefix("aten::"), op._overloadname
+    if not any("Tensor" in str(result.type) for result in op._schema.returns):
+        return True
+    is_packed = name in _LAYERS and overload == "data"
+    return is_packed or name in _SPECTRA or name.startswith("fft_")

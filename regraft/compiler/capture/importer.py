@@ -29,6 +29,7 @@ from regraft.compiler.capture.arguments import (
     opaque,
     overload_name,
 )
+from regraft.compiler.capture.bags import bags, gives_bags
 from regraft.compiler.capture.checks import add_check, has_effect
 from regraft.compiler.capture.control.facts import condition_of
 from regraft.compiler.capture.control.markers import (
@@ -337,6 +338,9 @@ class _Importer:
         self.sizes.longest = longest_result(overload_name(target), arguments)
         result_types = [self.sizes.tensor_type(v) for v in _results(node)]
         symbols = self.sizes.take_fresh()
+        if gives_bags(overload_name(target), node):
+            self.values[node.name] = bags(arguments, builder)
+            return
         known = self._known(overload_name(target), arguments, result_types, symbols, builder)
         if known is not None:
             self.values[node.name] = known

@@ -5,6 +5,7 @@ from __future__ import annotations
 from regraft.ir.opdef import OpTable
 from regraft.ir.ops import (
     alternatives,
+    bags,
     control,
     conv,
     create,
@@ -25,6 +26,7 @@ from regraft.ir.ops import (
     write,
 )
 from regraft.ir.ops.alternatives import chosen_form, settled_form
+from regraft.ir.ops.bags import BAG_MODES
 from regraft.ir.ops.rules import PLACEMENT, define
 from regraft.ir.ops.structured import ACTIVATIONS
 
@@ -44,6 +46,7 @@ OPS = OpTable(
         *indexing.OPS,
         *scatter.OPS,
         *selection.OPS,
+        *bags.OPS,
         *create.OPS,
         *control.OPS,
         *alternatives.OPS,
@@ -52,4 +55,4 @@ OPS = OpTable(
     ]
 )
 
-__all__ = ["ACTIVATIONS", "OPS", "PLACEMENT", "chosen_form", "define", "settled_form"]
+__all__ = ["ACTIVATIONS", "BAG_MODES", "OPS", "PLACEMENT", "chosen_form", "define", "settled_form"]

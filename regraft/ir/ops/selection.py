@@ -90,19 +90,28 @@ def _select_by_places(b: Any, op: Any) -> Any:
 
 def _repeat_places(b: Any, op: Any) -> Any:
     """Position p belongs to the first i with more than p positions up to and with it."""
-    repeats, (length,) = op.operand("repeats"), op.result.tensor.shape
-    ends = b.aten.cumsum(cast(b, repeats, DType.I64), 0)
+    (length,) = op.result.tensor.shape
+    repeats = _not_negative(b, op.operand("repeats"), "repeat_interleave: a number of repeats is negative")
+    ends = b.aten.cumsum(repeats, 0)
     if op.symbols:
-        total = b.aten.sum.dim_IntList(cast(b, repeats, DType.I64), (0,))
+        total = b.aten.sum.dim_IntList(repeats, (0,))
         b.create("rg.bind_dim", (total,), symbols=op.symbols)
     counter = b.aten.arange.start_step(0, length, 1, dtype=DType.I64)
     ended = b.aten.le.Tensor(ends, view(b, counter, (length, 1)))
     return cast(b, b.aten.sum.dim_IntList(ended, (1,)), op.result.tensor.dtype)
 
 
+def _not_negative(b: Any, x: Any, message: str) -> Any:
+    """``x`` in i64, checked. What is negative is 0 until the check, maybe at the end of the call, is read."""
+    wide = cast(b, x, DType.I64)
+    b.rg.check(b.aten.all(b.aten.ge.Scalar(wide, 0)), message)
+    return b.aten.clamp(wide, min=0)
+
+
 def _count_places(b: Any, op: Any) -> Any:
-    x, weights, least = op.operand("self"), op.optional("weights"), op.attr("minlength")
-    length = b.aten.add.Scalar(b.aten.amax(cast(b, x, DType.I64), (0,)), 1)
+    x = _not_negative(b, op.operand("self"), "bincount: a number is negative")
+    weights, least = op.optional("weights"), op.attr("minlength")
+    length = b.aten.add.Scalar(b.aten.amax(x, (0,)), 1)
     if least != 0:
         least = b.aten.full((), least, dtype=DType.I64) if isinstance(least, int) else b.rg.dim_value(least)
         length = b.aten.maximum(length, least)
@@ -112,7 +121,7 @@ def _count_places(b: Any, op: Any) -> Any:
     ones = (
         b.aten.full(x.tensor.shape, 1, dtype=DType.I64) if weights is None else cast(b, weights, result.dtype)
     )
-    return b.aten.scatter_reduce.two(zeros, 0, cast(b, x, DType.I64), ones, "sum")
+    return b.aten.scatter_reduce.two(zeros, 0, x, ones, "sum")
 
 
 def places_of(b: Any, places: Any) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from regraft.backends.ort.emit import Emitter, Lowering
-from regraft.backends.ort.lower.elementwise import dtype_of
+from regraft.backends.ort.lower.elementwise import dtype_of, select
 from regraft.ir import Dim, DType, Op
 from regraft.ir import dims as algebra
 
@@ -125,45 +125,64 @@ def _average_check(op: Op) -> str | None:
 
 
 def _adaptive_pool(count: int) -> Lowering:
-    """A mean where the output is 1, else a product with a matrix of weights for each axis."""
+    """The mean of each bin, one axis after the other."""
 
     def emit(e: Emitter, op: Op) -> ir.Value:
-        x, dtype = e.operand(op, "self"), dtype_of(op)
-        rank = op.operand("self").tensor.rank
-        sizes, counts = op.operand("self").tensor.shape[-count:], op.result.tensor.shape[-count:]
+        x, shape = e.operand(op, "self"), list(op.operand("self").tensor.shape)
+        counts = op.result.tensor.shape[-count:]
         if all(n == 1 for n in counts):
             return e.op("ReduceMean", x, e.ints(*range(-count, 0)), keepdims=1)
-        for i, (size, number) in enumerate(zip(sizes, counts, strict=True)):
-            axis = rank - count + i
-            order = [j for j in range(rank) if j != axis] + [axis]
-            back = [order.index(j) for j in range(rank)]
-            last = axis == rank - 1
-            moved = x if last else e.op("Transpose", x, perm=order)
-            pooled = e.op("MatMul", moved, _bins(e, size, number, dtype))
-            x = pooled if last else e.op("Transpose", pooled, perm=back)
+        for axis, number in enumerate(counts, start=len(shape) - count):
+            x = _means(e, x, shape, axis, number, dtype_of(op))
+            shape[axis] = number
         return x
 
     return Lowering(emit)
 
 
-def _bins(e: Emitter, size: Dim, count: Dim, dtype: DType) -> ir.Value:
-    """Column i averages torch's i-th bin of ``size`` elements."""
+def _means(e: Emitter, x: ir.Value, shape: Sequence[Dim], axis: int, count: Dim, dtype: DType) -> ir.Value:
+    """The means of the ``count`` bins along ``axis``.
+
+    Bins may overlap and differ in width: each is gathered by itself, and what fills it up is left out. (A
+    product with a matrix of weights would carry a nan, as 0 * nan, into other bins.)
+    """
+    size = shape[axis]
+    if algebra.eq(size, count) is True:
+        return x
+    if isinstance(size, int) and isinstance(count, int) and size % count == 0:
+        split = (*shape[:axis], count, size // count, *shape[axis + 1 :])
+        return e.op("ReduceMean", e.reshape(x, shape, split), e.ints(axis + 1), keepdims=0)
+    bins = e.memoised(("adaptive bins", size, count), lambda: _bins(e, size, count))
+    places, inside, widths = bins
+    behind = e.ints(*range(2, 2 + len(shape) - axis - 1))
+    if len(shape) - axis > 1:
+        inside, widths = e.op("Unsqueeze", inside, behind), e.op("Unsqueeze", widths, behind)
+    gathered = select(e, inside, e.op("Gather", x, places, axis=axis), e.scalar(0, dtype), dtype)
+    total = e.op("ReduceSum", gathered, e.ints(axis + 1), keepdims=1)
+    mean = e.op("Div", total, e.cast(widths, DType.I64, dtype))
+    return e.op("Squeeze", mean, e.ints(axis + 1))
+
+
+def _bins(e: Emitter, size: Dim, count: Dim) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """torch's bins of ``size`` elements, all as wide as the widest: ``i64[count, k]`` places, the last one of
+    a bin again and again where it is narrower; ``bool[count, k]``, whether a place is the bin's; and
+    ``i64[count, 1]`` widths.
+    """
     if isinstance(size, int) and isinstance(count, int):
-        matrix = np.zeros((size, count))
-        for i in range(count):
-            start, end = i * size // count, -(-(i + 1) * size // count)
-            matrix[start:end, i] = 1 / (end - start)
-        return e.cast_array(matrix, dtype)
+        index = np.arange(count)[:, None]
+        first, final = index * size // count, ((index + 1) * size - 1) // count
+        each = first + np.arange((final - first).max(initial=0) + 1)
+        return e.array(np.minimum(each, final)), e.array(each <= final), e.array(final - first + 1)
     zero, one = e.scalar(0, DType.I64), e.scalar(1, DType.I64)
     length, number = e.size_scalar(size), e.size_scalar(count)
-    element = e.op("Unsqueeze", e.op("Range", zero, length, one), e.ints(1))
-    column = e.op("Range", zero, number, one)
-    start = e.op("Div", e.op("Mul", column, length), number)
-    ahead = e.op("Mul", e.op("Add", column, one), length)
-    end = e.op("Div", e.op("Sub", e.op("Add", ahead, number), one), number)
-    inside = e.op("And", e.op("GreaterOrEqual", element, start), e.op("Less", element, end))
-    width = e.cast(e.op("Sub", end, start), DType.I64, dtype)
-    return e.op("Div", e.cast(inside, DType.BOOL, dtype), width)
+    bin_ = e.op("Unsqueeze", e.op("Range", zero, number, one), e.ints(1))
+    start = e.op("Div", e.op("Mul", bin_, length), number)
+    last = e.op("Div", e.op("Sub", e.op("Mul", e.op("Add", bin_, one), length), one), number)
+    widest = e.size_scalar(algebra.ceildiv(size, count) + 1)
+    places = e.op("Add", start, e.op("Range", zero, widest, one))
+    inside = e.op("LessOrEqual", places, last)
+    widths = e.op("Add", e.op("Sub", last, start), one)
+    return e.op("Min", places, last), inside, widths
 
 
 # -- padding -----------------------------------------------------------------------------------
@@ -187,7 +206,30 @@ def _pad(e: Emitter, op: Op) -> ir.Value:
 
 
 def _pad_mode(mode: str) -> Lowering:
-    return Lowering(lambda e, op: padded(e, op, op.attr("padding"), mode), ("Pad",), check=_pad_check)
+    def emit(e: Emitter, op: Op) -> ir.Value:
+        pads = op.attr("padding")
+        grows = all(algebra.le(0, pad) is True for pad in pads)
+        return padded(e, op, pads, mode) if grows else _continued(e, op, pads, mode)
+
+    return Lowering(emit, ("Pad",), check=_pad_check)
+
+
+def _continued(e: Emitter, op: Op, pads: Sequence[Dim], mode: str) -> ir.Value:
+    """Each axis by the places of its elements: where an end is cut off, the other one may repeat of it what
+    ONNX's Pad has no more.
+    """
+    x, shape = e.operand(op, "self"), op.operand("self").tensor.shape
+    zero, one = e.scalar(0, DType.I64), e.scalar(1, DType.I64)
+    for i in range(len(pads) // 2):
+        axis, low, high = len(shape) - 1 - i, pads[2 * i], pads[2 * i + 1]
+        count = e.op("Range", zero, e.size_scalar(shape[axis] + low + high), one)
+        place, last = e.op("Sub", count, e.size_scalar(low)), e.size_scalar(shape[axis] - 1)
+        if mode == "edge":
+            place = e.op("Max", e.op("Min", place, last), zero)
+        else:  # at both ends
+            place = e.op("Sub", last, e.op("Abs", e.op("Sub", last, e.op("Abs", place))))
+        x = e.op("Gather", x, place, axis=axis)
+    return x
 
 
 def _pad_check(op: Op) -> str | None:
