@@ -172,7 +172,7 @@ def onednn(case: Case, values: Mapping[str, Tensor]) -> BoundPeer:
     """oneDNN as torch's own compiler calls it: weights packed once, steps fused where it can."""
     x = values["x"]
     packed = {
-        name: _ONEDNN._reorder_linear_weight(values[name].to_mkldnn(), case.rows)
+        name: _ONEDNN._reorder_linear_weight(values[name], case.rows)
         for name in ("w", "w1", "down")
         if name in values
     }

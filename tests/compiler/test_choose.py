@@ -260,6 +260,11 @@ def test_measuring_gives_plausible_figures() -> None:
     assert [rows for rows, _ in found.efficiency] == sorted(rows for rows, _ in found.efficiency)
 
 
+def test_times_hold_for_the_versions_of_the_back_end_that_was_timed() -> None:
+    assert "apache-tvm" in choose.machine_name(2, "tvm")
+    assert "apache-tvm" not in choose.machine_name(2, "ort")
+
+
 def test_efficiency_is_interpolated() -> None:
     profile = choose.MachineProfile("m", efficiency=((1, 0.1), (4, 0.3), (16, 1.0)))
     assert profile.efficiency_at(1) == 0.1

@@ -35,6 +35,10 @@ _FORMAT = 1
 _VECTORS = frozenset({"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve"})
 
 
+#: What the times of a back end depend on beside torch and ONNX Runtime, by the names of packages.
+_LIBRARIES = {"tvm": ("apache-tvm",)}
+
+
 @dataclass(frozen=True)
 class MachineProfile:
     """Speeds of one machine with one executor.
@@ -80,7 +84,8 @@ def machine_name(threads: int | None = None, executor: str = "ort") -> str:
     ``executor`` is the back end that was timed; a profile is measured through ONNX Runtime.
     """
     flags = ",".join(sorted(_VECTORS & cpu_features()))
-    versions = ",".join(f"{p} {metadata.version(p)}" for p in ("torch", "onnxruntime"))
+    packages = ("torch", "onnxruntime", *_LIBRARIES.get(executor, ()))
+    versions = ",".join(f"{p} {metadata.version(p)}" for p in packages)
     cpu = f"{platform.machine()} {cpu_model()} [{flags}]"
     return f"{executor} on {cpu}; threads {threads or cores()}; {versions}"
 

@@ -100,7 +100,7 @@ def test_every_config_of_a_product_fits_the_machine(problem: templates.Gemm, mac
     for config in found:
         vectors = config["width"] // machine.lanes
         assert config["width"] % machine.lanes == 0
-        assert problem.products * config["rows"] * vectors + vectors < machine.registers
+        assert problem.products * (config["rows"] + 1) * vectors < machine.registers
         assert problem.depth % config["depth"] == 0
         assert config["splits"] <= 2 * machine.threads
         assert GEMM.space(problem, machine).refusal(config) is None

@@ -104,9 +104,7 @@ def test_row_squares_of_blocks() -> None:
 
 def test_sums_over_parts_of_k() -> None:
     problem = templates.Gemm(None, 75, 768, epilogue=(templates.bias(), templates.activation("relu")))
-    configs = [
-        c for c in GEMM.space(problem, HOST) if c["depth"] < 768 and c["rows"] == 4 and c["unroll"] == 4
-    ]
+    configs = [c for c in GEMM.space(problem, HOST) if c["depth"] < 768 and c["rows"] == 4]
     assert configs
     check(problem, configs[0], rows=(1, 4, 11))
 

@@ -24,10 +24,14 @@ from regraft.backends.tvm.templates.tile import Tile
 TYPICAL_ROWS = (1, 16, 128)
 #: Each number of rows that may be left over has its own tile, so that many rows mean long builds.
 _MOST_ROWS, _MOST_ROWS_SYMBOLIC = 14, 8
-#: Slots of a fused multiply-add that a tile costs beside its sums, and a step for one vector.
-_TILE_SLOTS, _STEP_SLOTS = 30, 6
+#: Slots of a fused multiply-add, measured on a Zen 4: a tile beside its sums, a step for one vector, one k
+#: beside its sums and loads, an element of x that is broadcast.
+_TILE_SLOTS, _STEP_SLOTS, _TURN_SLOTS, _BROADCAST_SLOTS = 30, 6, 1.3, 1.7
 #: Slots until a sum can be added to again.
 _LATENCY = 4
+#: Rows this many bytes apart share a set of the first cache, which has so many ways; more rows than ways
+#: push each other out.
+_SET_BYTES, _WAYS, _PUSHED_OUT = 4096, 8, 1.12
 _LAUNCH_US = 3.0
 
 
@@ -54,7 +58,6 @@ class GemmTemplate:
             Parameter("rows", tuple(range(most, 0, -1))),
             Parameter("width", tuple(cpu.lanes * vectors for vectors in (4, 2, 6, 8, 3, 1))),
             Parameter("depth", _depths(problem.depth)),
-            Parameter("unroll", (4, 8)),
             Parameter("splits", (1, *(2 * cpu.threads // shares for shares in (2, 1) if cpu.threads > 1))),
         )
         return Space(parameters, _constraints(problem, cpu, columns))
@@ -145,8 +148,8 @@ def _constraints(problem: Gemm, cpu: Cpu, columns: int) -> tuple[Constraint, ...
 
     def fits_registers(rows: int, width: int) -> bool:
         vectors = width // cpu.lanes
-        # The sums of all products, a row of one product's weights, and one element of x.
-        return products * rows * vectors + vectors + 1 <= cpu.registers
+        # The sums, a row of the weights, and one element of x.
+        return products * vectors * (rows + 1) + 1 <= cpu.registers
 
     def fits_cache(rows: int, width: int, depth: int) -> bool:
         is_read_once = problem.rows is not None and problem.rows <= rows
@@ -171,11 +174,6 @@ def _constraints(problem: Gemm, cpu: Cpu, columns: int) -> tuple[Constraint, ...
             "rows are split only where blocks do not occupy the cores",
             ("rows", "width", "splits"),
             splits_pay,
-        ),
-        Constraint(
-            "unrolled steps fit k",
-            ("depth", "unroll"),
-            lambda depth, unroll: unroll <= depth or unroll == 4,
         ),
     )
 
@@ -203,15 +201,13 @@ def _tile_slots(problem: Gemm, tile: Tile, cpu: Cpu, rows: int) -> float:
     products, vectors = problem.products, tile.vectors
     sums = products * rows * vectors
     is_near = 4 * products * tile.width * tile.depth <= cpu.l1 // 2
-    loads = products * vectors * (1 if is_near else 2) + rows / 2
+    loads = products * vectors * (1 if is_near else 2) + _BROADCAST_SLOTS * rows
+    turn = max(sums, loads, _LATENCY) + _TURN_SLOTS
+    if rows > _WAYS and 4 * problem.depth % _SET_BYTES == 0:
+        turn *= _PUSHED_OUT
     passes = problem.depth // tile.depth
-    loop = 1 + 0.5 / tile.unroll / max(1, sums / 8)
     steps = 2 + _STEP_SLOTS * len(problem.epilogue)
-    return (
-        problem.depth * max(sums, loads, _LATENCY) * loop
-        + passes * (_TILE_SLOTS + 2 * sums)
-        + rows * vectors * steps
-    )
+    return problem.depth * turn + passes * (_TILE_SLOTS + 2 * sums) + rows * vectors * steps
 
 
 def _least(problem: Gemm, cpu: Cpu, rows: int) -> float:

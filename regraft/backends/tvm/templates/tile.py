@@ -15,7 +15,6 @@ class Tile:
         lanes: f32 numbers in a vector.
         rows, width: of the tile of sums; width is a multiple of the lanes.
         depth: how much of k is summed before the next tile: a divisor of k.
-        unroll: steps of k in one turn of the loop.
         splits: into how many shares the rows are cut, for more tasks than there are blocks of columns.
     """
 
@@ -23,7 +22,6 @@ class Tile:
     rows: int
     width: int
     depth: int
-    unroll: int
     splits: int
 
     @staticmethod

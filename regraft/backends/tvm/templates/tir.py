@@ -20,6 +20,9 @@ from regraft.backends.tvm.templates.tile import Tile
 Expr = Any
 """A TIR expression, or a Python number."""
 
+#: Steps of k in one turn of the loop: more made nothing faster.
+_UNROLL = 4
+
 
 def gemm_function(problem: Gemm, tile: Tile, arguments: Sequence[Argument], symbol: str) -> Any:
     """The TIR function of one product."""
@@ -259,12 +262,12 @@ class Product:
         def step(k: Expr) -> None:
             self._add_products(task, sums, k, row, count)
 
-        turns = tile.depth // tile.unroll
+        turns = tile.depth // _UNROLL
         if turns:
             with T.serial(T.int64(0), T.int64(turns)) as turn:
-                for inner in range(tile.unroll):
-                    step(start + turn * tile.unroll + inner)
-        for k in range(turns * tile.unroll, tile.depth):
+                for inner in range(_UNROLL):
+                    step(start + turn * _UNROLL + inner)
+        for k in range(turns * _UNROLL, tile.depth):
             step(T.int64(k) + start)
         self._end(task, sums, row, count, part)
 
