@@ -76,7 +76,12 @@ class KernelBench:
         values = example_values(self.problem, arguments, rows)
         outputs = {argument.name for argument in arguments if argument.role == "output"}
         packing = self.template.packing(self.problem, config)
-        packed = {n: packing[n].apply(v) if n in packing else v for n, v in values.items()}
+        packed = {
+            a.name: packing[a.name].apply(values[a.name])
+            if a.name in packing
+            else values[a.name].view(getattr(torch, a.dtype))
+            for a in arguments
+        }
         call = kernel(*packed.values())
 
         def fault() -> str | None:

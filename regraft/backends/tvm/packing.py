@@ -17,23 +17,29 @@ class Packing:
         pad: how many zeros to add at the end of each axis.
         shape: what the padded tensor is viewed as.
         permutation: the order of the view's axes in the packed tensor.
+        viewed_as: a type of which one element is all of the last axis then, which the packed tensor is viewed
+            as and which takes that axis away.
     """
 
     pad: tuple[int, ...]
     shape: tuple[int, ...]
     permutation: tuple[int, ...]
+    viewed_as: str | None = None
 
     @property
     def packed_shape(self) -> tuple[int, ...]:
-        return tuple(self.shape[axis] for axis in self.permutation)
+        shape = tuple(self.shape[axis] for axis in self.permutation)
+        return shape if self.viewed_as is None else shape[:-1]
 
     def apply(self, weight: Tensor) -> Tensor:
         """The packed tensor: contiguous, 64-byte aligned, in memory of its own."""
         import torch
 
-        packed = torch.empty(self.packed_shape, dtype=weight.dtype)
+        packed = torch.empty([self.shape[axis] for axis in self.permutation], dtype=weight.dtype)
         padding = [size for extra in reversed(self.pad) for size in (0, extra)]
         padded = torch.nn.functional.pad(weight.detach(), padding)
         packed.copy_(padded.reshape(self.shape).permute(self.permutation))
         assert packed.data_ptr() % 64 == 0, "torch allocates at multiples of 64 bytes"
-        return packed
+        if self.viewed_as is None:
+            return packed
+        return packed.view(getattr(torch, self.viewed_as)).squeeze(-1)

@@ -109,6 +109,52 @@ def test_sums_over_parts_of_k() -> None:
     check(problem, configs[0], rows=(1, 4, 11))
 
 
+needs_bf16_dot = pytest.mark.skipif(not HOST.has_bf16_dot, reason="this CPU has no dot product of bf16 pairs")
+
+
+@needs_bf16_dot
+@pytest.mark.parametrize("is_transposed", [True, False])
+@pytest.mark.parametrize("out_dtype", ["float32", "bfloat16"])
+def test_bf16(is_transposed: bool, out_dtype: str) -> None:
+    steps = (templates.bias(), templates.activation("gelu"), templates.residual())
+    problem = templates.Gemm(
+        None, 75, 54, is_transposed=is_transposed, epilogue=steps, dtype="bfloat16", out_dtype=out_dtype
+    )
+    check(problem, rows=(0, 1, 8, 21))
+
+
+@needs_bf16_dot
+def test_a_batch_and_a_gate_of_bf16() -> None:
+    gate = (templates.gate("silu"),)
+    for is_block_diagonal in (True, False):
+        check(
+            templates.Gemm(
+                13,
+                40,
+                64,
+                batch=3,
+                is_block_diagonal=is_block_diagonal,
+                products=2,
+                epilogue=gate,
+                dtype="bfloat16",
+            )
+        )
+
+
+def test_what_bf16_has_no_kernels_for() -> None:
+    bf16 = templates.Gemm(4, 8, 16, dtype="bfloat16")
+    step = (templates.activation("relu"),)
+    assert GEMM.takes(bf16) is None
+    assert GEMM.takes(bf16, replace(HOST, has_bf16_dot=False)) == "this CPU has no dot product of bf16 pairs"
+    assert "odd" in str(GEMM.takes(replace(bf16, depth=15)))
+    assert "prologue" in str(GEMM.takes(replace(bf16, prologue=step)))
+    assert "not packed" in str(GEMM.takes(replace(bf16, is_constant=False)))
+    network = templates.FeedForward(
+        replace(bf16, out_dtype="bfloat16"), templates.Gemm(4, 16, 8, dtype="bfloat16")
+    )
+    assert FFN.takes(network) == "hidden values of bf16 are not kept"
+
+
 def test_rows_in_shares() -> None:
     problem = templates.Gemm(None, HOST.lanes * 4, 40)
     configs = [c for c in GEMM.space(problem, HOST) if c["splits"] > 1 and c["width"] == HOST.lanes * 4]

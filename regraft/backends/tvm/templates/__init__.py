@@ -40,7 +40,7 @@ class Template(Protocol):
 
     name: str
 
-    def takes(self, problem: Problem) -> str | None: ...
+    def takes(self, problem: Problem, cpu: Cpu | None = None) -> str | None: ...
 
     def space(self, problem: Any, cpu: Cpu) -> Space: ...
 
@@ -60,6 +60,6 @@ class Template(Protocol):
 TEMPLATES: tuple[Template, ...] = (GemmTemplate(), FeedForwardTemplate())
 
 
-def template_for(problem: Problem) -> Template | None:
-    """The first template that takes ``problem``; None when each has a reason not to."""
-    return next((template for template in TEMPLATES if template.takes(problem) is None), None)
+def template_for(problem: Problem, cpu: Cpu | None = None) -> Template | None:
+    """The first template that takes ``problem``, on ``cpu`` if one is given; None when none does."""
+    return next((template for template in TEMPLATES if template.takes(problem, cpu) is None), None)

@@ -28,12 +28,14 @@ class FeedForwardTemplate:
     name = "ffn"
     _product = GemmTemplate()
 
-    def takes(self, problem: Problem) -> str | None:
+    def takes(self, problem: Problem, cpu: Cpu | None = None) -> str | None:
         if not isinstance(problem, FeedForward):
             return "it is not a feed-forward network"
         if problem.first.has_row_squares:
             return "the hidden values are not seen from outside, and no sums of theirs"
-        return self._product.takes(problem.first) or self._product.takes(problem.second)
+        if problem.second.dtype == "bfloat16":
+            return "hidden values of bf16 are not kept"
+        return self._product.takes(problem.first, cpu) or self._product.takes(problem.second, cpu)
 
     def space(self, problem: FeedForward, cpu: Cpu) -> Space:
         first, second = (self._product.space(p, cpu).prefixed(part) for part, p in _products(problem))

@@ -36,18 +36,18 @@ _LAUNCH_US = 3.0
 
 
 class GemmTemplate:
-    """Products of ``Gemm`` in f32."""
+    """Products of ``Gemm``, in f32 and in bf16."""
 
     name = "gemm"
 
-    def takes(self, problem: Problem) -> str | None:
-        """None when the template has kernels for ``problem``, else the reason why not."""
+    def takes(self, problem: Problem, cpu: Cpu | None = None) -> str | None:
+        """None when the template has kernels for ``problem``, on ``cpu`` if one is given, else why not."""
         if not isinstance(problem, Gemm):
             return "it is not one product"
         for dtype in (problem.dtype, problem.out_dtype):
-            if dtype != "float32":
+            if dtype not in ("float32", "bfloat16"):
                 return f"products of {dtype} have no kernel"
-        return None
+        return _bf16_refusal(problem, cpu) if problem.dtype == "bfloat16" else None
 
     def space(self, problem: Gemm, cpu: Cpu) -> Space:
         """The configs for ``problem`` on ``cpu``."""
@@ -57,7 +57,7 @@ class GemmTemplate:
             Parameter("lanes", (cpu.lanes,)),
             Parameter("rows", tuple(range(most, 0, -1))),
             Parameter("width", tuple(cpu.lanes * vectors for vectors in (4, 2, 6, 8, 3, 1))),
-            Parameter("depth", _depths(problem.depth)),
+            Parameter("depth", _depths(problem.turns)),
             Parameter("splits", (1, *(2 * cpu.threads // shares for shares in (2, 1) if cpu.threads > 1))),
         )
         return Space(parameters, _constraints(problem, cpu, columns))
@@ -85,29 +85,36 @@ class GemmTemplate:
         """How weights are packed at load, by their names in ``arguments``; empty if they come with calls."""
         if not problem.is_constant:
             return {}
-        width = config["width"]
+        width, group = config["width"], problem.group
         blocks = -(-problem.columns // width)
         extra = blocks * width - problem.columns
         if problem.is_transposed:
-            pad, shape, order = (extra, 0), (blocks, width, problem.depth), (0, 2, 1)
+            pad, shape, order = (extra, 0), (blocks, width, problem.turns, group), (0, 2, 1, 3)
         else:
-            pad, shape, order = (0, extra), (problem.depth, blocks, width), (1, 0, 2)
+            pad, shape, order = (0, extra), (problem.turns, group, blocks, width), (2, 0, 3, 1)
         if problem.batch > 1:
             pad, shape, order = (0, *pad), (problem.batch, *shape), (0, *(axis + 1 for axis in order))
-        return dict.fromkeys(problem.weight_names, Packing(pad, shape, order))
+        viewed_as = "int32" if group == 2 else problem.dtype
+        return dict.fromkeys(problem.weight_names, Packing(pad, shape, order, viewed_as))
 
     def arguments(self, problem: Gemm, config: Config) -> tuple[Argument, ...]:
         """The parameters of the kernel: x, the weights (as packed), the extras, out and row squares."""
         packing = self.packing(problem, config)
+        seen, viewed_from = (problem.dtype, None) if problem.group == 1 else ("int32", problem.dtype)
         weights = (
             Argument(
-                n, packing[n].packed_shape if packing else problem.weight_shape(), problem.dtype, "weight"
+                name,
+                packing[name].packed_shape if packing else problem.weight_shape(),
+                seen,
+                "weight",
+                viewed_from,
             )
-            for n in problem.weight_names
+            for name in problem.weight_names
         )
         extras = (Argument(e.name, problem.shape(e.axes) or (1,), e.dtype, "extra") for e in problem.extras)
+        *outer, _ = problem.shape(problem.x_axes())
         return (
-            Argument("x", problem.shape(problem.x_axes()), problem.dtype, "input"),
+            Argument("x", (*outer, problem.turns), seen, "input", viewed_from),
             *weights,
             *extras,
             Argument("out", problem.shape(problem.out_axes()), problem.out_dtype, "output"),
@@ -122,6 +129,16 @@ class GemmTemplate:
         from regraft.backends.tvm.templates.tir import gemm_function
 
         return gemm_function(problem, Tile.of(config), self.arguments(problem, config), symbol)
+
+
+def _bf16_refusal(problem: Gemm, cpu: Cpu | None) -> str | None:
+    if cpu is not None and not cpu.has_bf16_dot:
+        return "this CPU has no dot product of bf16 pairs"
+    if problem.depth % 2:
+        return "bf16 is multiplied in pairs, and k is odd"
+    if problem.prologue:
+        return "products of bf16 have no prologue"
+    return None if problem.is_constant else "weights of bf16 that come with the call are not packed"
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -168,7 +185,7 @@ def _constraints(problem: Gemm, cpu: Cpu, columns: int) -> tuple[Constraint, ...
         Constraint(
             "sums that wait in 'out' are those of one product in f32",
             ("depth",),
-            lambda depth: depth == problem.depth or (products == 1 and problem.out_dtype == "float32"),
+            lambda depth: depth == problem.turns or (products == 1 and problem.out_dtype == "float32"),
         ),
         Constraint(
             "rows are split only where blocks do not occupy the cores",
@@ -186,13 +203,13 @@ def _microseconds(problem: Gemm, tile: Tile, cpu: Cpu, rows: int) -> float:
     slots += _tile_slots(problem, tile, cpu, rest) if rest else 0
     if not problem.is_constant:  # each task packs its block
         slots += (
-            2 * problem.products * problem.depth * (tile.width if problem.is_transposed else tile.vectors)
+            2 * problem.products * problem.turns * (tile.width if problem.is_transposed else tile.vectors)
         )
     # The rows left over all go to the last share.
     share = -(-full // tile.splits) / max(full, 1)
     tasks = -(-problem.batch * blocks * tile.splits // cpu.threads)
     rate = cpu.peak / (2 * cpu.lanes * cpu.threads)
-    weights = 4 * problem.products * problem.batch * blocks * tile.width * problem.depth
+    weights = 4 * problem.products * problem.batch * blocks * tile.width * problem.turns
     return 1e6 * max(tasks * share * slots / rate, weights / cpu.bandwidth) + _LAUNCH_US
 
 
@@ -203,14 +220,14 @@ def _tile_slots(problem: Gemm, tile: Tile, cpu: Cpu, rows: int) -> float:
     is_near = 4 * products * tile.width * tile.depth <= cpu.l1 // 2
     loads = products * vectors * (1 if is_near else 2) + _BROADCAST_SLOTS * rows
     turn = max(sums, loads, _LATENCY) + _TURN_SLOTS
-    if rows > _WAYS and 4 * problem.depth % _SET_BYTES == 0:
+    if rows > _WAYS and 4 * problem.turns % _SET_BYTES == 0:
         turn *= _PUSHED_OUT
-    passes = problem.depth // tile.depth
+    passes = problem.turns // tile.depth
     steps = 2 + _STEP_SLOTS * len(problem.epilogue)
-    return problem.depth * turn + passes * (_TILE_SLOTS + 2 * sums) + rows * vectors * steps
+    return problem.turns * turn + passes * (_TILE_SLOTS + 2 * sums) + rows * vectors * steps
 
 
 def _least(problem: Gemm, cpu: Cpu, rows: int) -> float:
     """Microseconds below which no kernel gets."""
-    elements = problem.products * problem.batch * problem.columns * problem.depth
+    elements = problem.products * problem.batch * problem.columns * problem.turns
     return 1e6 * max(2 * rows * elements / cpu.peak, 4 * elements / cpu.bandwidth)

@@ -53,12 +53,14 @@ class Argument:
     Fields:
         role: ``input`` (x), ``weight`` (to be packed if the problem says that it is constant), ``extra``
             (of a step) or ``output``.
+        viewed_from: the type of the tensor, where the kernel sees it viewed as ``dtype``.
     """
 
     name: str
     shape: Dims
     dtype: str
     role: Literal["input", "weight", "extra", "output"]
+    viewed_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Gemm:
             of an epilogue batch, rows and columns.
         has_row_squares: also give, for each row, the sum of squares of what was stored, as one number for
             each block of columns ([batch, rows, blocks]; their sum is what a norm needs).
-        dtype: of ``x`` and the weights: float32 or bfloat16.
+        dtype: of ``x`` and the weights: float32, or bfloat16, of which pairs along k are multiplied at once.
         out_dtype: of ``out``.
     """
 
@@ -121,6 +123,16 @@ class Gemm:
             "row squares" if self.has_row_squares else "",
         ]
         return f"gemm {'|'.join(traits)}"
+
+    @property
+    def group(self) -> int:
+        """How many elements along k one instruction multiplies and adds up."""
+        return 2 if self.dtype == "bfloat16" else 1
+
+    @property
+    def turns(self) -> int:
+        """Groups along k."""
+        return self.depth // self.group
 
     @property
     def weight_names(self) -> tuple[str, ...]:

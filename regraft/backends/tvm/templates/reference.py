@@ -118,9 +118,11 @@ def example_values(problem: Problem, arguments: Sequence[Argument], rows: int) -
     for argument in arguments:
         given: Dims = shapes.get(argument.name, argument.shape)
         shape = [rows if size is None else size for size in given]
+        if argument.name == "x":
+            shape[-1] = problem.depth if isinstance(problem, Gemm) else problem.first.depth
         value = torch.randn(shape, generator=generator, dtype=torch.float32)
         scale = _depth_of(problem, argument.name) ** -0.5 if argument.role == "weight" else 1.0
-        values[argument.name] = (value * scale).to(getattr(torch, argument.dtype))
+        values[argument.name] = (value * scale).to(getattr(torch, argument.viewed_from or argument.dtype))
     return values
 
 

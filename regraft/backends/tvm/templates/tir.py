@@ -20,6 +20,19 @@ from regraft.backends.tvm.templates.tile import Tile
 Expr = Any
 """A TIR expression, or a Python number."""
 
+_PAIR_DOT = "regraft_bf16_pair_dot"
+#: TVM has no vectors of bf16 that it could hand to the instruction, so that pairs travel as i32.
+_PAIR_DOT_SOURCE = f"""
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+define linkonce_odr <16 x float> @{_PAIR_DOT}(<16 x float> %c, <16 x i32> %a, <16 x i32> %b) alwaysinline {{
+  %x = bitcast <16 x i32> %a to <32 x bfloat>
+  %y = bitcast <16 x i32> %b to <32 x bfloat>
+  %d = call <16 x float>
+    @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %c, <32 x bfloat> %x, <32 x bfloat> %y)
+  ret <16 x float> %d
+}}
+"""
+
 #: Steps of k in one turn of the loop: more made nothing faster.
 _UNROLL = 4
 
@@ -84,7 +97,11 @@ def function(
         for argument, handle in zip(arguments, handles, strict=True):
             shape = tuple(rows if size is None else T.int64(size) for size in argument.shape)
             buffers[argument.name] = T.match_buffer(handle, shape, argument.dtype, align=64)
-        body(buffers, rows)
+        if any(argument.viewed_from == "bfloat16" for argument in arguments):
+            with T.attr(T.int32(0), "pragma_import_llvm", _PAIR_DOT_SOURCE):
+                body(buffers, rows)
+        else:
+            body(buffers, rows)
     return builder.get()
 
 
@@ -151,10 +168,10 @@ class Product:
             split = T.floormod(number, T.int64(tile.splits))
             batch = T.floordiv(block, T.int64(blocks))
             task = self._task(batch, T.floormod(block, T.int64(blocks)), split)
-            if tile.depth == problem.depth:
+            if tile.depth == problem.turns:
                 self._rows_of(task, 0)
             else:
-                with T.serial(T.int64(0), T.int64(problem.depth // tile.depth)) as part:
+                with T.serial(T.int64(0), T.int64(problem.turns // tile.depth)) as part:
                     self._rows_of(task, part)
 
     # -- x ---------------------------------------------------------------------------------------
@@ -284,13 +301,19 @@ class Product:
             for product, panel in enumerate(task.panels):
                 for vector in range(self.tile.vectors):
                     at = T.ramp(self._sum(product, i, vector, count), 1, lanes)
-                    T.buffer_store(sums, sums[at] + element * panel(k, vector), [at])
+                    T.buffer_store(sums, self._added(sums[at], element, panel(k, vector)), [at])
+
+    def _added(self, sums: Expr, element: Expr, weights: Expr) -> Expr:
+        """A vector of sums with the products of an element of ``x``, or of a pair, added to it."""
+        if self.problem.group == 1:
+            return sums + element * weights
+        return T.call_pure_extern(sums.ty.dtype, _PAIR_DOT, sums, element, weights)
 
     # -- results ---------------------------------------------------------------------------------
 
     def _end(self, task: Task, sums: Any, row: Expr, count: int, part: Expr) -> None:
         """What becomes of a tile's sums: sums over a part of k wait in ``out`` until the last part."""
-        parts = self.problem.depth // self.tile.depth
+        parts = self.problem.turns // self.tile.depth
         out = self.buffers["out"]
 
         def put(row: int, place: Place, values: Sequence[Expr], lane: Expr) -> None:
@@ -316,13 +339,20 @@ class Product:
         """The epilogue of a tile, and what it stores; ``is_begun`` when earlier sums wait in ``out``."""
         problem, out = self.problem, self.buffers["out"]
         squares = self._zero_squares(count) if problem.has_row_squares else None
+        rounded = None
+        if problem.out_dtype != "float32":
+            rounded = T.alloc_buffer((self.tile.lanes,), "float32", scope="local")
 
         def store(row: int, place: Place, values: Sequence[Expr], lane: Expr) -> None:
             index = self._out_index(place)
             if is_begun:
                 values = [values[0] + out[tuple(index)]]
             result = self._apply(problem.epilogue, values, place)
-            T.buffer_store(out, _cast(result, problem.out_dtype), index)
+            if rounded is not None:
+                # TVM takes a cast to bf16 apart into bit operations, each with a copy of what is cast.
+                T.buffer_store(rounded, result, [lane])
+                result = T.cast(rounded[lane], problem.out_dtype)
+            T.buffer_store(out, result, index)
             if squares is not None:
                 stored = _cast(out[tuple(index)], "float32")
                 at = row * self.tile.lanes + lane
