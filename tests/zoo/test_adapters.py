@@ -5,7 +5,7 @@
 - MixLoRA: TUDB-Labs/MixLoRA, mixlora/model.py (``_mixtral_forward`` with ``common_gate`` and ``common_up``).
   The dispatch is left out: every expert sees every token, times a weight that is 0 where it was not chosen.
 - GenerativeAdapter: chentong0/generative-adapter, fastlora/mistral/modeling_mistral.py (``FastLoraLinear``,
-  "aassbb", Frobenius normalisation), its context fixed.
+  "aassbb", Frobenius and SVD normalisation), its context fixed; also behind magnitudes as DoRA's.
 - EGGROLL: ESHyperscale/HyperscaleES, src/hyperscalees/noiser/eggroll.py (``do_mm``).
 """
 
@@ -114,12 +114,40 @@ class GenerativeAdapter(nn.Module):
         self.register_buffer("context", context)
         self.scaling = 64 / 128
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, states: Tensor) -> Tensor:
+        return states / torch.linalg.matrix_norm(states, keepdim=True)
+
+    def states(self) -> Tensor:
         hidden = self.context * torch.rsqrt(self.context.pow(2).mean(-1, keepdim=True) + 1e-6)
         keys, values = self.lora_A2(hidden), self.lora_A3(hidden)
-        states = keys.transpose(-1, -2) @ values / math.sqrt(hidden.shape[-2])
-        states = states / torch.linalg.matrix_norm(states, keepdim=True)
-        return self.base(x) + self.lora_B(self.lora_A1(x) @ states) * self.scaling
+        return self.normalised(keys.transpose(-1, -2) @ values / math.sqrt(hidden.shape[-2]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.lora_B(self.lora_A1(x) @ self.states()) * self.scaling
+
+
+class SVDGenerativeAdapter(GenerativeAdapter):
+    """The states' singular vectors alone, the first ones of them."""
+
+    max_rank = 3
+
+    def normalised(self, states: Tensor) -> Tensor:
+        u, _, vh = torch.linalg.svd(states, full_matrices=False)
+        return u[..., : self.max_rank] @ vh[..., : self.max_rank, :]
+
+
+class DoraGenerativeAdapter(SVDGenerativeAdapter):
+    """``m (W + s B Sᵀ A) / ||W + s B Sᵀ A||``, the norm that of each output."""
+
+    def __init__(self, width: int, out: int, context: Tensor) -> None:
+        super().__init__(width, out, context)
+        self.magnitude = nn.Parameter(torch.ones(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        change = self.lora_B.weight @ self.states().transpose(-1, -2) @ self.lora_A1.weight
+        norm = torch.linalg.norm(self.base.weight + self.scaling * change, dim=1)
+        low = self.lora_B(self.lora_A1(x) @ self.states())
+        return (self.base(x) + low * self.scaling) * (self.magnitude / norm)
 
 
 class EggrollLinear(nn.Module):
@@ -153,10 +181,23 @@ def test_mixlora() -> None:
     assert compiled.report.flops["after"] < compiled.report.flops["before"]
 
 
-def test_generative_adapter_of_a_fixed_context() -> None:
-    model = GenerativeAdapter(16, 24, normal(9, 16, seed=3))
+@pytest.mark.parametrize("layer", [GenerativeAdapter, SVDGenerativeAdapter, DoraGenerativeAdapter])
+def test_generative_adapter_of_a_fixed_context(layer: type[GenerativeAdapter]) -> None:
+    """One layer is left: the context, the singular vectors and the norm are in its weight."""
     inputs = at_sizes([2, "S", 16], SIZES)
-    check(model, *inputs, rewrites={"MergedLinear": 1}, dynamic_shapes=({1: Dim.AUTO},))
+    model = layer(16, 24, normal(9, 16, seed=3))
+    compiled = check(model, *inputs, rewrites={"MergedLinear": 1}, dynamic_shapes=({1: Dim.AUTO},))
+    graph = compiled.ir[compiled.ir.index("func @forward") :]
+    assert graph.count(" = aten.") == graph.count("aten.linear(") == 1
+
+
+def test_new_weights_give_another_adapter() -> None:
+    model, x = randomise(SVDGenerativeAdapter(16, 24, normal(9, 16, seed=3)).eval()), normal(5, 16)
+    compiled = regraft.compile(model, (x,))
+    with torch.no_grad():
+        model.lora_A2.weight.add_(normal(4, 16, seed=8))
+        compiled.refresh(model)
+        torch.testing.assert_close(compiled(x), model(x))
 
 
 def test_eggroll_is_never_merged() -> None:

@@ -46,6 +46,11 @@ class MergedLinear(Rewrite):
             op.aten.sub.Tensor(a, b),
             op.aten.permute(a, op.attr("dims")),
             op.aten.view(a, op.attr("size")),
+            op.aten.mul.Tensor(a, b),
+            op.aten.div.Tensor(a, b),
+            op.aten.mul.Scalar(a, op.attr("factor")),
+            op.aten.div.Scalar(a, op.attr("divisor")),
+            op.aten.neg(a),
         )
 
     def check(self, m: Match) -> Declined | None:
@@ -135,7 +140,18 @@ def _monarch(op: Builder, x: Value, first: Value, second: Value, *, shuffled: bo
     return op.aten.view(out, (rows, dims.product(out.tensor.shape[1:])))
 
 
+def _dora(op: Builder, x: Value, w: Value, a: Value, b: Value, magnitude: Value) -> Value:
+    """A scale of each output behind the sum of both branches."""
+    return op.aten.mul.Tensor(op.aten.add.Tensor(op.aten.linear(x, w), _low_rank(op, x, a, b)), magnitude)
+
+
 MergedLinear.examples = (
+    Example(_dora, ("f32[N, 8]", "f32[6, 8]", "f32[2, 8]", "f32[6, 2]", "f32[6]"), constants=(1, 2, 3, 4)),
+    Example(
+        lambda op, x, a, b: op.aten.neg(op.aten.div.Scalar(_low_rank(op, x, a, b), 4.0)),
+        ("f32[N, 8]", "f32[3, 8]", "f32[6, 3]"),
+        constants=(1, 2),
+    ),
     Example(_low_rank, ("f32[B, S, 8]", "f32[3, 8]", "f32[6, 3]"), constants=(1, 2)),
     Example(_lora, ("f32[N, 8]", "f32[6, 8]", "f32[6]", "f32[2, 8]", "f32[6, 2]"), constants=(1, 2, 3, 4)),
     Example(_monarch, ("f32[N, 8]", "f32[2, 4, 3]", "f32[2, 3, 5]"), constants=(1, 2)),

@@ -29,6 +29,9 @@ from regraft.rewrites.support import is_known
 PRODUCTS = ("aten.linear", "aten.matmul")
 """The ops that a merge saves."""
 
+SCALES = ("aten.mul.Scalar", "aten.div.Scalar", "aten.neg", "aten.mul.Tensor", "aten.div.Tensor")
+"""The ops that a merge saves as well, where they end a map."""
+
 _MAX_OPS = 40
 _MAX_AHEAD = 8
 
@@ -103,7 +106,7 @@ def find_row_map(root: Op) -> RowMap | Declined:
 
 
 def longer_map(found: RowMap) -> Op | None:
-    """An op further on that ends a map with more products, of which ``found`` is a part."""
+    """An op further on that ends a map of which ``found`` is a part: one of more products, or scaled."""
     op = found.ops[-1]
     for _ in range(_MAX_AHEAD):
         if len(op.result.uses) != 1:
@@ -112,7 +115,7 @@ def longer_map(found: RowMap) -> Op | None:
         if op.name not in RULES:
             return None
         longer = find_row_map(op)
-        if isinstance(longer, RowMap) and longer.products > found.products:
+        if isinstance(longer, RowMap) and longer.products >= found.products + (op.name not in SCALES):
             return op
     return None
 
