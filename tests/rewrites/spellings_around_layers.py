@@ -79,7 +79,7 @@ def shifted_by_addcmul(image: Tensor) -> Tensor:
 
 
 def divided_features(x: Tensor) -> Tensor:
-    return torch.sin(x) / DIVISOR
+    return F.linear(torch.sin(x) / DIVISOR, SQUARE)
 
 
 def divided_result(x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def divided_result(x: Tensor) -> Tensor:
 
 
 def divided_by_true_divide(x: Tensor) -> Tensor:
-    return torch.true_divide(x.exp(), DIVISOR.sqrt()[None])
+    return torch.true_divide(x.sin(), DIVISOR.sqrt()[None]) @ SQUARE
 
 
 # -- LowRankGatedFFN ---------------------------------------------------------------------------

@@ -101,9 +101,9 @@ def _maker(value: Value) -> tuple[list[Op], Op | None]:
 
 
 class DivisionByConstant(Rewrite):
-    """x / c = x * (1 / c), for a constant tensor c, which factors of layers can then take in.
+    """x / c = x * (1 / c), for a constant tensor c beside a layer, which can then take the factor in.
 
-    Rounds twice; c is no rounder than f32, and one whose inverse overflows divides by next to nothing.
+    Rounds twice, where 49 / 49 may come out below 1: nothing else may read the quotient that rounds it down.
     """
 
     stage = "algebra"
@@ -117,10 +117,27 @@ class DivisionByConstant(Rewrite):
             return m.decline("the divisor alone must be constant", m.divisor)
         if {v.tensor.dtype for v in (m.x, m.divisor)} not in ({DType.F32}, {DType.F64}):
             return m.decline("the inverse would be rounded to 16 bits once more", m.divisor)
+        if _maker(m.x)[1] is None and not _ends_in_layers(m.root.result):
+            return m.decline("no layer makes the dividend, and others than layers read the quotient", m.x)
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value:
         return op.aten.mul.Tensor(m.x, op.aten.reciprocal(m.divisor))
+
+
+def _ends_in_layers(value: Value, depth: int = 4) -> bool:
+    """Whether layers alone read ``value``, perhaps after constant factors and summands."""
+
+    def is_taken(user: Op) -> bool:
+        layer = LAYERS.get(user.name)
+        if layer is not None:
+            return user.operand(layer.input) is value
+        if user.name not in ("aten.mul.Tensor", "aten.add.Tensor", "aten.sub.Tensor") or depth == 0:
+            return False
+        others = [operand for operand in user.operands if operand is not value]
+        return len(others) == 1 and is_known(others[0]) and _ends_in_layers(user.result, depth - 1)
+
+    return all(map(is_taken, value.users))
 
 
 class ScaledInput(Rewrite):
@@ -295,11 +312,30 @@ def _read_twice(op: Builder, x: Value, w: Value) -> tuple[Value, Value]:
 
 DivisionByConstant.examples = (
     Example(
-        lambda op, x, c: op.aten.div.Tensor(x, _far_from_zero(op, c)), ("f32[N, 8]", "f32[8]"), constants=(1,)
+        lambda op, x, c, w: op.aten.linear(op.aten.div.Tensor(x, _far_from_zero(op, c)), w),
+        ("f32[N, 8]", "f32[8]", "f32[5, 8]"),
+        constants=(1, 2),
+    ),
+    Example(
+        lambda op, x, w, c: op.aten.relu(op.aten.div.Tensor(op.aten.linear(x, w), _far_from_zero(op, c))),
+        ("f32[3, 8]", "f32[5, 8]", "f32[5]"),
+        constants=(1, 2),
     ),
 )
 DivisionByConstant.counterexamples = (
     Example(lambda op, x, c: op.aten.div.Tensor(x, c), ("f32[3, 8]", "f32[8]"), reason="must be constant"),
+    Example(
+        lambda op, x, c: op.aten.floor(op.aten.div.Tensor(x, c)),
+        ("f32[3, 8]", "f32[8]"),
+        constants=(1,),
+        reason="others than layers read",
+    ),
+    Example(
+        lambda op, x, c, w: _also_returned(op, op.aten.div.Tensor(x, c), w),
+        ("f32[3, 8]", "f32[8]", "f32[5, 8]"),
+        constants=(1, 2),
+        reason="others than layers read",
+    ),
     Example(
         lambda op, x, c: op.aten.div.Tensor(c, x),
         ("f32[3, 8]", "f32[8]"),
@@ -313,6 +349,10 @@ DivisionByConstant.counterexamples = (
         reason="rounded to 16 bits",
     ),
 )
+
+
+def _also_returned(op: Builder, quotient: Value, w: Value) -> tuple[Value, Value]:
+    return op.aten.linear(quotient, w), quotient
 
 
 def _far_from_zero(op: Builder, c: Value) -> Value:
