@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from benchmarks.models import race_model, save
-from benchmarks.peers import eager, torch_onnx
+from benchmarks.models import BuildPeer, race_model, save
+from benchmarks.peers import eager, torch_onnx, torch_onnx_in_f32
 from tests.zoo.networks import NETWORKS
 
-#: Dtype -> what its results' names end with.
-DTYPES: Mapping[torch.dtype, str] = {torch.float32: "", torch.bfloat16: "_bf16"}
+#: Dtype -> what its results' names end with, and the peers.
+DTYPES: Mapping[torch.dtype, tuple[str, Sequence[BuildPeer]]] = {
+    torch.float32: ("", (eager, torch_onnx)),
+    torch.bfloat16: ("_bf16", (eager, torch_onnx, torch_onnx_in_f32)),
+}
 
 
 def run(
@@ -21,9 +24,10 @@ def run(
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Race regraft against the two on each network; writes ``network_<name>.json``."""
+    ending, peers = DTYPES[dtype]
     for name in networks:
         network = NETWORKS[name]
         inputs = (network.inputs(network.at_full, 1, dtype), network.inputs(network.at_full, 2, dtype))
         model = network.make("full", dtype)
-        result = race_model("network", network.workload, model, inputs, (eager, torch_onnx), rounds, patience)
-        save(f"network_{name}{DTYPES[dtype]}", result)
+        result = race_model("network", network.workload, model, inputs, peers, rounds, patience)
+        save(f"network_{name}{ending}", result)

@@ -9,6 +9,7 @@ numerics rule allows does not count.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import tempfile
@@ -16,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,24 @@ def torch_onnx(model: nn.Module, inputs: Inputs) -> Peer:
     return _session_peer("torch.onnx", export, inputs)
 
 
+def torch_onnx_in_f32(model: nn.Module, inputs: Inputs) -> Peer:
+    """``torch.onnx`` on the model in f32: what is left to who has bf16 weights and ONNX Runtime on a CPU."""
+    dtype = next(model.parameters()).dtype
+
+    def to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    def wide(given: Inputs) -> Inputs:
+        return {name: to(tensor, torch.float32) for name, tensor in given.items()}
+
+    peer = torch_onnx(copy.deepcopy(model).float(), wide(inputs))
+    return replace(
+        peer,
+        name="torch.onnx in f32",
+        run=lambda given: [to(result, dtype) for result in peer.run(wide(given))],
+    )
+
+
 def transformers_onnx(model: nn.Module, inputs: Inputs) -> Peer:
     """transformers' own exporter with its fusions for ONNX Runtime on CPU."""
     import onnx_ir
@@ -137,13 +156,14 @@ def _opened(path: Path) -> Any:
     """A session for a peer's file.
 
     Raises:
-        NoPeer: ONNX Runtime has no kernels for it.
+        NoPeer: ONNX Runtime has no kernels for it, or an operator of its opset does not take its types.
     """
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph
     from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
     try:
         return open_session(path)
-    except NoKernel as error:
+    except (InvalidGraph, NoKernel) as error:
         raise NoPeer(str(error)) from error
 
 

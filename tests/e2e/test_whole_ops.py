@@ -144,6 +144,20 @@ def test_complex_numbers() -> None:
         assert_close(found[name], wide[name], own[name])
 
 
+def test_what_stays_whole_is_refused_by_its_own_name() -> None:
+    """And what torch can take apart (``hann_window``, ``tensordot``) is not among what is refused."""
+
+    def spectrum(x: Tensor) -> Tensor:
+        x = torch.tensordot(x, torch.diag(torch.hann_window(16)), 1)
+        return torch.stft(x, 16, window=torch.hann_window(16), return_complex=True).abs()
+
+    with pytest.raises(UnsupportedOpError) as caught:
+        regraft.compile(spectrum, (torch.randn(2, 16),))
+    names = {op.name for op in caught.value.ops}
+    assert "aten.stft" in names
+    assert not any(part in name for name in names for part in ("_fft", "tensordot", "window"))
+
+
 def test_complex_arguments(tmp_path: Path) -> None:
     z = torch.complex(matrices(), matrices().roll(1, 0))
     compiled = regraft.compile(lambda z: (z @ z).abs(), (z,), fallback="eager")
