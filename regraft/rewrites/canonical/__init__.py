@@ -22,7 +22,15 @@ from regraft.rewrites.canonical.identities import (
     NoOpPermute,
     NoOpView,
 )
-from regraft.rewrites.canonical.linears import AddBias, MatmulWithWeight, UnfoldedLinear, is_folded
+from regraft.rewrites.canonical.linears import (
+    AddBias,
+    LinearOfPermute,
+    MatmulWithWeight,
+    PermuteOfLinear,
+    UnfoldedLinear,
+    is_folded,
+)
+from regraft.rewrites.canonical.movement import MovementChain
 from regraft.rewrites.canonical.operands import ConstantOnTheRight, NumberAsScalar, ScaledAddend
 from regraft.rewrites.canonical.powers import ReciprocalRoot, Root, Square
 from regraft.rewrites.canonical.spellings import CanonicalSpellings
@@ -39,13 +47,16 @@ CANONICAL: tuple[Rewrite, ...] = (
     ExpandOfExpand(),
     FullSlice(),
     ImplicitExpand(),
+    LinearOfPermute(),
     MatmulWithWeight(),
+    MovementChain(),
     MulOne(),
     NoOpCast(),
     NoOpExpand(),
     NoOpPermute(),
     NoOpView(),
     NumberAsScalar(),
+    PermuteOfLinear(),
     PermuteOfPermute(),
     ReciprocalRoot(),
     Root(),

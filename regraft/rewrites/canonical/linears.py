@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from regraft.ir import Builder, Declined, Exactness, Example, Match, PatternBuilder, Rewrite, Value, Var, dims
+from regraft.rewrites.canonical.movement import MOVES, is_moved_on
 from regraft.rewrites.support import is_known
 
 
@@ -176,6 +177,91 @@ def is_folded(value: Value) -> bool:
             return False
         value = value.op.operand("input")
     return value.op is not None and value.op.name == "aten.view"
+
+
+class LinearOfPermute(Rewrite):
+    """linear(permute(x), W, b) = permute(linear(x, W, b)), where moves follow that join the permutation.
+
+    Rows come first to one layer as to the next: attention with sequences along the first axis turns its
+    arguments twice, and its heads a third time.
+    """
+
+    stage = "canonicalize"
+    exactness = Exactness.REASSOCIATES
+
+    def pattern(self, op: PatternBuilder, x: Var, weight: Var, bias: Var) -> Any:
+        turned = op.shared(op.aten.permute(x, op.attr("dims")))
+        return op.aten.linear(turned, weight, op.optional(bias))
+
+    def check(self, m: Match) -> Declined | None:
+        order = m.attr("dims")
+        if m.weight.tensor.rank != 2 or order[-1] != len(order) - 1:
+            return m.decline("the features are moved", m.holder("dims"))
+        if not is_moved_on(m.root.result):
+            return m.decline("not all that read the result move it", m.root.result)
+        return None
+
+    def rewrite(self, op: Builder, m: Match) -> Value:
+        return op.aten.permute(op.aten.linear(m.x, m.weight, m.optional("bias")), m.attr("dims"))
+
+    examples = (
+        Example(
+            lambda op, x, w, b: op.aten.view(op.aten.linear(op.aten.permute(x, (1, 0, 2)), w, b), (15, 4)),
+            ("f32[3, 5, 8]", "f32[4, 8]", "f32[4]"),
+        ),
+    )
+    counterexamples = (
+        Example(
+            lambda op, x, w: op.aten.relu(op.aten.linear(op.aten.permute(x, (1, 0, 2)), w)),
+            ("f32[3, 5, 8]", "f32[4, 8]"),
+            reason="not all that read the result move it",
+        ),
+        Example(
+            lambda op, x, w: op.aten.view(op.aten.linear(op.aten.permute(x, (0, 2, 1)), w), (60,)),
+            ("f32[3, 8, 5]", "f32[4, 8]"),
+            reason="the features are moved",
+        ),
+    )
+
+
+class PermuteOfLinear(Rewrite):
+    """permute(linear(x, W, b)) = linear(permute(x), W, b), where ``x`` comes from moves that it joins."""
+
+    stage = "canonicalize"
+    exactness = Exactness.REASSOCIATES
+
+    def pattern(self, op: PatternBuilder, x: Var, weight: Var, bias: Var) -> Any:
+        return op.aten.permute(op.aten.linear(x, weight, op.optional(bias)), op.attr("dims"))
+
+    def check(self, m: Match) -> Declined | None:
+        order = m.attr("dims")
+        if m.weight.tensor.rank != 2 or order[-1] != len(order) - 1:
+            return m.decline("the features are moved", m.holder("dims"))
+        if m.x.op is None or m.x.op.name not in MOVES or is_moved_on(m.root.result):
+            return m.decline("no moves stand before it, or some behind it", m.x)
+        return None
+
+    def rewrite(self, op: Builder, m: Match) -> Value:
+        return op.aten.linear(op.aten.permute(m.x, m.attr("dims")), m.weight, m.optional("bias"))
+
+    examples = (
+        Example(
+            lambda op, x, w, b: op.aten.permute(op.aten.linear(op.aten.view(x, (5, 3, 8)), w, b), (1, 0, 2)),
+            ("f32[15, 8]", "f32[4, 8]", "f32[4]"),
+        ),
+    )
+    counterexamples = (
+        Example(
+            lambda op, x, w: op.aten.permute(op.aten.linear(x, w), (1, 0, 2)),
+            ("f32[3, 5, 8]", "f32[4, 8]"),
+            reason="no moves stand before it",
+        ),
+        Example(
+            lambda op, x, w: op.aten.permute(op.aten.linear(op.aten.view(x, (5, 3, 8)), w), (2, 0, 1)),
+            ("f32[15, 8]", "f32[4, 8]"),
+            reason="the features are moved",
+        ),
+    )
 
 
 def _folded_linear(op: Builder, x: Value, w: Value, b: Value | None, size: tuple[dims.Dim, ...]) -> Value:
