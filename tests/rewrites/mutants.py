@@ -443,9 +443,7 @@ MUTANTS = (
         ffn_gelu,
         (X,),
     ),
-    Mutant(
-        "MatmulWithWeight", "not transposed", "op.aten.permute(m.weight, (1, 0))", "m.weight", product, (X,)
-    ),
+    Mutant("MatmulWithWeight", "not transposed", "op.aten.permute(matrix, (1, 0))", "matrix", product, (X,)),
     Mutant(
         "UnfoldedLinear",
         "no bias",

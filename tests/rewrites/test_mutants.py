@@ -8,8 +8,10 @@ import regraft
 from regraft.errors import NumericsMismatch, RewriteError
 from regraft.testing import rewrite_cases
 from tests.rewrites.mutants import MUTANTS, SHIPPED, Mutant
+from tests.rewrites.mutants_around_layers import AROUND_LAYERS
 
-EACH = pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)
+ALL = (*MUTANTS, *AROUND_LAYERS)
+EACH = pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: mutant.id)
 
 
 @pytest.mark.conformance
@@ -44,5 +46,5 @@ def test_bisect_names_it(mutant: Mutant) -> None:
 
 
 def test_there_are_enough() -> None:
-    assert len({mutant.id for mutant in MUTANTS}) == len(MUTANTS) >= 30
-    assert {mutant.rewrite for mutant in MUTANTS} <= SHIPPED.keys()
+    assert len({mutant.id for mutant in ALL}) == len(ALL) >= 30
+    assert {mutant.rewrite for mutant in ALL} <= SHIPPED.keys()

@@ -103,19 +103,21 @@ class MovedFull(Rewrite):
         return op.aten.full(m.root.result.tensor.shape, m.attr("value"), dtype=m.attr("dtype"))
 
     examples = (
-        Example(lambda op, x: op.aten.add.Tensor(x, op.aten.view(_ones(op, (6,)), (2, 3))), ("f32[2, 3]",)),
         Example(
-            lambda op, x: op.aten.add.Tensor(x, op.aten.permute(_ones(op, (3, 2)), (1, 0))), ("f32[2, 3]",)
+            lambda op, x: op.aten.add.Tensor(x, op.aten.view(_filled(op, (6,), 2.5), (2, 3))), ("f32[2, 3]",)
+        ),
+        Example(
+            lambda op, x: op.aten.add.Tensor(x, op.aten.permute(_filled(op, (3, 2)), (1, 0))), ("f32[2, 3]",)
         ),
     )
     counterexamples = (
         Example(
-            lambda op, x: op.aten.view(op.aten.add.Tensor(x, _ones(op, (6,))), (2, 3)),
+            lambda op, x: op.aten.view(op.aten.add.Tensor(x, _filled(op, (6,))), (2, 3)),
             ("f32[6]",),
             reason="expected aten.full",
         ),
     )
 
 
-def _ones(op: Builder, size: tuple[int, ...]) -> Value:
-    return op.aten.full(size, 1, dtype=DType.F32)
+def _filled(op: Builder, size: tuple[int, ...], value: float = 1) -> Value:
+    return op.aten.full(size, value, dtype=DType.F32)
