@@ -7,12 +7,18 @@ SwiGLU with all three layers as factors: kernels/mlp/decode/dual_split_triton.py
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
+import regraft
+from regraft.testing import assert_close, randomise
 from tests.zoo.checking import at_sizes, check, normal
 
 
@@ -72,6 +78,20 @@ def test_any_number_of_rows_without_a_gate() -> None:
     fired = {"PlainFFN": 1, "StreamedFFN": 1}
     compiled = check(model, *inputs, rewrites=fired, dynamic_shapes=({0: Dim.AUTO},))
     assert compiled.report.memory["intermediates"] < 0.4 * 2 * 4 * 2000 * 1024
+
+
+def test_any_number_of_rows_in_a_file(tmp_path: Path) -> None:
+    model, path = randomise(SVDSwiGLU().eval()), tmp_path / "swiglu.onnx"
+    example = (normal(1, 700, 64),)
+    report = regraft.export_onnx(model, example, path, dynamic_shapes=({1: Dim.AUTO},), contrib=False)
+    assert report.compile.rewrites["StreamedFFN"].hits == 1
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for rows in (700, 1, 511, 512, 1025):
+        x = normal(1, rows, 64, seed=rows)
+        (result,) = session.run(None, {"x": x.numpy()})
+        with torch.no_grad():
+            expected = copy.deepcopy(model).double()(x.double())
+            assert_close(torch.from_numpy(result), expected, model(x), reassociates=True)
 
 
 def test_a_wide_gated_network_is_one_op_of_one_input() -> None:
