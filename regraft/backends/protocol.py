@@ -124,13 +124,22 @@ class FileExporter(Protocol):
         *,
         opset: int | None,
         contrib: bool,
-        output_names: Sequence[str] | None,
+        input_names: Sequence[str] | None = None,
+        output_names: Sequence[str] | None = None,
     ) -> Any:
         """Write ``function`` to ``path``, whole or not at all; what was written is described.
 
         Raises:
             OptionError: ``path`` cannot be written, or ``opset`` is not one that can be emitted.
         """
+        ...
+
+    def argument_names(self, function: Function, taken: Sequence[str]) -> list[str]:
+        """The names of the arguments in a file, none of them in ``taken``."""
+        ...
+
+    def plan_runner(self) -> str:
+        """The source of a script that runs a folder of files by a plan, as ``export_plan`` writes it."""
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regraft.compiler import cache, choose, options
-from regraft.compiler.api import capture, compile, export_onnx
+from regraft.compiler.api import capture, compile, export_onnx, export_plan
 from regraft.compiler.approximate import FactoredLayer, LayerChange, LowRank, WithoutLayers, rank_layers
 from regraft.compiler.bisect import BisectReport, bisect
 from regraft.compiler.capture import Captured, capture_model, control
@@ -14,6 +14,7 @@ from regraft.compiler.explain import Explanation, explain
 from regraft.compiler.export import ExportReport
 from regraft.compiler.measure import Measurement
 from regraft.compiler.pipeline import run_named_passes, run_named_rewrites, run_passes
+from regraft.compiler.plan_export import PlanReport
 from regraft.compiler.progress import PHASES, Observer, Progress
 from regraft.compiler.racing import BenchReport, bench
 from regraft.compiler.report import CacheOutcome, Report
@@ -34,6 +35,7 @@ __all__ = [
     "LowRank",
     "Measurement",
     "Observer",
+    "PlanReport",
     "Progress",
     "Report",
     "TuneReport",
@@ -48,6 +50,7 @@ __all__ = [
     "control",
     "explain",
     "export_onnx",
+    "export_plan",
     "op_from_torch",
     "options",
     "rank_layers",

@@ -1,11 +1,11 @@
-"""The public calls: compile, capture, export_onnx."""
+"""The public calls: compile, capture, export_onnx, export_plan."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.export import ExportedProgram
@@ -20,7 +20,9 @@ from regraft.compiler.extensions import Extensions
 from regraft.compiler.materialise import Store, replacements
 from regraft.compiler.memory import Resident
 from regraft.compiler.options import Fallback, Options, Verify
+from regraft.compiler.per_sample import OneByOne, check_samples
 from regraft.compiler.pipeline import WHOLE, Compilation, Limit
+from regraft.compiler.plan_export import PlanReport, write_plan
 from regraft.compiler.progress import Observer, Phases
 from regraft.compiler.report import Report
 from regraft.errors import NumericsMismatch, OptionError, RegraftError
@@ -53,6 +55,7 @@ def compile(
     memory_limit: int | None = None,
     cache: bool | str | Path = True,
     adapters: Mapping[str, Mapping[str, Any]] | None = None,
+    batch: Literal["per_sample"] | None = None,
 ) -> CompiledModel:
     """Compile a model into one that is called the same way and returns the same values, faster.
 
@@ -89,6 +92,9 @@ def compile(
         adapters: state dicts of LoRA factors (``layer.lora_A.weight``, ``layer.lora_B.weight``, and
             ``"scaling"``) or of deltas of weights, by adapter name. ``set_adapter`` of the result switches
             between them; at first none applies.
+        batch: ``"per_sample"`` compiles a model written for one sample into one for any number of them, each
+            of which takes its own path: every argument whose first size is 1 in the example, and every
+            result, has the samples in its place.
 
     Raises:
         OptionError: an argument has a value it cannot have.
@@ -114,6 +120,7 @@ def compile(
         memory_limit=memory_limit,
         cache=cache,
         adapters=adapters,
+        batch=batch,
     )
     return _compiled(model, args, kwargs, dynamic_shapes, options)
 
@@ -162,6 +169,8 @@ def _verify(
         NumericsMismatch: the error is beyond what the numerics rule allows.
     """
     report, reassociates = compiled.report, options.exactness != Exactness.EXACT
+    if options.batch is not None:
+        model = OneByOne(model)
     with phases.phase("verify"):
         try:
             report.error = error_against_eager(
@@ -218,6 +227,8 @@ def _compilation(
 
 def rewritten(captured: Captured, options: Options, phases: Phases, limit: Limit = WHOLE) -> Compilation:
     """Rewrite a captured model, as far as ``limit`` says; its module changes in place."""
+    if options.batch is not None:
+        check_samples(captured.module.main)
     report = Report(notes=list(options.notes), time=phases.seconds)
     compilation = _compilation(captured, options, phases, report, limit)
     compilation.rewrite()
@@ -285,6 +296,7 @@ def export_onnx(
     ops: Sequence[OpDef] = (),
     plugins: Sequence[str | Plugin] = (),
     exactness: Exactness = Exactness.REASSOCIATES,
+    batch: Literal["per_sample"] | None = None,
     progress: Observer | None = None,
     adapters: Mapping[str, Mapping[str, Any]] | None = None,
     adapter: str | None = None,
@@ -312,28 +324,18 @@ def export_onnx(
             nothing is written.
         The errors of ``compile``.
     """
-    given: Any = path
-    if not isinstance(given, (str, Path)):
-        shown = "None" if given is None else f"a {type(given).__name__}"
-        raise OptionError(f"path is {shown}; the order is export_onnx(model, args, path)")
-    target = Path(path)
+    target = _target("export_onnx", path)
     if target.suffix != ".onnx":
         raise OptionError(f"path must end in .onnx, got '{target.name}'")
-    if not target.parent.is_dir():
-        raise OptionError(f"the folder '{target.parent}' does not exist")
-    options = Options.checked(
-        backends=("ort",),
-        fallback="error",
+    options = _file_options(
         rewrites=rewrites,
         passes=passes,
         ops=ops,
         plugins=plugins,
         exactness=exactness,
-        verify=False,
-        dump=None,
-        threads=None,
         progress=progress,
         adapters=adapters,
+        batch=batch,
     )
     given_adapters = options.adapters if adapter is None else options.adapters.only(adapter)
     phases = Phases(options.progress)
@@ -344,3 +346,78 @@ def export_onnx(
     switched = options.adapters.names if adapter is None else ()
     with torch.no_grad(), phases.phase("lower"):
         return write_onnx(compilation, Store(compilation.module), target, opset, contrib, switched)
+
+
+def export_plan(
+    model: Any,
+    args: Sequence[Any],
+    folder: str | Path,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    opset: int | None = None,
+    contrib: bool = True,
+    rewrites: Sequence[Rewrite | type[Rewrite]] = (),
+    passes: Sequence[tuple[str, Pass]] = (),
+    ops: Sequence[OpDef] = (),
+    plugins: Sequence[str | Plugin] = (),
+    exactness: Exactness = Exactness.REASSOCIATES,
+    batch: Literal["per_sample"] | None = None,
+    progress: Observer | None = None,
+) -> PlanReport:
+    """Write a folder of ONNX files without branches, a plan that joins them, and a script that runs it.
+
+    The conditions and loops are in ``plan.json``; ``run_plan.py``, which needs onnxruntime and numpy only,
+    follows it: ``Plan(folder)(x=array)`` gives the outputs by name. A host in another language can follow
+    the plan as well.
+
+    Args:
+        folder: the folder to write, which must not be there.
+        The others are those of ``export_onnx``.
+
+    Returns:
+        What was written: files, names, conditions and loops, and the compile's report.
+
+    Raises:
+        OptionError: ``folder`` is there or cannot be written; nothing is written.
+        BackendError: a size that values decide would have to pass from one file to another.
+        The errors of ``compile``.
+    """
+    target = _target("export_plan", folder)
+    options = _file_options(
+        rewrites=rewrites,
+        passes=passes,
+        ops=ops,
+        plugins=plugins,
+        exactness=exactness,
+        progress=progress,
+        batch=batch,
+    )
+    phases = Phases(options.progress)
+    captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
+    compilation = rewritten(captured, options, phases)
+    with torch.no_grad(), phases.phase("lower"):
+        return write_plan(compilation, Store(compilation.module), target, opset, contrib)
+
+
+def _target(call: str, path: Any) -> Path:
+    """Where to write.
+
+    Raises:
+        OptionError: ``path`` is none, or its folder is not there.
+    """
+    if not isinstance(path, (str, Path)):
+        shown = "None" if path is None else f"a {type(path).__name__}"
+        name = "path" if call == "export_onnx" else "folder"
+        raise OptionError(f"{name} is {shown}; the order is {call}(model, args, {name})")
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise OptionError(f"the folder '{target.parent}' does not exist")
+    return target
+
+
+def _file_options(**given: Any) -> Options:
+    """The options of a compile whose result is files."""
+    return Options.checked(
+        backends=("ort",), fallback="error", verify=False, dump=None, threads=None, **given
+    )

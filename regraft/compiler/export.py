@@ -61,7 +61,7 @@ class ExportReport:
         return f"{self.path}: opset {self.opset}, {self.bytes / 1e6:.1f} MB\n{operators}"
 
 
-class _Writer:
+class Writer:
     """An exporter that takes what it can write, even where it could not run it."""
 
     def __init__(self, exporter: FileExporter) -> None:
@@ -87,7 +87,7 @@ def write_onnx(
     function = compilation.module.main
     exporter = backend("ort")
     assert isinstance(exporter, FileExporter), "the ort back end writes files"
-    assign(function, (_Writer(exporter),), None, compilation.options.table)
+    assign(function, (Writer(exporter),), None, compilation.options.table)
     names = output_names(function)
     written = exporter.export_file(function, store, path, opset=opset, contrib=contrib, output_names=names)
     for domain in written.untried:

@@ -12,6 +12,7 @@ from regraft.compiler.adapters import Adapters
 from regraft.compiler.choose import ChooseForms, parse_budget
 from regraft.compiler.choosing import Tuning, choosing_pass
 from regraft.compiler.extensions import Extensions, checked_backend, refuse
+from regraft.compiler.per_sample import PER_SAMPLE
 from regraft.compiler.progress import Observer, unobserved
 from regraft.errors import BackendError, OptionError, no_such
 from regraft.ir import Exactness, OpTable, Pass, Rewrite
@@ -42,6 +43,7 @@ class Options:
     memory_limit: int | None = None
     cache: bool | Path = False
     adapters: Adapters = field(default_factory=Adapters)
+    batch: str | None = None
     rows: tuple[int, ...] = ()
     """Numbers of rows at which forms are measured and reported, besides those of a decision."""
 
@@ -71,6 +73,7 @@ class Options:
         memory_limit: Any = None,
         cache: Any = False,
         adapters: Any = None,
+        batch: Any = None,
         rows: Sequence[int] = (),
     ) -> Options:
         """Options from a user's arguments.
@@ -116,6 +119,7 @@ class Options:
             memory_limit,
             _cache(cache),
             Adapters.checked(adapters),
+            _batch(batch, verify),
             tuple(rows),
         )
 
@@ -123,6 +127,12 @@ class Options:
 def _is_int(value: Any) -> bool:
     """Whether ``value`` is a number: a bool is an int only to Python."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _batch(value: Any, verify: Any) -> str | None:
+    _require(value in (None, PER_SAMPLE), "batch", value, f"None or {PER_SAMPLE!r}")
+    _require(value is None or verify != "each", "verify", verify, "True or False, since 'batch' is set")
+    return value
 
 
 def _cache(value: Any) -> bool | Path:

@@ -16,6 +16,7 @@ from regraft.compiler.materialise import Store
 from regraft.compiler.memory import peak_intermediates
 from regraft.compiler.options import Options
 from regraft.compiler.partition import assign, cut, executor_counts, make_plan
+from regraft.compiler.per_sample import PER_SAMPLE, PerSample
 from regraft.compiler.progress import Phases
 from regraft.compiler.report import Estimate, Report
 from regraft.compiler.verify_each import EachApplication
@@ -211,7 +212,8 @@ def passes_of(
     ``told`` hears how many forms are measured, and of how many.
     """
     choose = options.choosing(notes, told)
-    return choose, (*default_passes(options.rewrites), choose, *options.passes)
+    many = (PerSample(),) if options.batch == PER_SAMPLE else ()
+    return choose, (*default_passes(options.rewrites), *many, choose, *options.passes)
 
 
 def _run_some(module: Module, passes: Sequence[Pass], context: PassContext, count: int | None) -> None:

@@ -138,7 +138,7 @@ class Reference:
         """A region's argument, from the operands of the op around the region."""
         region = argument.owner
         assert isinstance(region, Region), region
-        self._known[argument] = self._known[_operand_of(argument)]
+        self._known[argument] = _first_slice(argument, self._known[_operand_of(argument)])
         shape = argument.type.shape if isinstance(argument.type, TensorType) else ()
         for dim, size in zip(shape, self._known[argument].shape, strict=True):
             symbol = dims.as_symbol(dim)
@@ -199,6 +199,17 @@ def _operand_of(argument: Value) -> Value:
     assert outer is not None, "a function's argument has its value from the start"
     operands = outer.variadic("operands") if outer.name in ("cf.cond", "cf.while") else outer.operands
     return operands[argument.index]
+
+
+def _first_slice(argument: Value, operand: Tensor) -> Tensor:
+    """What the region's ``argument`` is on its first run: of an operand that is scanned the first slice."""
+    assert isinstance(argument.owner, Region)
+    outer = argument.owner.parent
+    if outer is None or outer.name != "cf.scan":
+        return operand
+    first = len(outer.variadic("carried"))
+    is_slice = first <= argument.index < first + len(outer.variadic("scanned"))
+    return operand[0] if is_slice else operand
 
 
 def _lacks_double(op: Op) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
-from regraft.errors import NumericsMismatch, RewriteError, VerifyError
+from regraft.errors import NumericsMismatch, RewriteError, UnsupportedOpError, VerifyError
 from regraft.ir.core import UNKNOWN, Op, Value
 from regraft.ir.module import Module
 from regraft.ir.opdef import OpTable
@@ -161,6 +161,7 @@ def run_pass(each: Pass, module: Module, context: PassContext) -> None:
         RewriteError: the pass failed. The error names the pass, the op it was working on and that
             op's surroundings, once; an exception of another kind is its cause.
         VerifyError, NumericsMismatch: a check of the compile failed.
+        UnsupportedOpError: the pass has no form for ops of the model.
     """
     context.at = None
     start = time.perf_counter()
@@ -169,7 +170,7 @@ def run_pass(each: Pass, module: Module, context: PassContext) -> None:
     except NumericsMismatch as error:
         error.suspect = error.suspect or each.name
         raise
-    except VerifyError:
+    except (VerifyError, UnsupportedOpError):
         raise
     except RewriteError as error:
         _locate(error, each.name, module, context.at)

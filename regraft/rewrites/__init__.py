@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from regraft.ir import Pass, Rewrite
-from regraft.rewrites import dynamic, fold
+from regraft.rewrites import batching, dynamic, fold
 from regraft.rewrites.activation import ACTIVATION
 from regraft.rewrites.attention import ATTENTION
 from regraft.rewrites.canonical import CANONICAL, CanonicalSpellings
@@ -19,6 +19,7 @@ from regraft.rewrites.ffn import FFN
 from regraft.rewrites.fold import FOLD
 from regraft.rewrites.linear import LINEAR
 from regraft.rewrites.norm import NORM
+from regraft.rewrites.sequence import SEQUENCE
 from regraft.rewrites.simplify import Simplify
 
 __all__ = [
@@ -32,8 +33,10 @@ __all__ = [
     "FOLD",
     "LINEAR",
     "NORM",
+    "SEQUENCE",
     "CanonicalSpellings",
     "Simplify",
+    "batching",
     "catalogue",
     "default_passes",
     "dynamic",
@@ -45,6 +48,7 @@ FAMILIES: dict[str, tuple[Rewrite, ...]] = {
     "canonical": CANONICAL,
     "fold": FOLD,
     "dynamic": DYNAMIC,
+    "sequence": SEQUENCE,
     "norm": NORM,
     "convolution": CONVOLUTION,
     "activation": ACTIVATION,

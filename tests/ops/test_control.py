@@ -407,3 +407,71 @@ def test_a_region_answers_for_its_ops() -> None:
         "cf.cond", (region.args[0], (region.args[1],)), regions=[inner, block([ROWS], lambda b, x: [x])]
     )
     assert "rg.unknown" in str(backend("eager").supports(op))
+
+
+# -- scans -------------------------------------------------------------------------------------
+
+
+def scanned(b: Builder, h: Value, x: Value, w: Value, trip: Body) -> Sequence[Value]:
+    types = [h.tensor, x.tensor.with_shape(x.tensor.shape[1:]), w.tensor]
+    return b.create("cf.scan", ((h,), (x,), (w,)), regions=[block(types, trip)]).results
+
+
+def decayed(b: Builder, h: Value, x: Value, w: Value) -> Sequence[Value]:
+    """``h = h * w + x``; the rows are -h."""
+    h = b.aten.add.Tensor(b.aten.mul.Tensor(h, w), x)
+    return h, b.aten.neg(h)
+
+
+@pytest.mark.parametrize(("name", "trips"), [("eager", 0), ("eager", 5), ("ort", 1), ("ort", 5)])
+def test_a_scan_stacks_a_row_for_each_trip(name: str, trips: int) -> None:
+    state, rows = TensorType(DType.F32, (3,)), TensorType(DType.F32, (S, 3))
+    region = Region([state, rows, state])
+    b = Builder(OPS, region)
+    results = scanned(b, *region.args, decayed)
+    assert [r.type for r in results] == [state, rows]
+    b.create("cf.yield", (results,))
+    function = Function("forward", region, input_symbols(region.args))
+    h, x, w = torch.randn(3), torch.randn(trips, 3), torch.rand(3)
+    executable = backend(name).lower(function, Store(), LowerOptions())
+    last, stacked = executable.run([h, x, w], {"s": trips})
+    expected = []
+    for each in x:
+        h = h * w + each
+        expected.append(-h)
+    torch.testing.assert_close(last, h)
+    torch.testing.assert_close(stacked, torch.stack(expected) if expected else x)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda b, h, x, w: (b.aten.view(h, (1, 3)), h), r"a value is f32\[3\] on one path and f32\[1, 3\]"),
+        (lambda b, h, x, w: (), "yields fewer values than are carried"),
+    ],
+)
+def test_a_scan_refuses(change: Body, reason: str) -> None:
+    state, rows = TensorType(DType.F32, (3,)), TensorType(DType.F32, (S, 3))
+    region = Region([state, rows, state])
+    with pytest.raises(TypeError, match=f"^cf.scan: .*{reason}"):
+        scanned(Builder(OPS, region), *region.args, change)
+
+
+def test_a_scan_that_may_have_no_trip_is_none_of_onnx_runtimes() -> None:
+    state, rows = TensorType(DType.F32, (3,)), TensorType(DType.F32, (U, 3))
+    region = Region([state, rows, state])
+    results = scanned(Builder(OPS, region), *region.args, decayed)
+    assert backend("ort").supports(results[0].op) == "it may have no trip, which Scan refuses"
+    assert backend("eager").supports(results[0].op) is None
+
+
+def test_a_scan_needs_something_to_scan() -> None:
+    state = TensorType(DType.F32, (3,))
+    region = Region([state])
+    trip = block([state], lambda b, h: (h,))
+    with pytest.raises(TypeError, match="nothing is scanned"):
+        Builder(OPS, region).create("cf.scan", ((region.args[0],), (), ()), regions=[trip])
+    single = Region([state, FLAG])
+    trip = block([state, FLAG], lambda b, h, x: (h,))
+    with pytest.raises(TypeError, match="without an axis"):
+        Builder(OPS, single).create("cf.scan", ((single.args[0],), (single.args[1],), ()), regions=[trip])

@@ -31,7 +31,7 @@ Getter = Callable[[Slots, Sizes], Any]
 Record = Mapping[str, Any]
 
 #: Ops that the interpreter runs itself.
-CONTROL = frozenset({"cf.cond", "cf.while", "rg.alt", "rg.bind_dim"})
+CONTROL = frozenset({"cf.cond", "cf.while", "cf.scan", "rg.alt", "rg.bind_dim"})
 
 
 class EagerExecutable:
@@ -253,6 +253,8 @@ def _call(
         return _condition(arguments["pred"], arguments["operands"], regions)
     if name == "cf.while":
         return _loop(arguments["operands"], regions)
+    if name == "cf.scan":
+        return _scan(arguments, regions[0], len(record["outputs"]))
     if name == "rg.alt":
         return _alternatives(arguments, regions)
     if name == "rg.bind_dim":
@@ -312,6 +314,25 @@ def _condition(pred: Getter, operands: Getter, regions: Sequence[Program]) -> Ge
     def call(slots: Slots, sizes: Sizes) -> Any:
         branch = then if bool(pred(slots, sizes)) else other
         return branch.run(operands(slots, sizes), sizes)
+
+    return call
+
+
+def _scan(arguments: Mapping[str, Getter], body: Program, results: int) -> Getter:
+    def call(slots: Slots, sizes: Sizes) -> Any:
+        carried, scanned, fixed = (arguments[name](slots, sizes) for name in ("carried", "scanned", "fixed"))
+        count = len(carried)
+        rows: list[list[Tensor]] = [[] for _ in range(results - count)]
+        for slices in zip(*(tensor.unbind(0) for tensor in scanned), strict=True):
+            made = body.run([*carried, *slices, *fixed], sizes)
+            carried = made[:count]
+            for row, each in zip(rows, made[count:], strict=True):
+                row.append(each)
+        if not len(scanned[0]):  # a trip that is thrown away tells what rows would be
+            slices = [tensor.new_zeros(tensor.shape[1:]) for tensor in scanned]
+            made = body.run([*carried, *slices, *fixed], sizes)
+            return [*carried, *(each.new_empty((0, *each.shape)) for each in made[count:])]
+        return [*carried, *map(torch.stack, rows)]
 
     return call
 

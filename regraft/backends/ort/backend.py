@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from regraft.backends.ort.dtypes import KERNELS
 from regraft.backends.ort.emit import Emission, Target, emit_function
-from regraft.backends.ort.export import DEFAULT_OPSET, export_onnx_file, libraries_of
+from regraft.backends.ort.export import DEFAULT_OPSET, argument_names, export_onnx_file, libraries_of
 from regraft.backends.ort.files import OpenFile, open_file
 from regraft.backends.ort.lower import LOWERINGS, can_write, lowering_of, supports
 from regraft.backends.ort.optimiser import constants_read
@@ -56,6 +56,11 @@ class OrtBackend:
 
     #: Writes a function as an ONNX file.
     export_file = staticmethod(export_onnx_file)
+    argument_names = staticmethod(argument_names)
+
+    def plan_runner(self) -> str:
+        """The source of ``plan_runner.py``, which imports nothing of regraft."""
+        return Path(__file__).with_name("plan_runner.py").read_text(encoding="utf-8")
 
     def open_file(self, path: Path, options: LowerOptions) -> OpenFile:
         """The file at ``path`` in a session with ONNX Runtime's own optimisations.

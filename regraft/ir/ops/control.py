@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from regraft.ir.dims import Dim, eq
 from regraft.ir.dtypes import DType
 from regraft.ir.opdef import SAFE, CallSite, Constant, Trait
-from regraft.ir.ops.rules import define, refuse, require
+from regraft.ir.ops.rules import define, refuse, require, require_equal
 from regraft.ir.types import TensorType, Type
 
 
@@ -40,6 +40,35 @@ def _loop(site: CallSite) -> Sequence[Type]:
     fresh = iter(site.symbols)
     rows = zip(site.operand_types, body.arg_types, body.result_types, strict=True)
     return tuple(_join(site, row, fresh) for row in rows)
+
+
+def _scan(site: CallSite) -> Sequence[Type]:
+    """A trip takes the carried values, a slice of each scanned tensor (along its first axis), the fixed ones.
+
+    It yields the carried values again, and then values of which there is one for each trip in the results.
+    """
+    (body,) = site.regions
+    scanned, carried = site.variadic("scanned"), site.variadic("carried")
+    require(bool(scanned), site, "nothing is scanned, so nothing says how many trips there are")
+    for tensor in scanned:
+        require(tensor.rank > 0, site, f"what is scanned is {tensor}, without an axis")
+        require_equal(site, tensor.shape[0], scanned[0].shape[0], "the numbers of slices")
+    slices = [tensor.with_shape(tensor.shape[1:]) for tensor in scanned]
+    require_types(
+        site, body.arg_types, (*carried, *slices, *site.variadic("fixed")), "the arguments of a trip"
+    )
+    count = len(carried)
+    require(len(body.result_types) >= count, site, "a trip yields fewer values than are carried")
+    nothing: Iterator[Dim] = iter(())
+    rows = zip(carried, body.arg_types, body.result_types, strict=False)
+    after = [_join(site, row, nothing) for row in rows]
+    return (*after, *(_stacked(site, found, scanned[0].shape[0]) for found in body.result_types[count:]))
+
+
+def _stacked(site: CallSite, found: Type, trips: Dim) -> TensorType:
+    if not isinstance(found, TensorType):
+        refuse(site, f"a trip yields a {found}, which cannot be stacked")
+    return found.with_shape((trips, *found.shape))
 
 
 def _require_bool(site: CallSite, found: Type, what: str) -> None:
@@ -117,7 +146,7 @@ def _check(site: CallSite) -> Sequence[Type]:
     return ()
 
 
-# cf.cond and cf.while are not PURE: their regions may hold an rg.check, which the definition cannot know.
+# The ops with regions are not PURE: their regions may hold an rg.check, which the definition cannot know.
 # A loop may have no end, so it is never run where it would not have been.
 _ARMS = Trait.RECURSIVE | Trait.SPECULATABLE
 
@@ -125,6 +154,7 @@ OPS = (
     define("cf.yield(Tensor[] values)", _yield, SAFE | Trait.TERMINATOR),
     define("cf.cond(Tensor pred, Tensor[] operands)", _condition, _ARMS, regions=2),
     define("cf.while(Tensor[] operands)", _loop, Trait.RECURSIVE, regions=2),
+    define("cf.scan(Tensor[] carried, Tensor[] scanned, Tensor[] fixed)", _scan, _ARMS, regions=1),
     define("rg.const(Constant value)", _const, SAFE | Trait.CONSTANT_LIKE),
     define("rg.dim_value(Dim value)", _dim_value),
     define("rg.bind_dim(Tensor x)", _bind_dim, Trait.NONE),

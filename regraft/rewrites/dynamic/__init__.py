@@ -12,7 +12,9 @@ from regraft.rewrites.dynamic.forwarded_result import ForwardedResult
 from regraft.rewrites.dynamic.joined_conditions import JoinedConditions
 from regraft.rewrites.dynamic.known_in_arm import KnownInArm
 from regraft.rewrites.dynamic.loop_invariant import LoopInvariant
+from regraft.rewrites.dynamic.masked_blend import MaskedBlend
 from regraft.rewrites.dynamic.plain_predicate import PlainPredicate
+from regraft.rewrites.dynamic.selected_side import SelectedSide
 from regraft.rewrites.dynamic.short_loop import ShortLoop
 from regraft.rewrites.dynamic.sunk_ops import SunkOps
 from regraft.rewrites.dynamic.tidy_condition import TidyCondition
@@ -29,7 +31,9 @@ DYNAMIC: tuple[Rewrite, ...] = (
     JoinedConditions(),
     KnownInArm(),
     LoopInvariant(),
+    MaskedBlend(),
     PlainPredicate(),
+    SelectedSide(),
     ShortLoop(),
     SunkOps(),
     TidyCondition(),

@@ -1,4 +1,4 @@
-"""Conditions and loops as ``If`` and ``Loop``."""
+"""Conditions and loops as ``If``, ``Loop`` and ``Scan``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from regraft.backends.ort.dtypes import ONNX_TYPES, carrier
 from regraft.backends.ort.emit import Emitter, Lowering
-from regraft.ir import DType, Op, Region, Value, settled_form
+from regraft.ir import DType, Op, Region, Value, dims, settled_form
 
 
 def _cond(e: Emitter, op: Op) -> list[ir.Value]:
@@ -112,6 +112,27 @@ def _while(e: Emitter, op: Op) -> list[ir.Value]:
     return [by_index.get(i, start[i]) for i in range(len(start))]
 
 
+def _scan(e: Emitter, op: Op) -> list[ir.Value]:
+    """``Scan`` reads slices and writes rows in place; what is fixed its body sees from outside."""
+    (body,) = op.regions
+    carried, scanned = op.variadic("carried"), op.variadic("scanned")
+    moving = len(carried) + len(scanned)
+    with e.nested():
+        inputs = [_argument(e, arg) for arg in body.args[:moving]]
+        fixed = [e.get(value) for value in op.variadic("fixed")]
+        results = [e.get(value) for value in e.run_region(body, [*inputs, *fixed])]
+        graph = e.graph("body", results, inputs)
+    given = [e.get(value) for value in (*carried, *scanned)]
+    return e.ops("Scan", len(op.results), *given, body=graph, num_scan_inputs=len(scanned))
+
+
+def _scan_fits(op: Op) -> str | None:
+    if dims.le(1, op.variadic("scanned")[0].tensor.shape[0]) is not True:
+        return "it may have no trip, which Scan refuses"
+    checks = any(inner.name == "rg.check" for region in op.regions for inner in region.walk())
+    return "a trip of it checks values" if checks else None
+
+
 def _argument(e: Emitter, arg: Value) -> ir.Value:
     """An input of a loop's body. Its sizes are left open: they may change from trip to trip."""
     dtype = carrier(arg.tensor.dtype)
@@ -130,6 +151,7 @@ def _check_op(e: Emitter, op: Op) -> list[ir.Value]:
 LOWERINGS: dict[str, Lowering] = {
     "cf.cond": Lowering(_cond),
     "cf.while": Lowering(_while),
+    "cf.scan": Lowering(_scan, check=_scan_fits),
     "rg.alt": Lowering(_alt),
     "rg.check": Lowering(_check_op),
 }

@@ -1,0 +1,19 @@
+"""Loops over the steps of a sequence: no trip does what can be done for all steps at once."""
+
+from __future__ import annotations
+
+from regraft.ir import Rewrite
+from regraft.rewrites.sequence import samples
+from regraft.rewrites.sequence.batched_steps import BatchedSteps
+from regraft.rewrites.sequence.counted_loop import CountedLoop
+from regraft.rewrites.sequence.recurrent_cell import RecurrentCell
+from regraft.rewrites.sequence.stacked_steps import StackedSteps
+
+__all__ = ["SEQUENCE", "samples"]
+
+SEQUENCE: tuple[Rewrite, ...] = (
+    BatchedSteps(),
+    CountedLoop(),
+    RecurrentCell(),
+    StackedSteps(),
+)

@@ -1,0 +1,131 @@
+"""What no trip of a scan waits for, computed before it for all trips at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from regraft.ir import (
+    Builder,
+    Declined,
+    Exactness,
+    Example,
+    Match,
+    Op,
+    PatternBuilder,
+    Rewrite,
+    TensorType,
+    Trait,
+    Value,
+    dims,
+    is_speculatable,
+)
+from regraft.rewrites.sequence.samples import scan
+from regraft.rewrites.sequence.scans import Outside, Scan, is_constant, may_leave, scan_over, varying_of
+
+MOST_ELEMENTS = 1 << 24
+"""The most elements that a value may have for all trips, 64 MB in f32: those of a trip stay in the cache."""
+
+
+class BatchedSteps(Rewrite):
+    """scan(h, x){f(h, g(x_i))} = scan(h, g(x)){f(h, g_i)}, and what is the same in each trip once
+
+    The projections of a recurrent layer's inputs become one product over all steps. Both run the same
+    arithmetic for each step; of products of matrices the order of sums may differ.
+    """
+
+    exactness = Exactness.REASSOCIATES
+    stage = "recover"
+    after = ("RecurrentCell",)
+
+    def pattern(self, op: PatternBuilder) -> Any:
+        return op.call("cf.scan", (op.any_operands(), op.any_operands(), op.any_operands()), {})
+
+    def check(self, m: Match) -> Declined | None:
+        if all(op.has(Trait.VIEW) for op in _leaving(Scan.of(m.root))):
+            return m.decline("what a trip computes depends on the trip before", m.root.operands[0])
+        return None
+
+    def rewrite(self, op: Builder, m: Match) -> Sequence[Value | None]:
+        found = Scan.of(m.root)
+        outside = Outside(op, found, {})
+        varying = varying_of(found, found.slices)
+        leaving = _leaving(found)
+        made = {result for each in leaving for result in each.results}
+        border = [v for v in made if any(user not in leaving for user in v.users)]
+        border = sorted(border, key=lambda value: _position(found, value))
+        scanned = [(v, found.operand(v)) for v in found.slices]
+        scanned += [(v, outside.of(v)) for v in border if v in varying]
+        fixed = [(v, found.operand(v)) for v in found.fixed]
+        fixed += [(v, outside.of(v)) for v in border if v not in varying]
+        carried = list(zip(found.carried, map(found.operand, found.carried), found.after, strict=True))
+        inside = [row for row in found.rows if row not in made]
+        results = scan_over(op, found.body, carried, scanned, fixed, inside)
+        rows = iter(results[len(carried) :])
+        return [
+            *results[: len(carried)],
+            *(outside.stacked(row) if row in made else next(rows) for row in found.rows),
+        ]
+
+
+def _position(found: Scan, value: Value) -> int:
+    return next(i for i, op in enumerate(found.body.ops) if op is value.op)
+
+
+def _leaving(found: Scan) -> list[Op]:
+    """The ops of the body that read slices, what is fixed, constants, and one another."""
+    varying = varying_of(found, (*found.carried, *found.slices))
+    known = {*found.slices, *found.fixed}
+    leaving: list[Op] = []
+    for op in found.live():
+        ready = all(value in known or is_constant(value) for value in op.operands)
+        if not ready or known.isdisjoint(op.operands) or not may_leave(op, varying):
+            continue
+        if _fits(op, found) and (is_speculatable(op) or _runs(found)):
+            leaving.append(op)
+            known.update(op.results)
+    return leaving
+
+
+def _fits(op: Op, found: Scan) -> bool:
+    sizes = [result.type.numel for result in op.results if isinstance(result.type, TensorType)]
+    return all(dims.le(found.length * size, MOST_ELEMENTS) is not False for size in sizes)
+
+
+def _runs(found: Scan) -> bool:
+    """Whether there is a trip in every call, so that what may raise may do so before it."""
+    return dims.le(1, found.length) is True
+
+
+def _cell(op: Builder, h: Value, x: Value, w: Value, u: Value) -> Sequence[Value]:
+    """``h = tanh(x_i @ w + h @ u)``, stacked."""
+
+    def trip(op: Builder, h: Value, x: Value, w: Value, u: Value) -> tuple[Value, Value]:
+        after = op.aten.add.Tensor(op.aten.linear(x, w), op.aten.linear(h, u))
+        return op.aten.relu(after), op.aten.relu(after)
+
+    return scan(op, (h,), (x,), (w, u), trip)
+
+
+def _decayed(op: Builder, h: Value, x: Value, a: Value) -> Sequence[Value]:
+    """``h = exp(x_i * relu(a)) * h``."""
+
+    def trip(op: Builder, h: Value, x: Value, a: Value) -> tuple[Value]:
+        decay = op.aten.exp(op.aten.mul.Tensor(x, op.aten.relu(a)))
+        return (op.aten.mul.Tensor(decay, h),)
+
+    return scan(op, (h,), (x,), (a,), trip)
+
+
+def _summed(op: Builder, h: Value, x: Value) -> Sequence[Value]:
+    return scan(op, (h,), (x,), (), lambda op, h, x: (op.aten.add.Tensor(h, x),))
+
+
+BatchedSteps.examples = (
+    Example(_cell, ("f32[2, 4]", "f32[5, 2, 3]", "f32[4, 3]", "f32[4, 4]")),
+    Example(_cell, ("f32[B, 4]", "f32[T, B, 3]", "f32[4, 3]", "f32[4, 4]")),
+    Example(_decayed, ("f32[2, 4]", "f32[5, 1, 4]", "f32[2, 1]")),
+)
+BatchedSteps.counterexamples = (
+    Example(_summed, ("f32[2, 4]", "f32[5, 2, 4]"), reason="depends on the trip before"),
+)
