@@ -306,12 +306,12 @@ def _steps(moved: _Moved, shape: Sequence[Dim], out: Sequence[Dim]) -> Iterator[
 def _permuted(
     moved: _Moved, order: Sequence[_Atom], wanted: Sequence[_Atom], now: Sequence[Dim], out: Sequence[Dim]
 ) -> Iterator[list[_Step]]:
-    """Ways to bring the atoms from ``order`` to ``wanted``: with the axes of the result, those of the source,
+    """Ways to bring the atoms from ``order`` to ``wanted``: with the axes of the source, those of the result,
     or as few as can be. The first two need one view less; axes of size 1 stay where they are.
     """
     place = {atom: index for index, atom in enumerate(order)}
     few = list(_runs(wanted, place))
-    for axes, sizes in ((moved.groups, out), (moved.within, now), (few, [0] * len(few))):
+    for axes, sizes in ((moved.within, now), (moved.groups, out), (few, [0] * len(few))):
         blocks = [list(block) for block in axes if block]
         if not all(len(list(_runs(block, place))) == 1 for block in blocks):
             continue
