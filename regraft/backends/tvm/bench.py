@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regraft.backends.tvm.building import build
 from regraft.backends.tvm.space import Config
-from regraft.backends.tvm.templates import Problem, Template
+from regraft.backends.tvm.templates import Argument, Problem, Template
 from regraft.backends.tvm.templates.reference import example_values, reference
 from regraft.errors import NumericsMismatch
 from regraft.numerics import assert_close
@@ -60,6 +60,7 @@ class KernelBench:
         self.problem = problem
         self.template = template
         self._compile = compile
+        self._cases: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 
     def build(self, config: Config) -> Kernel:
         """The kernel of ``config``.
@@ -73,25 +74,38 @@ class KernelBench:
     def trial(self, kernel: Kernel, config: Config, rows: int) -> Trial:
         """``kernel``, which is that of ``config``, on ``rows`` rows."""
         arguments = self.template.arguments(self.problem, config)
-        values = example_values(self.problem, arguments, rows)
-        outputs = {argument.name for argument in arguments if argument.role == "output"}
+        values, expected = self._case(arguments, rows)
         packing = self.template.packing(self.problem, config)
-        packed = {
+        given = {
             a.name: packing[a.name].apply(values[a.name])
             if a.name in packing
             else values[a.name].view(getattr(torch, a.dtype))
             for a in arguments
+            if a.role != "output"
         }
-        call = kernel(*packed.values())
+        outputs = {
+            a.name: torch.empty(
+                [rows if size is None else size for size in a.shape], dtype=getattr(torch, a.dtype)
+            )
+            for a in arguments
+            if a.role == "output"
+        }
+        call = kernel(*given.values(), *outputs.values())
 
         def fault() -> str | None:
-            given = {name: value for name, value in values.items() if name not in outputs}
-            for name in outputs:
-                packed[name].fill_(torch.nan)
+            for output in outputs.values():
+                output.fill_(torch.nan)
             call()
-            return _fault({n: packed[n] for n in outputs}, reference(self.problem, given))
+            return _fault(outputs, expected)
 
         return Trial(call, fault)
+
+    def _case(self, arguments: Sequence[Argument], rows: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Arguments before packing, and the right results: the same for every config."""
+        if rows not in self._cases:
+            values = example_values(self.problem, arguments, rows)
+            self._cases[rows] = values, reference(self.problem, values)
+        return self._cases[rows]
 
 
 def _fault(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
