@@ -22,16 +22,16 @@ from regraft.backends.tvm.templates.tile import Tile
 
 #: Rows for which a kernel of any number of rows should be good.
 TYPICAL_ROWS = (1, 16, 128)
-#: Each number of rows that may be left over has its own tile, so that many rows mean long builds.
-_MOST_ROWS, _MOST_ROWS_SYMBOLIC = 14, 8
+#: More rows push each other out of a set of the first cache where k is a multiple of 1024, and were nowhere
+#: faster; and each number of rows that may be left over has its own tile, which takes time to build.
+_MOST_ROWS = 8
 #: Slots of a fused multiply-add, measured on a Zen 4: a tile beside its sums, a step for one vector, one k
 #: beside its sums and loads, an element of x that is broadcast.
 _TILE_SLOTS, _STEP_SLOTS, _TURN_SLOTS, _BROADCAST_SLOTS = 30, 6, 1.3, 1.7
+#: The same for a sum that waits in memory until the next part of k.
+_WAITING_SLOTS = 10
 #: Slots until a sum can be added to again.
 _LATENCY = 4
-#: Rows this many bytes apart share a set of the first cache, which has so many ways; more rows than ways
-#: push each other out.
-_SET_BYTES, _WAYS, _PUSHED_OUT = 4096, 8, 1.12
 _LAUNCH_US = 3.0
 
 
@@ -52,7 +52,7 @@ class GemmTemplate:
     def space(self, problem: Gemm, cpu: Cpu) -> Space:
         """The configs for ``problem`` on ``cpu``."""
         columns = round_up(problem.columns, cpu.lanes)
-        most = _MOST_ROWS_SYMBOLIC if problem.rows is None else min(_MOST_ROWS, max(1, problem.rows))
+        most = _MOST_ROWS if problem.rows is None else min(_MOST_ROWS, max(1, problem.rows))
         parameters = (
             Parameter("lanes", (cpu.lanes,)),
             Parameter("rows", tuple(range(most, 0, -1))),
@@ -220,11 +220,10 @@ def _tile_slots(problem: Gemm, tile: Tile, cpu: Cpu, rows: int) -> float:
     is_near = 4 * products * tile.width * tile.depth <= cpu.l1 // 2
     loads = products * vectors * (1 if is_near else 2) + _BROADCAST_SLOTS * rows
     turn = max(sums, loads, _LATENCY) + _TURN_SLOTS
-    if rows > _WAYS and 4 * problem.turns % _SET_BYTES == 0:
-        turn *= _PUSHED_OUT
-    passes = problem.turns // tile.depth
+    waits = problem.turns // tile.depth - 1
     steps = 2 + _STEP_SLOTS * len(problem.epilogue)
-    return problem.turns * turn + passes * (_TILE_SLOTS + 2 * sums) + rows * vectors * steps
+    ends = (waits + 1) * _TILE_SLOTS + waits * _WAITING_SLOTS * sums + rows * vectors * steps
+    return problem.turns * turn + ends
 
 
 def _least(problem: Gemm, cpu: Cpu, rows: int) -> float:
