@@ -106,7 +106,7 @@ def algebra(
 def kernels(
     rows: Annotated[list[int] | None, typer.Option(help="Numbers of rows; all by default.")] = None,
     kinds: Annotated[
-        list[str] | None, typer.Option(help="plain, bias_gelu, gate, residual, swiglu; all by default.")
+        list[str] | None, typer.Option(help="plain, bias_gelu, gate, residual, swiglu, bf16; all by default.")
     ] = None,
     rounds: Rounds = 20,
     patience: Annotated[float, typer.Option(help="As above, a race.")] = 5.0,
@@ -116,7 +116,7 @@ def kernels(
     """Kernels of the TVM back end's templates against ONNX Runtime, OpenVINO and oneDNN."""
     kernels_benchmark.run(
         rows or kernels_benchmark.ROWS,
-        kinds or (*kernels_benchmark.KINDS, "swiglu"),
+        kinds or kernels_benchmark.ALL_KINDS,
         rounds,
         patience,
         tuned,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ ROWS = (1, 4, 16, 64, 128, 512)
 #: Columns and depth: BERT-base, Llama-style, an expert's two.
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (2816, 1024), (1024, 2816), (512, 1024), (1024, 512))
 KINDS = ("plain", "bias_gelu", "gate", "residual")
+ALL_KINDS = (*KINDS, "swiglu", "bf16")
+#: From so many rows on bf16 is worth its rounding.
+BF16_ROWS = 64
 SWIGLU = (1024, 2816)
 SWIGLU_ROWS = (1, 128)
 OURS = "regraft"
@@ -198,7 +201,7 @@ def onednn(case: Case, values: Mapping[str, Tensor]) -> BoundPeer:
 
 def run(
     rows: Sequence[int] = ROWS,
-    kinds: Sequence[str] = (*KINDS, "swiglu"),
+    kinds: Sequence[str] = ALL_KINDS,
     rounds: int = 20,
     patience: float = 5.0,
     is_tuned: bool = False,
@@ -214,17 +217,25 @@ def run(
     torch.set_num_threads(machine.THREADS)
     torch.set_grad_enabled(False)
     where = machine.describe()
-    cases = [Case(k, r, *shape) for k in kinds if k != "swiglu" for r in rows for shape in SHAPES]
+    cases = [Case(k, r, *shape) for k in kinds if k in KINDS for r in rows for shape in SHAPES]
     if "swiglu" in kinds:
         cases += [Case("swiglu", r, SWIGLU[1], SWIGLU[0]) for r in SWIGLU_ROWS if r in rows]
     points = [point(case, rounds, patience, is_tuned) for case in cases]
+    has_bf16 = "bf16" in kinds and cpu.host_cpu(machine.THREADS).has_bf16_dot
+    pairs = [
+        bf16_point(Case("plain", r, *shape), rounds, patience)
+        for r in rows
+        if has_bf16 and r >= BF16_ROWS
+        for shape in SHAPES
+    ]
     result = {
         "benchmark": name,
         "settings": {"threads": machine.THREADS, "dtype": "f32", "is_tuned": is_tuned},
         "ratio": "time of a peer over ours: above 1, ours is faster",
         "machine": where,
-        "summary": summary(points),
+        "summary": summary(points, pairs),
         "points": points,
+        "bf16": pairs,
     }
     print(result["summary"])
     print(machine.save(name, result).name)
@@ -273,6 +284,29 @@ def point(case: Case, rounds: int, patience: float, is_tuned: bool) -> dict[str,
     }
 
 
+def bf16_point(case: Case, rounds: int, patience: float) -> dict[str, Any]:
+    """Our bf16 kernel against our f32 kernel of the same product, each with its default config."""
+    single = case.problem()
+    assert isinstance(single, templates.Gemm)
+    calls: dict[str, Call] = {}
+    for problem in (replace(single, dtype="bfloat16"), single):
+        host = cpu.host_cpu(machine.THREADS)
+        template = templates.template_for(problem, host)
+        assert template is not None
+        own = bench.KernelBench(problem, template)
+        config = template.default(problem, host)
+        trial = own.trial(own.build(config), config, case.rows)
+        assert trial.fault() is None, f"our kernel is wrong: {problem} {config}"
+        calls[problem.dtype] = trial.run
+    found = race(calls, rounds=rounds, inner=_inner(calls["bfloat16"]), patience=patience)
+    ratio = found.ratio("float32")
+    print(
+        f"bf16       {case.rows:4} x {case.columns:5} x {case.depth:5} f32 over bf16 {ratio.median:.3f}",
+        flush=True,
+    )
+    return {"case": vars(case), "f32_over_bf16": ratio.to_dict(), "race": found.to_dict()}
+
+
 def _error(entrant: BoundPeer, wanted: Tensor) -> float | str:
     entrant.call()
     try:
@@ -292,15 +326,17 @@ def _inner(call: Call) -> int:
     return max(1, math.ceil(_SAMPLE / (perf_counter() - start)))
 
 
-def summary(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summary(points: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Geometric means over the best peers, and the worst point of each group."""
 
-    def group(is_in: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any] | None:
-        ratios = [p["over_best_peer"]["median"] for p in points if is_in(p["case"])]
+    def of(ratios: Sequence[float]) -> dict[str, Any] | None:
         if not ratios:
             return None
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         return {"points": len(ratios), "geometric_mean": round(mean, 4), "least": min(ratios)}
+
+    def group(is_in: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any] | None:
+        return of([p["over_best_peer"]["median"] for p in points if is_in(p["case"])])
 
     return {
         "plain, 16 rows and more": group(lambda c: c["kind"] == "plain" and c["rows"] >= 16),
@@ -309,6 +345,7 @@ def summary(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ),
         "below 16 rows": group(lambda c: c["kind"] in KINDS and c["rows"] < 16),
         "swiglu": group(lambda c: c["kind"] == "swiglu"),
+        "bf16 over our f32, 64 rows and more": of([p["f32_over_bf16"]["median"] for p in pairs]),
     }
 
 
