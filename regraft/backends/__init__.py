@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 #: Name -> (package, class, library it needs).
 BUILTIN: dict[str, tuple[str, str, str]] = {
     "ort": ("regraft.backends.ort", "OrtBackend", "onnxruntime"),
+    "tvm": ("regraft.backends.tvm", "TvmBackend", "tvm"),
     "eager": ("regraft.backends.eager", "EagerBackend", "torch"),
     "example": ("regraft.backends.example", "ExampleBackend", "numpy"),
 }

@@ -31,9 +31,12 @@ class LowerOptions:
 
     Fields:
         threads: worker threads; None lets the library choose (one per core).
+        portable: for back ends that make machine code: makes the executable of the function they were given
+            that stands in where the code may not or cannot run (``NativeCode``). None where nobody saves.
     """
 
     threads: int | None = None
+    portable: Callable[[Function], Executable] | None = None
 
 
 class Backend(Protocol):

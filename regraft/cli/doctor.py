@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 from collections.abc import Mapping
@@ -110,10 +109,19 @@ def _threads() -> dict[str, Any]:
 def _backends() -> dict[str, str]:
     from regraft.backends import BUILTIN
 
-    return {
-        name: "ready" if importlib.util.find_spec(library) else f"needs {library}, which is not installed"
-        for name, (_, _, library) in sorted(BUILTIN.items())
-    }
+    return {name: _state(name) for name in sorted(BUILTIN)}
+
+
+def _state(name: str) -> str:
+    """Whether a back end can be used, or what it lacks and how to get it."""
+    from regraft.backends import backend
+    from regraft.errors import BackendError
+
+    try:
+        backend(name)
+    except BackendError as error:
+        return error.message
+    return "ready"
 
 
 def _profile() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from regraft.backends import BUILTIN, Backend, ConstantStore, LowerOptions
@@ -269,6 +269,11 @@ def make_plan(
 ) -> Plan:
     """Lower every piece and number the values between them; the plan's results are ``results``."""
     pieces = [*pieces, *_constant_results(function, fallback)]
+
+    def portable(piece: Function) -> Executable:
+        return fallback.lower(piece, store, LowerOptions())
+
+    options = replace(options, portable=portable)
     slots: dict[Value, int] = {value: i for i, value in enumerate(function.args)}
     for piece in pieces:
         for value in piece.results:

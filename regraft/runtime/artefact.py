@@ -48,11 +48,12 @@ FORMAT = (1, 2)
 #: Back end -> the module whose ``load(record, reader)`` rebuilds its executables.
 LOADERS = {
     "ort": "regraft.backends.ort.run",
+    "tvm": "regraft.backends.tvm.run",
     "eager": "regraft.backends.eager.run",
     "example": "regraft.backends.example.run",
 }
 #: Back ends whose files hold machine code.
-NATIVE: frozenset[str] = frozenset()
+NATIVE: frozenset[str] = frozenset({"tvm"})
 
 _MANIFEST = "manifest.json"
 _WEIGHTS = "weights.safetensors"

@@ -1,14 +1,41 @@
-"""The TVM back end: kernels from schedule templates, with little to tune and seconds to do it in.
+"""The TVM back end: kernels of our own, called from a flat program.
 
-``templates`` has the kernels, ``space`` their parameters, ``packing`` what becomes of weights at load,
-``tune`` and ``bench`` choose, measure and check.
+``backend`` takes ops apart (``expand``) and sends a function to ``worker``, a process in which TVM is loaded.
+There ``cluster`` says which ops make one kernel, ``lower/`` and ``kernel`` write it as TIR, ``schedule`` says
+how its loops run. Products have ``templates``, whose parameters are in ``space``; ``packing`` is what becomes
+of weights at load, ``tune`` and ``bench`` choose, measure and check. ``run`` runs what comes back and knows
+nothing of the compiler.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # modules, imported when they are asked for: a saved artefact runs without most of them
-    from regraft.backends.tvm import bench, cpu, packing, space, templates, tune
+from regraft.backends.tvm.run import TvmExecutable
+from regraft.runtime import lazy_names
 
-__all__ = ["bench", "cpu", "packing", "space", "templates", "tune"]
+if TYPE_CHECKING:
+    # Modules, imported when they are asked for: a saved artefact runs without most of them.
+    from regraft.backends.tvm import arena, bench, cluster, cpu, library, packing, space, templates, tune
+    from regraft.backends.tvm.backend import TvmBackend
+    from regraft.backends.tvm.lower import LOWERINGS
+
+__all__ = [
+    "LOWERINGS",
+    "TvmBackend",
+    "TvmExecutable",
+    "arena",
+    "bench",
+    "cluster",
+    "cpu",
+    "library",
+    "packing",
+    "space",
+    "templates",
+    "tune",
+]
+
+# Lowering needs the IR, which a saved artefact runs without.
+__getattr__ = lazy_names(
+    __name__, {"TvmBackend": "regraft.backends.tvm.backend", "LOWERINGS": "regraft.backends.tvm.lower"}
+)

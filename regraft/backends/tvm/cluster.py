@@ -1,0 +1,215 @@
+"""Which ops make one kernel.
+
+A kernel computes one value: that of its *root*. Other ops are *inlined*: their elements are computed where
+they are wanted, and never in memory. One of them, the *anchor*, may write loops of its own (a reduction, a
+product); what precedes it is computed where it reads, and what follows it, if that is elementwise, where it
+has an element.
+
+Ops are taken in reverse, so that the users of each are placed when its turn comes. Every op joins the kernel
+of its users where there is one such kernel and nothing would be computed twice; views, and tensors made from
+nothing, join any number of them. What is a result, or read by a product or as an index, is in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from regraft.backends.tvm.epilogue import can_follow
+from regraft.backends.tvm.lower import LOWERINGS
+from regraft.backends.tvm.lower.indexing import needs_division
+from regraft.backends.tvm.lower.kinds import Pointwise, Templated, is_elementwise
+from regraft.ir import Dim, Function, Op, Trait, Value, dims
+
+
+@dataclass(eq=False)
+class Cluster:
+    """The ops of one kernel.
+
+    Fields:
+        root: the last of them, whose result is stored.
+        inlined: all of them.
+        anchor: the one that writes the loops; None where each element is computed by itself.
+        inputs: what is read from memory, each once.
+        is_closed: nothing more joins: a template reads its operands from memory, those of its epilogue too.
+    """
+
+    root: Op
+    inlined: dict[Op, None]
+    anchor: Op | None = None
+    inputs: tuple[Value, ...] = ()
+    is_closed: bool = False
+    memories: Mapping[Value, Value] = field(default_factory=dict[Value, Value], repr=False)
+
+    @property
+    def result(self) -> Value:
+        return self.root.result
+
+    def memory(self, value: Value) -> Value:
+        """The value in whose memory ``value`` lies."""
+        return self.memories.get(value, value)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Values that must lie from ``least`` up to ``size - 1`` before ``op`` reads with them."""
+
+    value: Value
+    least: Dim
+    size: Dim
+    op: Op
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The kernels of a function and the checks before them, in order.
+
+    Fields:
+        memories: a view that is no kernel's -> the value in whose memory it lies.
+    """
+
+    steps: tuple[Cluster | Check, ...]
+    memories: Mapping[Value, Value]
+
+
+def form(function: Function) -> Clusters:
+    """The kernels of ``function``."""
+    return _Forming(function).run()
+
+
+class _Forming:
+    def __init__(self, function: Function) -> None:
+        self.function = function
+        self.ops = [op for op in function.body.ops if _is_computed(op)]
+        self.homes: dict[Op, frozenset[Cluster]] = {}
+        """The kernels in which an op is inlined; none for a view that is only another shape of memory."""
+
+    def run(self) -> Clusters:
+        roots: list[Cluster] = []
+        for op in reversed(self.ops):
+            homes = self._homes(op)
+            if homes is None:
+                cluster = Cluster(op, {})
+                roots.append(cluster)
+                homes = frozenset({cluster})
+            self.homes[op] = homes
+            for cluster in homes:
+                self._join(op, cluster)
+        memories = {op.result: self._source(op.result) for op in self.ops if not self.homes[op]}
+        return Clusters(tuple(self._steps(list(reversed(roots)), memories)), memories)
+
+    def _join(self, op: Op, cluster: Cluster) -> None:
+        cluster.inlined[op] = None
+        lowering = LOWERINGS[op.name]
+        if not isinstance(lowering, Pointwise):
+            cluster.anchor = op
+            cluster.is_closed = isinstance(lowering, Templated)
+
+    def _homes(self, op: Op) -> frozenset[Cluster] | None:
+        """Where ``op`` is inlined; None when it is a root."""
+        wanted = self._wanted(op)
+        is_view = op.name == "aten.view"
+        if wanted is None or not op.result.uses:
+            return frozenset() if is_view else None
+        lowering = LOWERINGS[op.name]
+        if not isinstance(lowering, Pointwise):
+            return wanted if self._can_anchor(op, wanted) else None
+        if is_view and (len(wanted) > 1 or _divides(op)):
+            return frozenset()
+        if lowering.is_free or len(wanted) == 1:
+            return wanted
+        return None
+
+    def _wanted(self, op: Op) -> frozenset[Cluster] | None:
+        """The kernels that compute with ``op`` where they read it; None when one reads it from memory."""
+        found: set[Cluster] = set()
+        for use in op.result.uses:
+            user = use.op
+            if user.has(Trait.TERMINATOR) or op.result in _read_from_memory(user):
+                return None
+            if not self.homes[user]:  # a view of memory
+                return None
+            if _repeats(op, user) or (op.operands and any(home.is_closed for home in self.homes[user])):
+                return None
+            found |= self.homes[user]
+        return frozenset(found)
+
+    def _can_anchor(self, op: Op, wanted: frozenset[Cluster]) -> bool:
+        """Whether all that follows ``op`` in the one kernel that wants it is elementwise."""
+        if len(wanted) != 1:
+            return False
+        (cluster,) = wanted
+        if cluster.anchor is not None or not self._in_step(op.result, cluster):
+            return False
+        is_template = isinstance(LOWERINGS[op.name], Templated)
+        return not is_template or can_follow(op, tuple(cluster.inlined), cluster.root)
+
+    def _in_step(self, value: Value, cluster: Cluster) -> bool:
+        """Whether the kernel reads the element of ``value`` at the place that it computes, and no other."""
+        return all(self._keeps_place(value, use.op, cluster) for use in value.uses)
+
+    def _keeps_place(self, value: Value, user: Op, cluster: Cluster) -> bool:
+        if not is_elementwise(user) or not _same_shape(value, user.result):
+            return False
+        return user is cluster.root or self._in_step(user.result, cluster)
+
+    def _source(self, value: Value) -> Value:
+        """The value in whose memory a view lies."""
+        while value.op is not None and value.op in self.homes and not self.homes[value.op]:
+            value = value.op.operands[0]
+        return value
+
+    def _steps(
+        self, clusters: Sequence[Cluster], memories: Mapping[Value, Value]
+    ) -> Iterator[Cluster | Check]:
+        checked: set[tuple[Value, Dim, Dim]] = set()
+        for cluster in sorted(clusters, key=lambda c: self.ops.index(c.root)):
+            cluster.memories = memories
+            cluster.inlined = dict.fromkeys(op for op in self.ops if op in cluster.inlined)
+            read = (v for op in cluster.inlined for v in op.operands if v.op not in cluster.inlined)
+            cluster.inputs = tuple(dict.fromkeys(cluster.memory(v) for v in read))
+            for op in cluster.inlined:
+                for bound in _bounds(op):
+                    if bound not in checked:
+                        checked.add(bound)
+                        yield Check(*bound, op)
+            yield cluster
+
+
+def _is_computed(op: Op) -> bool:
+    return not op.has(Trait.TERMINATOR) and not op.has(Trait.CONSTANT_LIKE)
+
+
+def _bounds(op: Op) -> Sequence[tuple[Value, Dim, Dim]]:
+    lowering = LOWERINGS[op.name]
+    return lowering.indices(op) if isinstance(lowering, Pointwise) else ()
+
+
+def _read_from_memory(user: Op) -> Sequence[Value]:
+    lowering = LOWERINGS[user.name]
+    if isinstance(lowering, Pointwise):
+        return [value for value, _, _ in lowering.indices(user)]
+    return lowering.in_memory(user)
+
+
+def _divides(view: Op) -> bool:
+    return needs_division(view.result.tensor.shape, view.operands[0].tensor.shape)
+
+
+def _repeats(op: Op, user: Op) -> bool:
+    """Whether ``user`` reads elements of ``op`` several times, so that each would be computed as often."""
+    lowering = LOWERINGS[op.name]
+    if isinstance(lowering, Pointwise) and lowering.is_free:
+        return False
+    if user.name == "aten.expand" or is_elementwise(user):
+        return not _same_count(op.result, user.result)
+    return user.name in ("aten.index.Tensor", "aten.embedding", "aten.gather")
+
+
+def _same_count(a: Value, b: Value) -> bool:
+    return dims.eq(a.tensor.numel, b.tensor.numel) is True
+
+
+def _same_shape(a: Value, b: Value) -> bool:
+    pairs = zip(a.tensor.shape, b.tensor.shape, strict=False)
+    return a.tensor.rank == b.tensor.rank and all(dims.eq(x, y) is True for x, y in pairs)

@@ -1,0 +1,60 @@
+"""What may follow a product in its kernel: elementwise ops over rows, columns and results of its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+from regraft.backends.tvm.lower.kinds import is_elementwise
+from regraft.ir import Dim, DType, Op, Value, dims
+
+Axes = tuple[Literal["batch", "rows", "columns", "depth"], ...]
+
+
+def can_follow(product: Op, inlined: Collection[Op], root: Op) -> bool:
+    """Whether ``inlined``, with ``root`` the last of them, can be computed from the sums of ``product``."""
+    shape = root.result.tensor.shape
+    for op in inlined:
+        if not is_elementwise(op) and op.name != "aten.full":
+            return False
+        if any(v.tensor.dtype != DType.F32 for v in _outer(op, product, inlined)):
+            return False
+        if any(_axes(v, shape) is None for v in _outer(op, product, inlined)):
+            return False
+    return True
+
+
+def leaves(product: Op, inlined: Collection[Op]) -> tuple[Value, ...]:
+    """The values that the epilogue reads, each once; first of all the product's bias."""
+    bias = product.optional("bias")
+    read = (v for op in inlined if op is not product for v in _outer(op, product, inlined))
+    return tuple(dict.fromkeys((*([] if bias is None else [bias]), *read)))
+
+
+def axes_of_leaf(value: Value, root: Op) -> Axes:
+    """Along which axes of the result ``value`` has elements."""
+    axes = _axes(value, root.result.tensor.shape)
+    assert axes is not None, "checked when the cluster was formed"
+    return axes
+
+
+def _outer(op: Op, product: Op, inlined: Collection[Op]) -> Sequence[Value]:
+    return [v for v in op.operands if v.op is not product and v.op not in inlined]
+
+
+def _axes(value: Value, shape: Sequence[Dim]) -> Axes | None:
+    """None where the value is broadcast along some of the leading axes only."""
+    own = value.tensor.shape
+    if dims.eq(value.tensor.numel, 1) is True:
+        return ()
+    if _equal(own[-1:], shape[-1:]) and dims.eq(dims.product(own[:-1]), 1) is True:
+        return ("columns",)
+    if len(own) != len(shape) or not _equal(own[:-1], shape[:-1]):
+        return None
+    if _equal(own[-1:], shape[-1:]):
+        return ("rows", "columns")
+    return ("rows",) if dims.eq(own[-1], 1) is True else None
+
+
+def _equal(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
+    return len(a) == len(b) and all(dims.eq(x, y) is True for x, y in zip(a, b, strict=True))

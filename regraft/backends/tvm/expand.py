@@ -1,0 +1,173 @@
+"""Ops that this back end computes as several simpler ones, taken apart before kernels are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from regraft.ir import OPS, DType, Function, Op, Rewriter, Value, dims
+
+
+def _always(op: Op) -> str | None:
+    return None
+
+
+def _every_use(op: Op) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """How an op is taken apart.
+
+    Fields:
+        build: ``build(builder, op)`` gives the values that replace its results.
+        check: why this use of the op cannot be lowered, or None.
+        applies: whether this use is taken apart; one that is not has a kernel of its own.
+    """
+
+    build: Callable[[Any, Op], Value | Sequence[Value]]
+    check: Callable[[Op], str | None] = _always
+    applies: Callable[[Op], bool] = _every_use
+
+
+def expand(function: Function) -> None:
+    """Take apart what is to be, in place, until nothing is left to."""
+    rewriter = Rewriter(OPS, "tvm")
+    pending = list(function.body.ops)
+    while pending:
+        op = pending.pop(0)
+        expansion = EXPANSIONS.get(op.name)
+        if expansion is None or not expansion.applies(op):
+            continue
+        builder = rewriter.before(op)
+        made = expansion.build(builder, op)
+        rewriter.replace(op, [made] if isinstance(made, Value) else made)
+        pending = [new for new in builder.made if new.parent is not None] + pending
+
+
+def _feed_forward(b: Any, op: Op) -> Any:
+    assert op.definition.decompose is not None
+    return op.definition.decompose(b, op)
+
+
+# -- products ----------------------------------------------------------------------------------
+
+
+def _needs_matmul(op: Op) -> bool:
+    """Only a constant matrix is packed once, and templates compute in f32."""
+    weight = op.operand("weight")
+    is_matrix = weight.is_const and weight.tensor.rank == 2 and 0 not in weight.tensor.shape
+    return not is_matrix or weight.tensor.dtype != DType.F32
+
+
+def _linear(b: Any, op: Op) -> Value:
+    x, weight, bias = op.operand("input"), op.operand("weight"), op.optional("bias")
+    product = b.aten.matmul(x, b.aten.permute(weight, (1, 0)) if weight.tensor.rank == 2 else weight)
+    return product if bias is None else b.aten.add.Tensor(product, bias)
+
+
+def _has_vector(op: Op) -> bool:
+    return op.operand("self").tensor.rank == 1 or op.operand("other").tensor.rank == 1
+
+
+def _matmul(b: Any, op: Op) -> Value:
+    x, y = op.operand("self"), op.operand("other")
+    left = b.aten.view(x, (1, *x.tensor.shape)) if x.tensor.rank == 1 else x
+    right = b.aten.view(y, (*y.tensor.shape, 1)) if y.tensor.rank == 1 else y
+    return b.aten.view(b.aten.matmul(left, right), op.result.tensor.shape)
+
+
+# -- attention ---------------------------------------------------------------------------------
+
+
+def _attention(b: Any, op: Op) -> Value:
+    """Scores, their softmax, the weighted values; heads that share keys are a batch beside each other."""
+    query, key, value = (op.operand(name) for name in ("query", "key", "value"))
+    mask = op.optional("attn_mask")
+    out = op.result.tensor.shape
+    groups = _groups(op)
+    if groups is not None:
+        query, key, value = _grouped(b, query, groups), _alone(b, key), _alone(b, value)
+        mask = None if mask is None else _mask_of_groups(b, mask, groups)
+    rank = key.tensor.rank
+    flipped = b.aten.permute(key, (*range(rank - 2), rank - 1, rank - 2))
+    scores = b.aten.mul.Scalar(b.aten.matmul(query, flipped), _scale(op))
+    weights = _weights(b, op, scores, mask)
+    return _as(b, b.aten.matmul(weights, value), out)
+
+
+def _scale(op: Op) -> float:
+    scale, size = op.attr("scale"), op.operand("query").tensor.shape[-1]
+    if scale is not None:
+        return scale
+    assert isinstance(size, int), "checked by supports"
+    return size**-0.5
+
+
+def _known_scale(op: Op) -> str | None:
+    known = op.attr("scale") is not None or isinstance(op.operand("query").tensor.shape[-1], int)
+    return None if known else "the size of a head is not known, and no scale is given"
+
+
+def _weights(b: Any, op: Op, scores: Value, mask: Value | None) -> Value:
+    last = scores.tensor.rank - 1
+    dtype = scores.tensor.dtype
+    nothing = b.aten.full((), float("-inf"), dtype=dtype)
+    if op.attr("is_causal"):
+        rows, columns = scores.tensor.shape[-2:]
+        row = b.aten.view(b.aten.arange.start_step(0, rows, 1, dtype=DType.I64), (rows, 1))
+        column = b.aten.arange.start_step(0, columns, 1, dtype=DType.I64)
+        scores = b.aten.where.self(b.aten.ge.Tensor(row, column), scores, nothing)
+    if mask is None:
+        return b.aten.softmax.int(scores, last)
+    is_choice = mask.tensor.dtype == DType.BOOL
+    scores = b.aten.where.self(mask, scores, nothing) if is_choice else b.aten.add.Tensor(scores, mask)
+    # A row that sees nothing weighs nothing, where its softmax is nan.
+    sees = b.aten.ne.Scalar(b.aten.amax(scores, (last,), True), float("-inf"))
+    return b.aten.where.self(sees, b.aten.softmax.int(scores, last), b.aten.full((), 0.0, dtype=dtype))
+
+
+def _groups(op: Op) -> tuple[Any, Any] | None:
+    """How many heads of keys there are, and how many queries share one; None where each has its own."""
+    if not op.attr("enable_gqa"):
+        return None
+    heads, keys = op.operand("query").tensor.shape[-3], op.operand("key").tensor.shape[-3]
+    return None if dims.eq(heads, keys) is True else (keys, dims.floordiv(heads, keys))
+
+
+def _same_heads(op: Op) -> str | None:
+    if op.attr("enable_gqa"):
+        key, value = op.operand("key").tensor.shape[-3], op.operand("value").tensor.shape[-3]
+        if dims.eq(key, value) is not True:
+            return f"{key} heads of keys and {value} of values"
+    return _known_scale(op)
+
+
+def _grouped(b: Any, x: Value, groups: tuple[Any, Any]) -> Value:
+    shape = x.tensor.shape
+    return b.aten.view(x, (*shape[:-3], *groups, *shape[-2:]))
+
+
+def _alone(b: Any, x: Value) -> Value:
+    shape = x.tensor.shape
+    return b.aten.view(x, (*shape[:-2], 1, *shape[-2:]))
+
+
+def _mask_of_groups(b: Any, mask: Value, groups: tuple[Any, Any]) -> Value:
+    if mask.tensor.rank < 3:
+        return mask
+    return _alone(b, mask) if dims.eq(mask.tensor.shape[-3], 1) is True else _grouped(b, mask, groups)
+
+
+def _as(b: Any, x: Value, shape: tuple[Any, ...]) -> Value:
+    return x if x.tensor.shape == shape else b.aten.view(x, shape)
+
+
+EXPANSIONS: Mapping[str, Expansion] = {
+    "rg.ffn": Expansion(_feed_forward),
+    "aten.linear": Expansion(_linear, applies=_needs_matmul),
+    "aten.matmul": Expansion(_matmul, applies=_has_vector),
+    "aten.scaled_dot_product_attention": Expansion(_attention, _same_heads),
+}

@@ -1,0 +1,431 @@
+"""Writes one kernel as a TIR function: what the lowerings are written against. Imports TVM.
+
+Memory is flat and row-major: a value in memory is a buffer, a shape and offsets. What is not in memory is an
+expression, evaluated where its element is wanted (``at``). Lowerings write loops and give each element to
+``finish``, which evaluates what follows in the same kernel and stores the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from regraft.backends.tvm import schedule
+from regraft.backends.tvm.cluster import Cluster
+from regraft.backends.tvm.lower import LOWERINGS
+from regraft.backends.tvm.lower.indexing import ravel, unravel
+from regraft.backends.tvm.lower.kinds import Expr, Loops, Pointwise
+from regraft.backends.tvm.lower.reduce import Fold
+from regraft.backends.tvm.scalars import Scalars
+from regraft.ir import Dim, DType, Op, Symbol, Value
+from regraft.ir import Expr as Size
+
+#: Element types by TVM's names.
+TVM_TYPES: Mapping[DType, str] = {
+    DType.F32: "float32",
+    DType.F64: "float64",
+    DType.I64: "int64",
+    DType.I32: "int32",
+    DType.I16: "int16",
+    DType.I8: "int8",
+    DType.U8: "uint8",
+    DType.BOOL: "bool",
+}
+
+#: Numbers that are computed side by side.
+LANES = 16
+
+
+@dataclass(frozen=True)
+class Built:
+    """A kernel. Its parameters are ``buffers``, each flat, the last one its result, and then ``symbols``."""
+
+    function: Any
+    buffers: tuple[Value, ...]
+    symbols: tuple[str, ...]
+
+
+def build(cluster: Cluster, symbols: Sequence[Symbol], name: str) -> Built:
+    """The kernel of ``cluster`` as the TIR function ``name``."""
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True, "global_symbol": name})
+        buffers = (*cluster.inputs, cluster.result)
+        handles = [T.arg(f"b{i}", T.handle()) for i in range(len(buffers))]
+        sizes = {symbol: T.arg(symbol.name, T.int64()) for symbol in symbols}
+        kernel = Kernel(cluster, sizes)
+        for value, handle in zip(buffers, handles, strict=True):
+            shape = (kernel.size(value.tensor.numel),)
+            kernel.buffers[value] = T.match_buffer(handle, shape, TVM_TYPES[value.tensor.dtype], align=64)
+        kernel.write()
+    return Built(builder.get(), buffers, tuple(symbol.name for symbol in symbols))
+
+
+class Local:
+    """Sums or extrema in registers, ``lanes`` of them side by side in each place."""
+
+    def __init__(self, kernel: Kernel, how: Fold, lanes: int, places: int = 1) -> None:
+        self.kernel, self.how, self.lanes = kernel, how, lanes
+        self.buffer = T.alloc_buffer((places * lanes,), TVM_TYPES[how.dtype], scope="local")
+        start = kernel.number(how.start, how.dtype)
+        for place in range(places):
+            T.buffer_store(self.buffer, kernel.splat(start, lanes), [kernel.vector(place * lanes, lanes)])
+
+    def __getitem__(self, place: Expr) -> Expr:
+        return self.buffer[place]
+
+    def add(self, place: Expr, value: Expr) -> None:
+        """Combine ``value`` with what is in ``place``."""
+        T.buffer_store(self.buffer, self.how.combine(self.kernel, self.buffer[place], value), [place])
+
+
+class Sums(Local):
+    """Sums of vectors: a place is a whole vector."""
+
+    def __getitem__(self, place: int) -> Expr:
+        return self.buffer[self.kernel.vector(place * self.lanes, self.lanes)]
+
+    def add(self, place: int, value: Expr) -> None:
+        T.buffer_store(self.buffer, self[place] + value, [self.kernel.vector(place * self.lanes, self.lanes)])
+
+
+class Row:
+    """Scratch memory for one row, of the thread that allocates it."""
+
+    def __init__(self, kernel: Kernel, count: Dim, dtype: DType) -> None:
+        self.kernel = kernel
+        self.buffer = T.alloc_buffer((kernel.size(count),), TVM_TYPES[dtype])
+
+    def __getitem__(self, place: Expr) -> Expr:
+        return self.buffer[place]
+
+    def keep(self, place: Expr, value: Expr) -> Expr:
+        """``value``, which is there from now on."""
+        value = self.kernel.bind(value)
+        T.buffer_store(self.buffer, value, [place])
+        return value
+
+
+class Variable:
+    """One number that changes."""
+
+    def __init__(self, kernel: Kernel, dtype: DType, start: Any) -> None:
+        self.buffer = T.alloc_buffer((1,), TVM_TYPES[dtype], scope="local")
+        self.set(kernel.number(start, dtype))
+
+    @property
+    def value(self) -> Expr:
+        return self.buffer[0]
+
+    def set(self, value: Expr) -> None:
+        T.buffer_store(self.buffer, value, [0])
+
+
+@dataclass
+class Kernel:
+    """The kernel that is being written.
+
+    Fields:
+        cluster: the ops that it computes.
+        sizes: the symbols' values.
+        buffers: the memory of each value that has some.
+    """
+
+    cluster: Cluster
+    sizes: Mapping[Symbol, Expr]
+    buffers: dict[Value, Any] = field(default_factory=dict[Value, Any])
+    _known: list[dict[Any, Expr]] = field(default_factory=lambda: [{}])
+    _given: Expr | None = None
+    _is_lazy: bool = False
+
+    @property
+    def math(self) -> Scalars:
+        return Scalars(self.bind)
+
+    def write(self) -> None:
+        anchor = self.cluster.anchor
+        if anchor is None:
+            schedule.pointwise(self, self.cluster)
+            return
+        lowering = LOWERINGS[anchor.name]
+        assert isinstance(lowering, Loops)
+        lowering.emit(self, anchor)
+
+    # -- elements --------------------------------------------------------------------------------
+
+    def at(self, value: Value, index: Sequence[Expr]) -> Expr:
+        """The element of ``value`` at ``index``."""
+        op = value.op
+        if op is not None and op in self.cluster.inlined:
+            return self._computed(op, index)
+        source = self.cluster.memory(value)
+        return self.buffers[source][self.place(ravel(index, value.tensor.shape, self.size))]
+
+    def _computed(self, op: Op, index: Sequence[Expr]) -> Expr:
+        if op is self.cluster.anchor:
+            assert self._given is not None, "the anchor's element is not known yet"
+            return self._given
+        key = (op, *(place if isinstance(place, int) else id(place) for place in index))
+        for known in self._known:
+            if key in known:
+                return known[key][1]
+        lowering = LOWERINGS[op.name]
+        assert isinstance(lowering, Pointwise)
+        found = lowering.emit(self, op, index)
+        if len(op.result.uses) > 1:
+            found = self.bind(found)
+        self._known[-1][key] = (tuple(index), found)  # the places are kept: their ids stay theirs
+        return found
+
+    def finish(self, index: Sequence[Expr], value: Expr) -> None:
+        """Element ``index`` of the anchor is ``value``: compute what follows and store it."""
+        with self.scope():
+            self.store(index, value if self.cluster.root is self.cluster.anchor else self.after(value, index))
+
+    def after(self, value: Expr, index: Sequence[Expr]) -> Expr:
+        """The root's element at ``index``, where that of the anchor is ``value``."""
+        self._given = self.bind(value)
+        found = self.at(self.cluster.root.result, index)
+        self._given = None
+        return found
+
+    def store(self, index: Sequence[Expr], value: Expr) -> None:
+        """Write element ``index`` of the result."""
+        out = self.cluster.root.result
+        offset = self.place(ravel(index, out.tensor.shape, self.size))
+        T.buffer_store(self.buffers[self.cluster.result], value, [offset])
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """What is bound here is not known outside."""
+        self._known.append({})
+        yield
+        self._known.pop()
+
+    def bind(self, value: Expr) -> Expr:
+        """``value``, computed once; but not where it may not be computed at all."""
+        if self._is_lazy or isinstance(value, (int, float, tirx.Var, tirx.IntImm, tirx.FloatImm)):
+            return value
+        return T.bind(value)
+
+    # -- numbers ---------------------------------------------------------------------------------
+
+    def size(self, dim: Dim) -> Expr:
+        """A size as an i64."""
+        if isinstance(dim, int):
+            return T.int64(dim)
+        total: Expr = None
+        for monomial, coefficient in dim.terms:
+            term: Expr = None
+            for atom in monomial:
+                value = self.sizes[atom] if isinstance(atom, Symbol) else self._call(atom.fn, *atom.args)
+                term = value if term is None else term * value
+            term = T.int64(coefficient) if term is None else term * T.int64(coefficient)
+            total = term if total is None else total + term
+        return total
+
+    def _call(self, fn: str, left: Dim, right: Dim) -> Expr:
+        functions = {"floordiv": T.floordiv, "mod": T.floormod, "min": T.min, "max": T.max}
+        return functions[fn](self.size(left), self.size(right))
+
+    def place(self, value: Expr) -> Expr:
+        """A place or an index as an i64."""
+        if isinstance(value, int):
+            return T.int64(value)
+        return self.math.cast(value, "int64")
+
+    def number(self, value: Any, dtype: DType) -> Expr:
+        """A number, or a size, as an element of ``dtype``."""
+        if isinstance(value, Size):
+            return self.cast(self.size(value), DType.I64, dtype)
+        name = TVM_TYPES[dtype]
+        if dtype.is_float:
+            return _float(float(value), name)
+        return tirx.IntImm(name, int(value)) if dtype != DType.BOOL else tirx.IntImm("bool", int(bool(value)))
+
+    def like(self, value: Any, other: Expr) -> Expr:
+        """A number of the type of ``other``, in as many lanes."""
+        return self.math.like(value, other)
+
+    def zero(self, other: Expr) -> Expr:
+        return self.math.like(0, other)
+
+    def one(self, other: Expr) -> Expr:
+        return self.math.like(1, other)
+
+    def true(self) -> Expr:
+        return tirx.IntImm("bool", 1)
+
+    def cast(self, value: Expr, source: DType, to: DType) -> Expr:
+        if source == to:
+            return value
+        if to == DType.BOOL:
+            return self.math.differ(value, self.zero(value))
+        return self.math.cast(value, TVM_TYPES[to])
+
+    def only_if(self, condition: Expr, value: Callable[[], Expr], other: Expr) -> Expr:
+        """``value()`` where ``condition`` holds, else ``other``; only then is it read."""
+        with self.scope():
+            self._is_lazy, before = True, self._is_lazy
+            found = value()
+            self._is_lazy = before
+        return T.if_then_else(condition, found, other)
+
+    def require(self, condition: Expr, message: str, kind: str) -> None:
+        """Let the call fail with the exception ``kind`` where ``condition`` is false."""
+        with T.Assert(condition, message, kind):
+            pass
+
+    # -- vectors ---------------------------------------------------------------------------------
+
+    def vector(self, start: Expr, lanes: int) -> Expr:
+        """``lanes`` places from ``start`` on."""
+        return T.ramp(self.place(start), T.int64(1), lanes) if lanes > 1 else self.place(start)
+
+    def splat(self, value: Expr, lanes: int) -> Expr:
+        return T.broadcast(value, lanes) if lanes > 1 else value
+
+    def each_lane(self, lanes: int) -> Iterator[Expr]:
+        """The lanes of a vector, in a loop that becomes one; of a single number, 0."""
+        with self.scope():
+            if lanes == 1:
+                yield T.int64(0)
+                return
+            with T.vectorized(T.int64(0), T.int64(lanes)) as lane:
+                yield lane
+
+    def lanes(self, count: Dim | Expr, body: Callable[[Expr], None]) -> None:
+        """``body(place)`` for each place below ``count``, as vectors and then one by one."""
+
+        def block(start: Expr, lanes: int) -> None:
+            for lane in self.each_lane(lanes):
+                body(start + lane)
+
+        self.blocks(count, block)
+
+    def blocks(self, count: Dim | Expr, body: Callable[[Expr, int], None]) -> None:
+        """``body(start, lanes)`` for whole vectors and then for single places."""
+        self.tiles(count, (LANES, 1), body)
+
+    def tiles(self, count: Dim | Expr, sizes: Sequence[int], body: Callable[[Expr, int], None]) -> None:
+        """``body(start, size)``: as many of each size as are whole, the largest first."""
+        if isinstance(count, Size):
+            count = self.size(count)
+        start: Expr = 0
+        for size in sizes:
+            is_known = isinstance(count, int)
+            turns = count // size if is_known else self.bind(T.floordiv(count, T.int64(size)))
+            self._repeat(turns, start, size, body)
+            done = turns * size
+            start = (
+                start + done if isinstance(start, int) and is_known else self.bind(self.place(start) + done)
+            )
+            count = count - done if is_known else self.bind(count - done)
+
+    def _repeat(self, turns: Expr, start: Expr, size: int, body: Callable[[Expr, int], None]) -> None:
+        if isinstance(turns, int) and turns < 2:
+            if turns:
+                with self.scope():
+                    body(self.place(start), size)
+            return
+        with T.serial(T.int64(0), self.place(turns)) as turn, self.scope():
+            body(self.bind(self.place(start) + turn * T.int64(size)), size)
+
+    # -- loops -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def loops(self, sizes: Sequence[Dim]) -> Iterator[list[Expr]]:
+        """Loops over all places of ``sizes``, in order."""
+        frames = [T.serial(T.int64(0), self.size(size)) for size in sizes]
+        places = [frame.__enter__() for frame in frames]
+        with self.scope():
+            yield places
+        for frame in reversed(frames):
+            frame.__exit__(None, None, None)
+
+    def rows(
+        self,
+        sizes: Sequence[Dim],
+        body: Callable[[list[Expr]], None],
+        work: Dim,
+        *,
+        is_large: bool = False,
+    ) -> None:
+        """``body(place)`` for each place of ``sizes``, by all threads if the ``work`` of all is worth it."""
+        schedule.rows(self, sizes, body, work, is_large)
+
+    def each(self, shape: Sequence[Dim], body: Callable[[list[Expr]], None]) -> None:
+        """``body(place)`` for each place of ``shape``, neighbours as vectors."""
+        if not shape:
+            body([])
+            return
+        *outer, last = shape
+        self.rows(outer, lambda place: self.lanes(last, lambda j: body([*place, j])), last)
+
+    def unraveled(self, offset: Expr, sizes: Sequence[Dim]) -> list[Expr]:
+        """The place of ``offset`` among ``sizes``, for an offset that is there."""
+        return [self.bind(place) for place in unravel(offset, sizes, self._divisor)]
+
+    def _divisor(self, size: Dim) -> Expr:
+        """A size that is not 0, so that TVM sees it: it refuses what it takes for a division by zero."""
+        return T.int64(size) if isinstance(size, int) else T.max(self.size(size), T.int64(1))
+
+    def at_most(self, limit: int, total: Dim, first: Expr) -> Expr:
+        """How many of ``total`` places from ``first`` on, a multiple of ``limit``, there are in one block."""
+        if isinstance(total, int) and (total <= limit or total % limit == 0):
+            return min(total, limit)
+        return self.bind(T.min(self.size(total) - first, T.int64(limit)))
+
+    # -- folds -----------------------------------------------------------------------------------
+
+    def accumulators(self, how: Fold, lanes: int) -> Local:
+        return Local(self, how, lanes)
+
+    def sums(self, places: int, lanes: int, dtype: DType) -> Sums:
+        return Sums(self, Fold(dtype, 0, lambda k, a, b: a + b), lanes, places)
+
+    def variable(self, dtype: DType, start: Any) -> Variable:
+        return Variable(self, dtype, start)
+
+    def scratch(self, count: Dim, dtype: DType) -> Row:
+        return Row(self, count, dtype)
+
+    def fold_row(self, how: Fold, count: Dim, term: Callable[[Expr], Expr]) -> Expr:
+        return self.fold(how, (count,), lambda place: term(place[0]))
+
+    def fold(self, how: Fold, sizes: Sequence[Dim], term: Callable[[list[Expr]], Expr]) -> Expr:
+        """All ``term(place)`` combined; the places of the last axis are spread over lanes."""
+        *outer, last = sizes or (1,)
+        lanes = 1 if isinstance(last, int) and last < LANES else LANES
+        total = self.accumulators(how, lanes)
+        with self.loops(outer) as before:
+
+            def block(start: Expr, width: int) -> None:
+                for lane in self.each_lane(width):
+                    total.add(lane, term([*before, start + lane] if sizes else []))
+
+            self.tiles(last, (lanes, 1) if lanes > 1 else (1,), block)
+        return self._joined(how, [total[lane] for lane in range(lanes)])
+
+    def _joined(self, how: Fold, parts: list[Expr]) -> Expr:
+        """The parts combined pair by pair."""
+        while len(parts) > 1:
+            pairs = zip(parts[::2], parts[1::2], strict=True)
+            parts = [self.bind(how.combine(self, a, b)) for a, b in pairs]
+        return self.bind(parts[0])
+
+
+def _float(value: float, name: str) -> Expr:
+    if math.isfinite(value):
+        return tirx.FloatImm(name, value)
+    if math.isnan(value):
+        return tirx.FloatImm(name, float("nan"))
+    infinity = tirx.infinity(name)
+    return infinity if value > 0 else -infinity

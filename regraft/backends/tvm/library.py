@@ -1,0 +1,98 @@
+"""TVM's runtime without its compiler: tvm-ffi and one shared library, some milliseconds and megabytes.
+
+The runtime reads its settings from the environment when it starts: its threads are not bound to cores (a
+bound one shares a core with the caller when the other core is taken) and spin for microseconds only (spinning
+on starves whatever runs next); see docs/risks_tvm.md. Settings that are there already stay.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import tempfile
+import threading
+from importlib import metadata
+from typing import Any
+
+from regraft.errors import BackendError
+
+#: Both pins belong together: a newer tvm-ffi imports and compiles, then crashes.
+PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post0"}
+GET = "pip install 'regraft[tvm]'"
+
+_SETTINGS = {"TVM_BIND_THREADS": "0", "TVM_THREAD_POOL_SPIN_COUNT": "2000"}
+#: How the pool takes the list of cores: as the cores that all threads share.
+_SHARED_CORES = -3
+
+
+def missing() -> str | None:
+    """What this machine lacks to compile with TVM, and how to get it; None when nothing."""
+    for package, wanted in PINS.items():
+        try:
+            found = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return f"the back end 'tvm' needs {package}=={wanted}, which is not installed: {GET}"
+        if found != wanted:
+            return f"the back end 'tvm' needs {package}=={wanted}, and {found} is installed: {GET}"
+    return None
+
+
+@functools.cache
+def runtime() -> Any:
+    """tvm_ffi, with TVM's runtime loaded.
+
+    Raises:
+        BackendError: one of them is not installed, or cannot be loaded.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        import tvm_ffi
+
+        path = metadata.distribution("apache-tvm").locate_file("tvm/lib/libtvm_runtime.so")
+        # Kernels look the launcher of parallel loops up among all symbols, and call address 0 without it.
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    except (ImportError, OSError, metadata.PackageNotFoundError) as error:
+        raise BackendError(f"TVM's runtime cannot be loaded: {error}. Get it by {GET}", "tvm") from error
+    return tvm_ffi
+
+
+def load(library: bytes) -> Any:
+    """The module in a shared object's bytes.
+
+    Raises:
+        BackendError: the bytes are no shared object that fits this machine.
+    """
+    ffi = runtime()
+    with tempfile.NamedTemporaryFile(suffix=".so") as file:
+        file.write(library)
+        file.flush()
+        try:
+            return ffi.load_module(file.name, keep_module_alive=False)
+        except Exception as error:
+            raise BackendError(f"kernels cannot be loaded: {error}", "tvm") from error
+
+
+def _cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def usable_threads(count: int | None) -> int:
+    """``count`` threads, or one for each usable core; never more than there are of these."""
+    return min(count or len(_cores()), len(_cores()))
+
+
+#: What the pool of each thread was last told: TVM keeps one for each thread that calls kernels.
+_SET = threading.local()
+
+
+def use_threads(count: int | None) -> None:
+    """Let kernels that this thread calls run on ``count`` threads; None for one on each usable core."""
+    if getattr(_SET, "count", 0) == (count, os.getpid()):
+        return
+    configure = runtime().get_global_func("runtime.config_threadpool")
+    configure(_SHARED_CORES, usable_threads(count), [str(core) for core in _cores()])
+    _SET.count = (count, os.getpid())

@@ -1,0 +1,319 @@
+"""Arithmetic, comparisons, logic, selection and casts. A function here has the scalars of one element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from regraft.backends.tvm.lower.kinds import Check, Expr, Index, Pointwise, accept, broadcast
+from regraft.ir import DType, Op, dims
+from regraft.ir import Expr as Expression
+
+#: ``function(kernel, op, *elements)``.
+Scalar = Callable[..., Expr]
+
+FLOATS = (DType.F32, DType.F64)
+
+
+def elementwise(function: Scalar, check: Check = accept) -> Pointwise:
+    """An op whose element is ``function`` of the operands' elements."""
+
+    def emit(k: Any, op: Op, index: Index) -> Expr:
+        rank = op.result.tensor.rank
+        return function(k, op, *[k.at(v, broadcast(index, v, rank)) for v in op.operands])
+
+    return Pointwise(emit, check)
+
+
+def _math(name: str) -> Pointwise:
+    return elementwise(lambda k, op, x: getattr(k.math, name)(x))
+
+
+def number(k: Any, op: Op, name: str) -> Expr:
+    """The attribute ``name`` as a number of the first operand's type."""
+    return k.number(op.attr(name), op.operands[0].tensor.dtype)
+
+
+def _scaled(k: Any, op: Op, value: Expr) -> Expr:
+    alpha = op.attr("alpha")
+    return value if alpha == 1 else value * k.number(alpha, op.result.tensor.dtype)
+
+
+def _added(k: Any, op: Op) -> Expr:
+    other, alpha = op.attr("other"), op.attr("alpha")
+    return number(k, op, "other") if alpha == 1 else k.number(other * alpha, op.result.tensor.dtype)
+
+
+def _known_sum(op: Op) -> str | None:
+    is_size = isinstance(op.attr("other"), Expression) and op.attr("alpha") != 1
+    return "a size is scaled by alpha" if is_size else None
+
+
+# -- integers ----------------------------------------------------------------------------------
+
+
+def _no_zero_divisor(op: Op) -> str | None:
+    """torch raises where an integer is divided by zero, and a kernel would end the process."""
+    if op.result.tensor.dtype.is_float:
+        return None
+    divisor = op.attrs.get("other", 0)
+    if isinstance(divisor, int) and divisor:
+        return None
+    if isinstance(divisor, Expression) and (dims.bounds(divisor)[0] or 0) > 0:
+        return None
+    return "integers are divided by a number that may be zero"
+
+
+def _remainder(k: Any, op: Op, x: Expr, y: Expr) -> Expr:
+    """The remainder with the sign of the divisor."""
+    if not op.result.tensor.dtype.is_float:
+        return k.math.floormod(x, y)
+    rest = k.math.fmod(x, y)
+    zero = k.zero(rest)
+    # The sum, were it always taken, would not be the remainder of an infinite divisor.
+    wrong = k.math.both(k.math.differ(rest, zero), k.math.differ(rest < zero, y < zero))
+    return k.math.select(wrong, rest + y, rest)
+
+
+def _quotient(k: Any, op: Op, x: Expr, y: Expr) -> Expr:
+    mode = op.attr("rounding_mode")
+    if op.result.tensor.dtype.is_float:
+        quotient = x / y
+        if mode == "trunc":
+            return k.math.trunc(quotient)
+        return quotient if mode is None else _floored(k, x, y)
+    return k.math.truncdiv(x, y) if mode == "trunc" else k.math.floordiv(x, y)
+
+
+def _floored(k: Any, x: Expr, y: Expr) -> Expr:
+    """torch's ``x // y``: exact where the rounded quotient would already be the next integer."""
+    m = k.math
+    rest = k.bind(m.fmod(x, y))
+    zero = k.zero(rest)
+    exact = (x - rest) / y
+    wrong = m.both(m.differ(rest, zero), m.differ(rest < zero, y < zero))
+    exact = k.bind(m.select(wrong, exact - k.one(rest), exact))
+    down = k.bind(m.floor(exact))
+    half = k.one(rest) / (k.one(rest) + k.one(rest))
+    near = m.select(exact - down > half, down + k.one(rest), down)
+    return m.select(m.equal(y, zero), x / y, m.select(m.differ(exact, zero), near, zero))
+
+
+# -- powers ------------------------------------------------------------------------------------
+
+
+def _power(k: Any, op: Op, x: Expr) -> Expr:
+    exponent = op.attr("exponent")
+    if exponent == 1:
+        return x
+    if exponent == 2:
+        return x * x
+    if exponent == 3:
+        return x * x * x
+    if not op.result.tensor.dtype.is_float:
+        return _integer_power(k, x, exponent)
+    if exponent == 0.5:
+        return k.math.sqrt(x)
+    if exponent == -0.5:
+        return k.one(x) / k.math.sqrt(x)
+    if exponent == -1:
+        return k.one(x) / x
+    return k.math.pow(x, number(k, op, "exponent"))
+
+
+def _integer_power(k: Any, x: Expr, exponent: int) -> Expr:
+    """By squaring: torch's integers wrap around, and so do these products."""
+    result, square = k.one(x), x
+    while exponent:
+        if exponent & 1:
+            result = k.bind(result * square)
+        square = k.bind(square * square)
+        exponent >>= 1
+    return result
+
+
+_MAX_INTEGER_POWER = 64
+
+
+def _static_power(op: Op) -> str | None:
+    exponent = op.attr("exponent")
+    if op.result.tensor.dtype.is_float:
+        return None
+    fits = isinstance(exponent, int) and 0 <= exponent <= _MAX_INTEGER_POWER
+    return None if fits else f"an integer is raised to {exponent}"
+
+
+def _float_result(op: Op) -> str | None:
+    return None if op.result.tensor.dtype.is_float else f"a power of {op.result.tensor.dtype} tensors"
+
+
+# -- activations -------------------------------------------------------------------------------
+
+
+def relu(k: Any, op: Op, x: Expr) -> Expr:
+    return k.math.select(x < k.zero(x), k.zero(x), x)  # nan is no less than zero, and stays
+
+
+def silu(k: Any, op: Op, x: Expr) -> Expr:
+    return x * k.math.sigmoid(x)
+
+
+def gelu(k: Any, op: Op, x: Expr) -> Expr:
+    return k.math.gelu_tanh(x) if op.attr("approximate") == "tanh" else k.math.gelu(x)
+
+
+def _elu(k: Any, op: Op, x: Expr) -> Expr:
+    alpha, scale, inner = (number(k, op, name) for name in ("alpha", "scale", "input_scale"))
+    return k.math.select(x > k.zero(x), x * scale, k.math.expm1(x * inner) * (alpha * scale))
+
+
+def _leaky(k: Any, op: Op, x: Expr) -> Expr:
+    return k.math.select(x > k.zero(x), x, x * number(k, op, "negative_slope"))
+
+
+def _softplus(k: Any, op: Op, x: Expr) -> Expr:
+    beta, threshold = number(k, op, "beta"), number(k, op, "threshold")
+    scaled = k.bind(x * beta)
+    return k.math.select(scaled > threshold, x, k.math.log1p(k.math.exp(scaled)) / beta)
+
+
+def _mish(k: Any, op: Op, x: Expr) -> Expr:
+    """``x * tanh(log(1 + e^x))`` without the logarithm: ``tanh(log(t)) = (t² - 1) / (t² + 1)``."""
+    m, one = k.math, k.one(x)
+    capped = m.select(x > k.like(20.0, x), k.like(20.0, x), x)
+    e = k.bind(m.exp(capped))
+    squared = k.bind(e * (e + one + one))  # t² - 1 for t = 1 + e^x
+    return m.select(x > k.like(20.0, x), x, x * (squared / (squared + one + one)))
+
+
+def _hard(k: Any, x: Expr) -> Expr:
+    """``clamp(x + 3, 0, 6) / 6``."""
+    shifted = k.bind(x + k.like(3.0, x))
+    low = k.bind(k.math.select(shifted < k.zero(x), k.zero(x), shifted))
+    return k.math.select(low > k.like(6.0, x), k.like(6.0, x), low) / k.like(6.0, x)
+
+
+def _clamp(k: Any, op: Op, x: Expr) -> Expr:
+    low, high = op.attr("min"), op.attr("max")
+    dtype = op.result.tensor.dtype
+    if low is not None:
+        bound = k.number(low, dtype)
+        x = k.bind(k.math.select(x < bound, bound, x))
+    if high is not None:
+        bound = k.number(high, dtype)
+        x = k.math.select(x > bound, bound, x)
+    return x
+
+
+def _sign(k: Any, op: Op, x: Expr) -> Expr:
+    m, zero, one = k.math, k.zero(x), k.one(x)
+    minus = zero - one
+    return m.select(x > zero, one, m.select(x < zero, minus, zero))
+
+
+def _signed(op: Op) -> str | None:
+    dtype = op.operands[0].tensor.dtype
+    return f"the sign of {dtype}" if dtype in (DType.BOOL, DType.U8) else None
+
+
+# -- extrema, logic, casts ---------------------------------------------------------------------
+
+
+def larger(k: Any, x: Expr, y: Expr) -> Expr:
+    """The larger one; nan if either is."""
+    return k.math.select(k.math.either(x > y, k.math.isnan(x)), x, y)
+
+
+def smaller(k: Any, x: Expr, y: Expr) -> Expr:
+    """The smaller one; nan if either is."""
+    return k.math.select(k.math.either(x < y, k.math.isnan(x)), x, y)
+
+
+def _not(k: Any, op: Op, x: Expr) -> Expr:
+    return k.math.negation(x)
+
+
+def _cast(k: Any, op: Op, x: Expr) -> Expr:
+    return k.cast(x, op.operands[0].tensor.dtype, op.result.tensor.dtype)
+
+
+def _comparison(compare: Scalar) -> dict[str, Pointwise]:
+    return {
+        "Tensor": elementwise(lambda k, op, x, y: compare(k, x, y)),
+        "Scalar": elementwise(lambda k, op, x: compare(k, x, number(k, op, "other")), _comparable),
+    }
+
+
+def _comparable(op: Op) -> str | None:
+    """An integer is compared with a fraction as it is, not with what is left of it in the integer's type."""
+    dtype, other = op.operands[0].tensor.dtype, op.attr("other")
+    fits = dtype.is_float or isinstance(other, int)
+    return None if fits else f"{dtype} is compared with {other}"
+
+
+_COMPARISONS: dict[str, Scalar] = {
+    "eq": lambda k, x, y: k.math.equal(x, y),
+    "ne": lambda k, x, y: k.math.differ(x, y),
+    "lt": lambda k, x, y: x < y,
+    "le": lambda k, x, y: x <= y,
+    "gt": lambda k, x, y: x > y,
+    "ge": lambda k, x, y: x >= y,
+}
+
+#: Functions of one float that ``scalars.py`` has under the name of the op.
+# fmt: off
+_BY_NAME = (
+    "abs", "floor", "ceil", "round", "trunc", "isnan", "exp", "exp2", "expm1", "log", "log2", "log1p",
+    "sqrt", "sin", "cos", "tanh", "erf", "sigmoid",
+)
+# fmt: on
+
+LOWERINGS: dict[str, Pointwise] = {
+    **{f"aten.{name}": _math(name) for name in _BY_NAME},
+    **{
+        f"aten.{name}.{kind}": lowering
+        for name, compare in _COMPARISONS.items()
+        for kind, lowering in _comparison(compare).items()
+    },
+    "aten.neg": elementwise(lambda k, op, x: k.zero(x) - x if op.result.tensor.dtype.is_integer else -x),
+    "aten.sign": elementwise(_sign, _signed),
+    "aten.relu": elementwise(relu),
+    "aten.rsqrt": elementwise(lambda k, op, x: k.one(x) / k.math.sqrt(x)),
+    "aten.reciprocal": elementwise(lambda k, op, x: k.one(x) / x),
+    "aten.silu": elementwise(silu),
+    "aten.gelu": elementwise(gelu),
+    "aten.mish": elementwise(_mish),
+    "aten.hardswish": elementwise(lambda k, op, x: x * _hard(k, x)),
+    "aten.hardsigmoid": elementwise(lambda k, op, x: _hard(k, x)),
+    "aten.elu": elementwise(_elu),
+    "aten.leaky_relu": elementwise(_leaky),
+    "aten.softplus": elementwise(_softplus),
+    "aten.clamp": elementwise(_clamp),
+    "aten.add.Tensor": elementwise(lambda k, op, x, y: k.math.plus(x, _scaled(k, op, y))),
+    "aten.sub.Tensor": elementwise(lambda k, op, x, y: x - _scaled(k, op, y)),
+    "aten.mul.Tensor": elementwise(lambda k, op, x, y: k.math.times(x, y)),
+    "aten.div.Tensor": elementwise(lambda k, op, x, y: x / y),
+    "aten.div.Tensor_mode": elementwise(_quotient, _no_zero_divisor),
+    "aten.remainder.Tensor": elementwise(_remainder, _no_zero_divisor),
+    "aten.maximum": elementwise(lambda k, op, x, y: larger(k, x, y)),
+    "aten.minimum": elementwise(lambda k, op, x, y: smaller(k, x, y)),
+    "aten.atan2": elementwise(lambda k, op, x, y: k.math.atan2(x, y)),
+    "aten.add.Scalar": elementwise(lambda k, op, x: k.math.plus(x, _added(k, op)), _known_sum),
+    "aten.mul.Scalar": elementwise(lambda k, op, x: k.math.times(x, number(k, op, "other"))),
+    "aten.div.Scalar": elementwise(lambda k, op, x: x / number(k, op, "other")),
+    "aten.div.Scalar_mode": elementwise(
+        lambda k, op, x: _quotient(k, op, x, number(k, op, "other")), _no_zero_divisor
+    ),
+    "aten.remainder.Scalar": elementwise(
+        lambda k, op, x: _remainder(k, op, x, number(k, op, "other")), _no_zero_divisor
+    ),
+    "aten.pow.Tensor_Scalar": elementwise(_power, _static_power),
+    "aten.pow.Tensor_Tensor": elementwise(lambda k, op, x, y: k.math.pow(x, y), _float_result),
+    "aten.pow.Scalar": elementwise(lambda k, op, x: k.math.pow(number(k, op, "self"), x), _float_result),
+    "aten.bitwise_not": elementwise(_not),
+    "aten.bitwise_and.Tensor": elementwise(lambda k, op, x, y: k.math.both(x, y)),
+    "aten.bitwise_or.Tensor": elementwise(lambda k, op, x, y: k.math.either(x, y)),
+    "aten.bitwise_xor.Tensor": elementwise(lambda k, op, x, y: k.math.exclusive(x, y)),
+    "aten.where.self": elementwise(lambda k, op, condition, x, y: k.math.select(condition, x, y)),
+    "aten._to_copy": elementwise(_cast),
+}

@@ -1,0 +1,88 @@
+"""What the lowering tables hold.
+
+A lowering is written against ``Kernel`` (``kernel.py``) and never imports TVM: the tables say what is
+supported in a process that has no TVM loaded, and write kernels in the one that has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from regraft.ir import Op, Trait, Value, dims
+
+Expr = Any
+"""A TIR expression."""
+Index = Sequence[Expr]
+"""One expression for each axis."""
+Check = Callable[[Op], str | None]
+
+
+def accept(op: Op) -> str | None:
+    """Every use of the op that has a type can be lowered."""
+    return None
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """One element of the result is an expression over elements of the operands.
+
+    Fields:
+        emit: ``emit(kernel, op, index)`` gives the element at ``index``.
+        check: why this use of the op cannot be lowered, or None.
+        is_free: computing an element twice costs no more than keeping it.
+        indices: operands that say where to read. They are in memory before the kernel runs, and checked:
+            ``(operand, least, size)`` for each, where values go from ``least`` up to ``size - 1``.
+    """
+
+    emit: Callable[[Any, Op, Index], Expr]
+    check: Check = accept
+    is_free: bool = False
+    indices: Callable[[Op], Sequence[tuple[Value, Any, Any]]] = lambda op: ()
+
+
+@dataclass(frozen=True)
+class Loops:
+    """An op that writes loops of its own and hands each element of its result to ``kernel.finish``.
+
+    Fields:
+        emit: ``emit(kernel, op)`` writes the loops.
+        check: why this use of the op cannot be lowered, or None.
+        in_memory: operands that are read from memory, as they are read many times; others may be computed
+            where they are read.
+    """
+
+    emit: Callable[[Any, Op], None]
+    check: Check = accept
+    in_memory: Callable[[Op], Sequence[Value]] = lambda op: ()
+
+
+@dataclass(frozen=True)
+class Templated:
+    """A product whose loops are those of a template, which may do what follows it as its epilogue.
+
+    Fields:
+        check: why this use of the op cannot be lowered, or None.
+    """
+
+    check: Check = accept
+
+    def in_memory(self, op: Op) -> Sequence[Value]:
+        """Templates read matrices from memory."""
+        return op.operands
+
+
+Lowering = Pointwise | Loops | Templated
+
+
+def is_elementwise(op: Op) -> bool:
+    """Whether an element depends on the operands' elements at the same place, broadcast."""
+    return op.has(Trait.ELEMENTWISE)
+
+
+def broadcast(index: Index, value: Value, rank: int) -> list[Expr]:
+    """The place in ``value`` that broadcasting reads for ``index`` in a result of ``rank`` axes."""
+    shape = value.tensor.shape
+    own = list(index[rank - len(shape) :])
+    return [0 if dims.eq(size, 1) is True else place for place, size in zip(own, shape, strict=True)]

@@ -1,0 +1,262 @@
+"""Reductions, positions of extrema, running sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from regraft.backends.tvm.lower.elementwise import larger, smaller
+from regraft.backends.tvm.lower.kinds import Expr, Loops
+from regraft.ir import Dim, DType, Op, TensorType, dims
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Which axes of ``tensor`` are reduced, and how its places and those of the result go together."""
+
+    tensor: TensorType
+    reduced: tuple[int, ...]
+    keepdim: bool
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        return tuple(axis for axis in range(self.tensor.rank) if axis not in self.reduced)
+
+    def sizes(self, axes: Sequence[int]) -> tuple[Dim, ...]:
+        return tuple(self.tensor.shape[axis] for axis in axes)
+
+    @property
+    def count(self) -> Dim:
+        """How many elements are reduced to one."""
+        return dims.product(self.sizes(self.reduced))
+
+    def place(self, kept: Sequence[Expr], reduced: Sequence[Expr]) -> list[Expr]:
+        """The place in the operand."""
+        found: list[Expr] = [0] * self.tensor.rank
+        for axis, place in zip((*self.kept, *self.reduced), (*kept, *reduced), strict=True):
+            found[axis] = place
+        return found
+
+    def result(self, kept: Sequence[Expr]) -> list[Expr]:
+        """The place in the result."""
+        if not self.keepdim:
+            return list(kept)
+        return self.place(kept, [0] * len(self.reduced))
+
+
+def axes_of(op: Op) -> Axes:
+    """The axes that ``op`` reduces: those of its attribute ``dim``; all without one."""
+    tensor = op.operands[0].tensor
+    given: Any = op.attrs.get("dim")
+    listed = (given,) if isinstance(given, int) else given or range(tensor.rank)
+    reduced = tuple(sorted({axis % tensor.rank for axis in listed})) if tensor.rank else ()
+    return Axes(tensor, reduced, bool(op.attrs.get("keepdim", False)))
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Combining elements: ``start`` is what combining nothing gives, in the type ``dtype``."""
+
+    dtype: DType
+    start: Any
+    combine: Callable[[Any, Expr, Expr], Expr]
+
+
+def fold(k: Any, axes: Axes, how: Fold, term: Callable[[Any, list[Expr]], Expr], finish: Any) -> None:
+    """``finish(kept place, folded)`` for each kept place, where ``term(kernel, place)`` are folded."""
+    if axes.reduced and axes.reduced[-1] == axes.tensor.rank - 1:
+        _along_rows(k, axes, how, term, finish)
+    else:
+        _across_rows(k, axes, how, term, finish)
+
+
+def _along_rows(k: Any, axes: Axes, how: Fold, term: Any, finish: Any) -> None:
+    """Neighbours are folded into one another: lanes first, at the end the lanes themselves."""
+
+    def row(kept: list[Expr]) -> None:
+        folded = k.fold(how, axes.sizes(axes.reduced), lambda inner: term(k, axes.place(kept, inner)))
+        finish(kept, folded)
+
+    k.rows(axes.sizes(axes.kept), row, axes.count)
+
+
+def _across_rows(k: Any, axes: Axes, how: Fold, term: Any, finish: Any) -> None:
+    """Neighbours belong to different results: each lane folds its own."""
+    *outer, last = axes.sizes(axes.kept) if axes.kept else (1,)
+
+    def row(kept: list[Expr]) -> None:
+        def block(column: Any, lanes: int) -> None:
+            total = k.accumulators(how, lanes)
+            with k.loops(axes.sizes(axes.reduced)) as inner:
+                for lane in k.each_lane(lanes):
+                    own = [*kept, column + lane] if axes.kept else []
+                    total.add(lane, term(k, axes.place(own, inner)))
+            for lane in k.each_lane(lanes):
+                finish([*kept, column + lane] if axes.kept else [], total[lane])
+
+        k.blocks(last, block)
+
+    k.rows(tuple(outer), row, dims.product((last, axes.count)))
+
+
+# -- the ops -----------------------------------------------------------------------------------
+
+
+def _plus(k: Any, a: Expr, b: Expr) -> Expr:
+    return a + b
+
+
+def _times(k: Any, a: Expr, b: Expr) -> Expr:
+    return a * b
+
+
+def element(k: Any, op: Op, place: list[Expr], dtype: DType) -> Expr:
+    """The element of the first operand as ``dtype``."""
+    x = op.operands[0]
+    return k.cast(k.at(x, place), x.tensor.dtype, dtype)
+
+
+def _reduction(
+    combine: Callable[[Any, Expr, Expr], Expr],
+    start: Callable[[DType], Any],
+    last: Callable[[Any, Op, Axes, Expr], Expr] = lambda k, op, axes, x: x,
+) -> Callable[[Any, Op], None]:
+    def emit(k: Any, op: Op) -> None:
+        axes, dtype = axes_of(op), op.result.tensor.dtype
+        fold(
+            k,
+            axes,
+            Fold(dtype, start(dtype), combine),
+            lambda k, place: element(k, op, place, dtype),
+            lambda kept, x: k.finish(axes.result(kept), last(k, op, axes, x)),
+        )
+
+    return emit
+
+
+def _mean(k: Any, op: Op, axes: Axes, total: Expr) -> Expr:
+    return total / k.number(axes.count, op.result.tensor.dtype)
+
+
+def lowest(dtype: DType) -> Any:
+    if dtype.is_float:
+        return float("-inf")
+    return False if dtype == DType.BOOL else 0 if dtype.kind == "uint" else -(1 << (dtype.bits - 1))
+
+
+def highest(dtype: DType) -> Any:
+    if dtype.is_float:
+        return float("inf")
+    return True if dtype == DType.BOOL else (1 << (dtype.bits - (dtype.kind == "int"))) - 1
+
+
+def _no_bools(op: Op) -> str | None:
+    return "an extremum of bools" if op.operands[0].tensor.dtype == DType.BOOL else None
+
+
+def _truth(every: bool) -> Callable[[Any, Op], None]:
+    """Whether one element is not zero, or every one."""
+
+    def emit(k: Any, op: Op) -> None:
+        axes = axes_of(op)
+
+        def term(k: Any, place: list[Expr]) -> Expr:
+            return k.cast(element(k, op, place, DType.BOOL), DType.BOOL, DType.I32)
+
+        def finish(kept: list[Expr], found: Expr) -> None:
+            k.finish(axes.result(kept), k.cast(found, DType.I32, op.result.tensor.dtype))
+
+        combine = smaller if every else larger
+        fold(k, axes, Fold(DType.I32, int(every), combine), term, finish)
+
+    return emit
+
+
+def _variance(k: Any, op: Op) -> None:
+    """Two passes: the mean, then the squares of what differs from it."""
+    axes, dtype = axes_of(op), op.result.tensor.dtype
+    correction = op.attr("correction")
+    free = k.number(axes.count, dtype) - k.number(1 if correction is None else correction, dtype)
+
+    def row(kept: list[Expr]) -> None:
+        def x(inner: list[Expr]) -> Expr:
+            return k.at(op.operands[0], axes.place(kept, inner))
+
+        def square(inner: list[Expr]) -> Expr:
+            apart = k.bind(x(inner) - mean)
+            return apart * apart
+
+        sizes, sum_up = axes.sizes(axes.reduced), Fold(dtype, 0.0, _plus)
+        mean = k.bind(k.fold(sum_up, sizes, x) / k.number(axes.count, dtype))
+        total = k.fold(sum_up, sizes, square)
+        # No degrees of freedom, or less: torch divides by zero.
+        k.finish(axes.result(kept), total / k.math.select(free > k.zero(free), free, k.zero(free)))
+
+    k.rows(axes.sizes(axes.kept), row, axes.count)
+
+
+def _float_operand(op: Op) -> str | None:
+    dtype = op.operands[0].tensor.dtype
+    return None if dtype.is_float else f"of {dtype} tensors"
+
+
+def _position(is_max: bool) -> Callable[[Any, Op], None]:
+    """The first place of the extremum; a nan is more extreme than all, as in torch."""
+
+    def emit(k: Any, op: Op) -> None:
+        x = op.operands[0]
+        axes = axes_of(op)
+        dtype = x.tensor.dtype
+
+        def row(kept: list[Expr]) -> None:
+            best = k.variable(dtype, lowest(dtype) if is_max else highest(dtype))
+            where, count = k.variable(DType.I64, 0), k.variable(DType.I64, 0)
+            with k.loops(axes.sizes(axes.reduced)) as inner:
+                found = k.bind(k.at(x, axes.place(kept, inner)))
+                m = k.math
+                beats = found > best.value if is_max else found < best.value
+                beats = m.either(beats, m.both(m.isnan(found), m.negation(m.isnan(best.value))))
+                better = k.bind(m.either(beats, m.equal(count.value, k.zero(count.value))))
+                where.set(m.select(better, count.value, where.value))
+                best.set(m.select(better, found, best.value))
+                count.set(count.value + 1)
+            k.finish(axes.result(kept), where.value)
+
+        k.rows(axes.sizes(axes.kept), row, axes.count)
+
+    return emit
+
+
+def _cumulative(k: Any, op: Op) -> None:
+    """Floats are summed in f64, as torch does."""
+    x, dtype = op.operand("self"), op.result.tensor.dtype
+    wide = DType.F64 if dtype.is_float else dtype
+    if not x.tensor.rank:
+        k.finish([], element(k, op, [], dtype))
+        return
+    axes = Axes(x.tensor, (op.attr("dim") % x.tensor.rank,), False)
+
+    def row(kept: list[Expr]) -> None:
+        total = k.variable(wide, 0)
+        with k.loops(axes.sizes(axes.reduced)) as inner:
+            place = axes.place(kept, inner)
+            total.set(total.value + element(k, op, place, wide))
+            k.finish(place, k.cast(total.value, wide, dtype))
+
+    k.rows(axes.sizes(axes.kept), row, axes.count)
+
+
+LOWERINGS: dict[str, Loops] = {
+    "aten.sum.dim_IntList": Loops(_reduction(_plus, lambda dtype: 0)),
+    "aten.mean.dim": Loops(_reduction(_plus, lambda dtype: 0, _mean), _float_operand),
+    "aten.prod.dim_int": Loops(_reduction(_times, lambda dtype: 1)),
+    "aten.amax": Loops(_reduction(larger, lowest), _no_bools),
+    "aten.amin": Loops(_reduction(smaller, highest), _no_bools),
+    **{f"aten.any{kind}": Loops(_truth(False)) for kind in ("", ".dim", ".dims")},
+    **{f"aten.all{kind}": Loops(_truth(True)) for kind in ("", ".dim", ".dims")},
+    "aten.var.correction": Loops(_variance, _float_operand),
+    "aten.argmax": Loops(_position(is_max=True), _no_bools),
+    "aten.argmin": Loops(_position(is_max=False), _no_bools),
+    "aten.cumsum": Loops(_cumulative),
+}

@@ -1,0 +1,174 @@
+"""From a function to a program: kernels, buffers, and calls of kernels over buffers. Imports TVM.
+
+The program is JSON, and ``run.py`` says what it means. Calls that compute the same over other memory share
+one kernel: a model of equal layers has the kernels of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from regraft.backends.tvm import cluster as clusters
+from regraft.backends.tvm import kernel as kernels
+from regraft.backends.tvm import products
+from regraft.backends.tvm.checks import build_check
+from regraft.backends.tvm.cluster import Check, Cluster
+from regraft.backends.tvm.cpu import Cpu
+from regraft.backends.tvm.packing import Packing
+from regraft.ir import Constant, Dim, Function, Symbol, Trait, Value, symbols_in
+
+#: A kernel that no name tells: kernels are named by their number, calls of them by their ops.
+_KERNEL = "kernel_{}"
+
+
+@dataclass(frozen=True)
+class Program:
+    """What ``run.py`` runs.
+
+    Fields:
+        record: the program as JSON.
+        functions: name -> the kernel's TIR function.
+    """
+
+    record: dict[str, Any]
+    functions: Mapping[str, Any]
+
+
+def assemble(function: Function, cpu: Cpu) -> Program:
+    """The program of ``function``, whose ops all have lowerings, for ``cpu``."""
+    return _Assembly(function, cpu).run()
+
+
+@dataclass
+class _Assembly:
+    function: Function
+    cpu: Cpu
+    buffers: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    numbers: dict[Value, int] = field(default_factory=dict[Value, int])
+    packed: dict[tuple[Value, Packing], int] = field(default_factory=dict[Any, int])
+    functions: dict[str, Any] = field(default_factory=dict[str, Any])
+    known: dict[str, tuple[str, kernels.Built | products.BuiltProduct]] = field(
+        default_factory=dict[str, Any]
+    )
+
+    def run(self) -> Program:
+        formed = clusters.form(self.function)
+        for number, value in enumerate(self.function.args):
+            self._buffer(value, {"input": number})
+        for op in self.function.body.ops:
+            if op.has(Trait.CONSTANT_LIKE):
+                self._buffer(op.result, {"constant": _name(op.attr("value"))})
+        made = self._results(formed)
+        steps: list[dict[str, Any]] = []
+        for step in formed.steps:
+            if isinstance(step, Cluster):
+                self._buffer(step.result, made.get(step.result, {}))
+            steps.append(self._call(step, formed.memories))
+        results = [
+            {"buffer": self.numbers[formed.memories.get(v, v)], "shape": _texts(v.tensor.shape)}
+            for v in self.function.results
+        ]
+        record = {"buffers": self.buffers, "calls": steps, "results": results}
+        return Program(record, self.functions)
+
+    def _buffer(self, value: Value, origin: Mapping[str, Any]) -> None:
+        self.numbers[value] = len(self.buffers)
+        tensor = value.tensor
+        self.buffers.append({"dtype": tensor.dtype.value, "size": str(tensor.numel), **origin})
+
+    def _results(self, formed: clusters.Clusters) -> dict[Value, dict[str, Any]]:
+        """The values that a call hands out as they are computed; other results are copies."""
+        computed = {step.result for step in formed.steps if isinstance(step, Cluster)}
+        found: dict[Value, dict[str, Any]] = {}
+        for number, value in enumerate(self.function.results):
+            source = formed.memories.get(value, value)
+            if source in computed:
+                found.setdefault(source, {"result": number})
+        return found
+
+    def _call(self, step: Cluster | Check, memories: Mapping[Value, Value]) -> dict[str, Any]:
+        key, values = _described(step, memories)
+        if key not in self.known:
+            name = _KERNEL.format(len(self.known))
+            built = self._build(step, key, name, memories)
+            self.functions[name] = built.function
+            self.known[key] = name, built
+        name, built = self.known[key]
+        ops = [step.op.name] if isinstance(step, Check) else [op.name for op in step.inlined]
+        call: dict[str, Any] = {"kernel": name, "ops": ops}
+        if isinstance(built, products.BuiltProduct):
+            assert isinstance(step, Cluster)
+            return call | self._taken(built, products.values_of(step))
+        reads = [self.numbers[v] for v in values]
+        writes = [] if isinstance(step, Check) else [self.numbers[step.result]]
+        return call | {"reads": reads, "writes": writes, "symbols": list(built.symbols)}
+
+    def _taken(self, built: products.BuiltProduct, values: Mapping[str, Value]) -> dict[str, Any]:
+        """What a template's kernel takes: buffers that have shapes, packed constants among them."""
+        numbers = [
+            self.numbers[values[p.name]] if p.packing is None else self._packed(values[p.name], p.packing)
+            for p in built.parameters
+        ]
+        shapes = [_texts(p.shape) for p in built.parameters]
+        return {"reads": numbers[:-1], "writes": numbers[-1:], "symbols": [], "shapes": shapes}
+
+    def _packed(self, value: Value, packing: Packing) -> int:
+        """The buffer of the constant ``value`` as ``packing`` lays it out."""
+        if (value, packing) not in self.packed:
+            self.packed[value, packing] = len(self.buffers)
+            constant = self.buffers[self.numbers[value]]
+            size = math.prod(packing.packed_shape)
+            self.buffers.append({**constant, "size": size, "packing": asdict(packing)})
+        return self.packed[value, packing]
+
+    def _build(
+        self, step: Cluster | Check, key: str, name: str, memories: Mapping[Value, Value]
+    ) -> kernels.Built | products.BuiltProduct:
+        symbols = _symbols(step)
+        if isinstance(step, Check):
+            return build_check(step, memories.get(step.value, step.value), symbols, name)
+        if step.is_closed:
+            return products.build(step, key, self.cpu, name)
+        return kernels.build(step, symbols, name)
+
+
+def _symbols(step: Cluster | Check) -> tuple[Symbol, ...]:
+    """The symbols that the kernel computes with, in order of appearance."""
+    if isinstance(step, Check):
+        found = [*symbols_in(step.value.type), *symbols_in((step.least, step.size))]
+    else:
+        values = [v for op in step.inlined for v in (*op.operands, *op.results)]
+        found = [s for v in (*values, *step.inputs) for s in symbols_in(v.type)]
+        found += [s for op in step.inlined for attr in op.attrs.values() for s in symbols_in(attr)]
+    return tuple(dict.fromkeys(found))
+
+
+def _described(step: Cluster | Check, memories: Mapping[Value, Value]) -> tuple[str, Sequence[Value]]:
+    """A text that is equal for steps that compute the same, and what the step reads, in the text's order."""
+    if isinstance(step, Check):
+        value = memories.get(step.value, step.value)
+        return f"check {value.type} {step.least} {step.size} {step.op.name}", (value,)
+    names: dict[Value, str] = {value: f"b{i}:{value.type}" for i, value in enumerate(step.inputs)}
+    lines: list[str] = []
+    for number, op in enumerate(step.inlined):
+        for value in op.operands:
+            source = step.memory(value)
+            if value not in names:
+                names[value] = f"{names[source]} as {value.type}"
+        operands = ", ".join(names[value] for value in op.operands)
+        names[op.result] = f"v{number}"
+        lines.append(f"{op.name}({operands}) {op.segments} {op.attrs} {op.result.type}")
+    ranges = [f"{s.name} in {s.lo}..{s.hi} by {s.divisor}" for s in _symbols(step)]
+    return "\n".join([*lines, *ranges]), step.inputs
+
+
+def _texts(shape: Sequence[Dim]) -> list[int | str]:
+    return [dim if isinstance(dim, int) else str(dim) for dim in shape]
+
+
+def _name(constant: Constant) -> str:
+    """The name that the constant has in the text that was sent here."""
+    return str(getattr(constant, "name"))  # noqa: B009 - a leaf, since nothing else is sent

@@ -1,0 +1,359 @@
+"""Runs programs of TVM kernels. An artefact needs this file and its siblings that import no compiler.
+
+A program is JSON: ``buffers``, flat pieces of memory with an element type and a size that may depend on the
+symbols; ``calls``, each with the name of a kernel, the buffers that it reads and writes and the symbols
+whose values it takes; ``results``, buffers in a shape. A buffer is an ``input``, a ``constant``, what a
+``result`` is made in, or scratch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.backends.tvm.arena import ALIGNMENT, Life, placed
+from regraft.backends.tvm.library import load as load_library
+from regraft.backends.tvm.library import runtime, use_threads
+from regraft.backends.tvm.packing import Packing
+from regraft.errors import ArtefactError, BackendError
+from regraft.runtime import (
+    TORCH_DTYPES,
+    ArtefactReader,
+    ArtefactWriter,
+    Executable,
+    NativeCode,
+    compile_dim,
+)
+
+Record = Mapping[str, Any]
+Sizes = Mapping[str, int]
+
+#: Combinations of sizes whose memory is kept for the next call.
+_KEPT = 8
+
+
+class TvmExecutable:
+    """A program, its kernels and its constants.
+
+    Fields:
+        copied: how many arguments were copied so far, because they were not contiguous or not aligned.
+    """
+
+    backend = "tvm"
+
+    def __init__(
+        self,
+        program: Record,
+        library: bytes | None,
+        constants: Mapping[str, Tensor],
+        *,
+        features: frozenset[str],
+        threads: int | None = None,
+        portable: Callable[[], Executable] | None = None,
+    ) -> None:
+        """Load the kernels of ``program`` from ``library``, a shared object.
+
+        ``features`` are what the kernels need of a CPU; ``portable()`` makes the same without machine code.
+
+        Raises:
+            BackendError: the library, or TVM's runtime, cannot be loaded.
+        """
+        self.copied = 0
+        self._record, self._library, self._threads = program, library, threads
+        self._features, self._portable = features, portable
+        self._constants = {name: tensor.detach() for name, tensor in constants.items()}
+        self._program = _Program.of(program, library, self._constants)
+        self._idle: OrderedDict[tuple[tuple[str, int], ...], list[_Binding]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def native(self) -> NativeCode | None:
+        """What the kernels need, and the form for who cannot or may not run them."""
+        return None if self._portable is None else NativeCode(self._features, self._portable())
+
+    def run(self, inputs: Sequence[Tensor], sizes: Sizes) -> list[Tensor]:
+        """The results for ``inputs``. Calls at once have memory of their own.
+
+        Raises:
+            BackendError: an input has no memory, or a kernel failed, as on an index out of range.
+        """
+        use_threads(self._threads)
+        held = [self._readable(tensor) for tensor in inputs]
+        key = tuple(sizes.items())
+        binding = self._take(key) or _Binding(self._program, sizes)
+        try:
+            results = binding.run(held)
+        except Exception as error:
+            raise BackendError(f"a kernel failed: {error}", backend=self.backend) from error
+        self._give_back(key, binding)
+        return results
+
+    def _readable(self, tensor: Tensor) -> Tensor:
+        """``tensor`` as one aligned row of elements; a copy where it is not one."""
+        try:
+            is_aligned = tensor.data_ptr() % ALIGNMENT == 0
+        except RuntimeError as error:
+            raise BackendError(
+                f"an argument has no memory to read, as under torch.func transforms: {error}",
+                backend=self.backend,
+            ) from error
+        assert tensor.is_cpu, f"an argument is on {tensor.device}, expected the cpu"
+        if is_aligned and tensor.is_contiguous() and not tensor.is_neg():
+            return tensor.detach().view(-1)
+        self.copied += 1
+        return _copy(tensor)
+
+    def _take(self, key: tuple[tuple[str, int], ...]) -> _Binding | None:
+        with self._lock:
+            kept = self._idle.get(key)
+            return kept.pop() if kept else None
+
+    def _give_back(self, key: tuple[tuple[str, int], ...], binding: _Binding) -> None:
+        with self._lock:
+            self._idle.setdefault(key, []).append(binding)
+            self._idle.move_to_end(key)
+            if len(self._idle) > _KEPT:
+                self._idle.popitem(last=False)
+
+    def save(self, writer: ArtefactWriter) -> dict[str, Any]:
+        """The program, and its kernels as a file; the constants go to ``writer`` under their names."""
+        for name, tensor in self._constants.items():
+            writer.add_tensor(name, tensor)
+        file = None
+        if self._library is not None:
+            file = f"{hashlib.sha256(self._library).hexdigest()[:16]}.so"
+            writer.add_file(file, self._library)
+        return {
+            "program": self._record,
+            "library": file,
+            "constants": list(self._constants),
+            "threads": self._threads,
+            "features": sorted(self._features),
+        }
+
+
+def load(record: Record, reader: ArtefactReader) -> TvmExecutable:
+    """The executable that ``save`` wrote.
+
+    Raises:
+        ArtefactError: its kernels, or TVM's runtime, cannot be loaded here.
+    """
+    constants = {name: reader.tensor(name) for name in record["constants"]}
+    library = None if record["library"] is None else reader.file(record["library"])
+    try:
+        return TvmExecutable(
+            record["program"],
+            library,
+            constants,
+            features=frozenset(record["features"]),
+            threads=record["threads"],
+        )
+    except BackendError as error:
+        raise ArtefactError(str(error), path=str(record["library"])) from error
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    plain = tensor.detach()
+    copy = torch.empty(plain.shape, dtype=plain.dtype, device="cpu")
+    return copy.copy_(plain.resolve_neg()).view(-1)
+
+
+# -- programs ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    dtype: torch.dtype
+    size: Callable[[Sizes], int]
+    """Elements."""
+    life: tuple[int, int]
+    """The calls between which it is in use."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    function: Any
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    symbols: tuple[str, ...]
+    shapes: tuple[tuple[Callable[[Sizes], int], ...], ...] | None
+    """Of the buffers, where the kernel takes more of them than a row."""
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A result: the buffer that holds it, its shape, and whether the call hands out a copy."""
+
+    buffer: int
+    shape: tuple[Callable[[Sizes], int], ...]
+    is_copy: bool
+
+
+@dataclass(frozen=True)
+class _Program:
+    """A program, ready to be bound to memory.
+
+    Fields:
+        inputs: input -> its buffer.
+        constants: buffer -> the constant in it, held by whoever has the program.
+        scratch: the buffers that calls share an arena for.
+    """
+
+    buffers: tuple[_Buffer, ...]
+    calls: tuple[_Call, ...]
+    results: tuple[_Result, ...]
+    inputs: Mapping[int, int]
+    constants: Mapping[int, Tensor]
+    scratch: tuple[int, ...]
+    module: Any = field(repr=False)
+
+    @staticmethod
+    def of(record: Record, library: bytes | None, constants: Mapping[str, Tensor]) -> _Program:
+        module: Any = {} if library is None else load_library(library)
+        calls = tuple(
+            _Call(
+                module[c["kernel"]],
+                tuple(c["reads"]),
+                tuple(c["writes"]),
+                tuple(c["symbols"]),
+                tuple(tuple(map(_size, shape)) for shape in c["shapes"]) if "shapes" in c else None,
+            )
+            for c in record["calls"]
+        )
+        buffers = record["buffers"]
+        owners = {b["result"]: number for number, b in enumerate(buffers) if "result" in b}
+        results = tuple(
+            _Result(r["buffer"], tuple(map(_size, r["shape"])), owners.get(number) != r["buffer"])
+            for number, r in enumerate(record["results"])
+        )
+        lives = _lives(len(buffers), calls)
+        used = {n for n, life in enumerate(lives) if life[0] <= life[1]} | {r.buffer for r in results}
+        return _Program(
+            tuple(
+                _Buffer(TORCH_DTYPES[b["dtype"]], _size(b["size"]), lives[number])
+                for number, b in enumerate(buffers)
+            ),
+            calls,
+            results,
+            {b["input"]: number for number, b in enumerate(buffers) if "input" in b},
+            {n: _constant(b, constants) for n, b in enumerate(buffers) if "constant" in b and n in used},
+            tuple(n for n, b in enumerate(buffers) if not {"input", "constant", "result"} & set(b)),
+            module,
+        )
+
+
+def _size(text: str | int) -> Callable[[Sizes], int]:
+    return compile_dim(int(text) if isinstance(text, str) and text.isdigit() else text)
+
+
+def _lives(count: int, calls: Sequence[_Call]) -> list[tuple[int, int]]:
+    """The first and the last call that has each buffer."""
+    lives = [(len(calls), -1)] * count
+    for number, call in enumerate(calls):
+        for buffer in (*call.reads, *call.writes):
+            lives[buffer] = min(lives[buffer][0], number), max(lives[buffer][1], number)
+    return lives
+
+
+def _constant(buffer: Record, constants: Mapping[str, Tensor]) -> Tensor:
+    """The constant in ``buffer`` as a row, packed where kernels want it so."""
+    tensor = constants[buffer["constant"]]
+    if "packing" not in buffer:
+        return _aligned(tensor)
+    packing = Packing(**{name: tuple(value) for name, value in buffer["packing"].items()})
+    return packing.apply(tensor).view(-1)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """``tensor`` as one row; itself where its memory will do."""
+    is_plain = tensor.is_contiguous() and not tensor.is_neg() and tensor.data_ptr() % ALIGNMENT == 0
+    return tensor.view(-1) if is_plain else _copy(tensor)
+
+
+class _Binding:
+    """A program over memory for one combination of sizes; one call at a time has it.
+
+    The arguments of every kernel are there already, but for those that change from call to call: the model's
+    own arguments and results, whose places in them are kept.
+    """
+
+    def __init__(self, program: _Program, sizes: Sizes) -> None:
+        self._program = program
+        counts = [buffer.size(sizes) for buffer in program.buffers]
+        self._arena, pieces = _arena(program, counts)
+        memory = {**program.constants, **pieces}
+        self._calls: list[tuple[Any, list[Any]]] = []
+        self._open: list[tuple[int, list[Any], int, tuple[int, ...] | None]] = []
+        for call in program.calls:
+            if all(counts[n] for n in call.writes or call.reads):  # a kernel of no element computes nothing
+                self._calls.append((call.function, self._arguments(call, memory, sizes)))
+        self._shapes = [tuple(size(sizes) for size in result.shape) for result in program.results]
+
+    def _arguments(self, call: _Call, memory: Mapping[int, Tensor], sizes: Sizes) -> list[Any]:
+        buffers = (*call.reads, *call.writes)
+        arguments: list[Any] = [None] * len(buffers)
+        for place, number in enumerate(buffers):
+            shape = None if call.shapes is None else tuple(size(sizes) for size in call.shapes[place])
+            if number in memory:
+                arguments[place] = runtime().from_dlpack(_shaped(memory[number], shape))
+            else:
+                self._open.append((number, arguments, place, shape))
+        arguments += [sizes[symbol] for symbol in call.symbols]
+        return arguments
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The results for ``inputs``, each one row of elements."""
+        program = self._program
+        given = {program.inputs[number]: tensor for number, tensor in enumerate(inputs)}
+        made: list[Tensor] = []
+        for result, shape in zip(program.results, self._shapes, strict=True):
+            tensor = torch.empty(shape, dtype=program.buffers[result.buffer].dtype, device="cpu")
+            made.append(tensor)
+            if not result.is_copy:
+                given[result.buffer] = tensor.view(-1)
+        for number, arguments, place, shape in self._open:
+            arguments[place] = _shaped(given[number], shape)
+        for function, arguments in self._calls:
+            function(*arguments)
+        for result, tensor in zip(program.results, made, strict=True):
+            if result.is_copy:
+                source = given.get(result.buffer, program.constants.get(result.buffer))
+                assert source is not None, "a result is copied from scratch memory"
+                tensor.view(-1).copy_(source)
+        self._forget()
+        return made
+
+    def _forget(self) -> None:
+        """Let arguments and results go, which the caller owns."""
+        for _, arguments, place, _ in self._open:
+            arguments[place] = None
+
+
+def _shaped(row: Tensor, shape: tuple[int, ...] | None) -> Tensor:
+    return row if shape is None else row.view(shape)
+
+
+def _arena(program: _Program, counts: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    """The memory of one call's scratch buffers, and each of them in it."""
+    lives = [
+        Life(n, counts[n] * program.buffers[n].dtype.itemsize, *program.buffers[n].life)
+        for n in program.scratch
+    ]
+    offsets, total = placed(lives)
+    arena = torch.empty(max(total, ALIGNMENT), dtype=torch.uint8, device="cpu")
+    return arena, dict(_pieces(program, counts, offsets, arena))
+
+
+def _pieces(
+    program: _Program, counts: Sequence[int], offsets: Mapping[int, int], arena: Tensor
+) -> Iterator[tuple[int, Tensor]]:
+    for number, offset in offsets.items():
+        dtype = program.buffers[number].dtype
+        yield number, arena[offset : offset + counts[number] * dtype.itemsize].view(dtype)

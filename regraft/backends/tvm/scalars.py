@@ -1,0 +1,217 @@
+"""Functions of single elements, or vectors of them, as TIR expressions. Imports TVM.
+
+Those of f32 that LLVM would call the C library for, lane by lane, are approximations to the rounding error
+(``templates/functions.py``); f64 and what is rare goes to the C library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+
+from regraft.backends.tvm.templates import functions
+
+Expr = Any
+
+_HALF_PI_ROOT = 0.7978845608028654  # sqrt(2 / pi)
+
+
+class Scalars:
+    """Functions of expressions; ``bind`` computes an expression once, where it is used several times."""
+
+    def __init__(self, bind: Callable[[Expr], Expr]) -> None:
+        self.bind = bind
+
+    # -- numbers and types -----------------------------------------------------------------------
+
+    def like(self, number: float, other: Expr) -> Expr:
+        """``number`` in the type and the lanes of ``other``."""
+        dtype = _dtype(other)
+        scalar = _scalar_type(dtype)
+        is_float = scalar.startswith("float")
+        value = tirx.FloatImm(scalar, float(number)) if is_float else tirx.IntImm(scalar, int(number))
+        return tirx.Broadcast(value, dtype.lanes) if dtype.lanes > 1 else value
+
+    def cast(self, value: Expr, to: str) -> Expr:
+        lanes = _dtype(value).lanes
+        return value.astype(f"{to}x{lanes}" if lanes > 1 else to)
+
+    def select(self, condition: Expr, yes: Expr, no: Expr) -> Expr:
+        """``yes`` where ``condition`` holds; both are computed."""
+        lanes = max(_dtype(each).lanes for each in (condition, yes, no))
+        return tirx.Select(*(_widened(each, lanes) for each in (condition, yes, no)))
+
+    # -- logic -----------------------------------------------------------------------------------
+
+    def both(self, x: Expr, y: Expr) -> Expr:
+        return tirx.bitwise_and(x, y) if not _is_bool(x) else tirx.And(*_matched(x, y))
+
+    def either(self, x: Expr, y: Expr) -> Expr:
+        return tirx.bitwise_or(x, y) if not _is_bool(x) else tirx.Or(*_matched(x, y))
+
+    def exclusive(self, x: Expr, y: Expr) -> Expr:
+        return tirx.bitwise_xor(x, y) if not _is_bool(x) else self.differ(x, y)
+
+    def equal(self, x: Expr, y: Expr) -> Expr:
+        # Python's == gives an object that is no expression yet, and TVM compares bools as floats.
+        return tirx.Not(self.differ(x, y)) if _is_bool(x) else tirx.EQ(*_matched(x, y))
+
+    def differ(self, x: Expr, y: Expr) -> Expr:
+        x, y = _matched(x, y)
+        if not _is_bool(x):
+            return tirx.NE(x, y)
+        x, y = self.bind(x), self.bind(y)
+        return tirx.Or(tirx.And(x, tirx.Not(y)), tirx.And(tirx.Not(x), y))
+
+    def negation(self, x: Expr) -> Expr:
+        return tirx.bitwise_not(x) if not _is_bool(x) else tirx.Not(x)
+
+    def plus(self, x: Expr, y: Expr) -> Expr:
+        return self.either(x, y) if _is_bool(x) else x + y
+
+    def times(self, x: Expr, y: Expr) -> Expr:
+        return self.both(x, y) if _is_bool(x) else x * y
+
+    def isnan(self, x: Expr) -> Expr:
+        x = self.bind(x)
+        return self.differ(x, x) if _is_float(x) else _falses(x)
+
+    # -- rounding --------------------------------------------------------------------------------
+
+    def abs(self, x: Expr) -> Expr:
+        if _is_float(x):
+            return tirx.abs(x)
+        x = self.bind(x)
+        return (
+            x
+            if _scalar_type(_dtype(x)).startswith(("uint", "bool"))
+            else self.select(x < 0, self.like(0, x) - x, x)
+        )
+
+    def floor(self, x: Expr) -> Expr:
+        return tirx.floor(x) if _is_float(x) else x
+
+    def ceil(self, x: Expr) -> Expr:
+        return tirx.ceil(x) if _is_float(x) else x
+
+    def round(self, x: Expr) -> Expr:
+        """Halves go to the even number."""
+        return tirx.nearbyint(x) if _is_float(x) else x
+
+    def trunc(self, x: Expr) -> Expr:
+        return tirx.trunc(x) if _is_float(x) else x
+
+    def floordiv(self, x: Expr, y: Expr) -> Expr:
+        return tirx.floordiv(x, y)
+
+    def floormod(self, x: Expr, y: Expr) -> Expr:
+        return tirx.floormod(x, y)
+
+    def truncdiv(self, x: Expr, y: Expr) -> Expr:
+        return tirx.truncdiv(x, y)
+
+    def fmod(self, x: Expr, y: Expr) -> Expr:
+        return self._external("fmod", x, y)
+
+    # -- functions -------------------------------------------------------------------------------
+
+    def exp(self, x: Expr) -> Expr:
+        return self.bind(functions.exp(self.bind(x)) if _is_single(x) else tirx.exp(x))
+
+    def exp2(self, x: Expr) -> Expr:
+        return tirx.exp2(x)
+
+    def expm1(self, x: Expr) -> Expr:
+        """``(e^x + 1) tanh(x / 2)``: nothing is lost near 0."""
+        x = self.bind(x)
+        one = self.like(1, x)
+        # Beyond, tanh is 1 and the product would be infinity times what is not quite 1.
+        return (self.exp(x) + one) * self.tanh(x * self.like(0.5, x))
+
+    def log(self, x: Expr) -> Expr:
+        return tirx.log(x)
+
+    def log2(self, x: Expr) -> Expr:
+        return tirx.log2(x)
+
+    def log1p(self, x: Expr) -> Expr:
+        return tirx.log1p(x)
+
+    def sqrt(self, x: Expr) -> Expr:
+        return tirx.sqrt(x)
+
+    def sin(self, x: Expr) -> Expr:
+        return tirx.sin(x)
+
+    def cos(self, x: Expr) -> Expr:
+        return tirx.cos(x)
+
+    def atan2(self, x: Expr, y: Expr) -> Expr:
+        return tirx.atan2(x, y)
+
+    def pow(self, x: Expr, y: Expr) -> Expr:
+        lanes = max(_dtype(x).lanes, _dtype(y).lanes)
+        return tirx.power(_widened(x, lanes), _widened(y, lanes))
+
+    def tanh(self, x: Expr) -> Expr:
+        if _is_single(x):
+            return self.bind(functions.tanh(self.bind(x)))
+        return self._external("tanh", x)
+
+    def erf(self, x: Expr) -> Expr:
+        return self.bind(functions.erf(self.bind(x)) if _is_single(x) else self._external("erf", x))
+
+    def sigmoid(self, x: Expr) -> Expr:
+        x = self.bind(x)
+        return self.like(1, x) / (self.like(1, x) + self.exp(self.like(0, x) - x))
+
+    def gelu(self, x: Expr) -> Expr:
+        x = self.bind(x)
+        return self.like(0.5, x) * x * (self.like(1, x) + self.erf(x * self.like(0.5**0.5, x)))
+
+    def gelu_tanh(self, x: Expr) -> Expr:
+        x = self.bind(x)
+        inner = self.like(_HALF_PI_ROOT, x) * (x + self.like(0.044715, x) * x * x * x)
+        return self.like(0.5, x) * x * (self.like(1, x) + self.tanh(inner))
+
+    def _external(self, name: str, *values: Expr) -> Expr:
+        """The C library's function."""
+        scalar = _scalar_type(_dtype(values[0]))
+        return tirx.call_pure_extern(scalar, name if scalar == "float64" else f"{name}f", *values)
+
+
+def _dtype(value: Expr) -> Any:
+    return value.ty.dtype
+
+
+def _scalar_type(dtype: Any) -> str:
+    return str(dtype).partition("x")[0]
+
+
+def _is_bool(value: Expr) -> bool:
+    return _scalar_type(_dtype(value)) == "bool"
+
+
+def _is_float(value: Expr) -> bool:
+    return _scalar_type(_dtype(value)).startswith("float")
+
+
+def _is_single(value: Expr) -> bool:
+    return _scalar_type(_dtype(value)) == "float32"
+
+
+def _widened(value: Expr, lanes: int) -> Expr:
+    if lanes == 1 or _dtype(value).lanes > 1:
+        return value
+    return tirx.Broadcast(value, tirx.IntImm("int32", lanes))
+
+
+def _matched(x: Expr, y: Expr) -> tuple[Expr, Expr]:
+    lanes = max(_dtype(x).lanes, _dtype(y).lanes)
+    return _widened(x, lanes), _widened(y, lanes)
+
+
+def _falses(x: Expr) -> Expr:
+    return _widened(tirx.IntImm("bool", 0), _dtype(x).lanes)

@@ -1,0 +1,134 @@
+"""Which ops make one kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from regraft.backends.tvm import cluster
+from regraft.conformance import Case
+from regraft.ir import Value
+
+
+def kernels(build: Any, *types: str, constants: tuple[int, ...] = ()) -> list[str]:
+    """The steps of a function: the ops of each kernel, the anchor in capitals; a check with its op."""
+    formed = cluster.form(Case("", build, types, constants).function())
+    return [_text(step) for step in formed.steps]
+
+
+def _text(step: Any) -> str:
+    if isinstance(step, cluster.Check):
+        return f"check for {_name(step.op)}"
+    names = (_name(op).upper() if op is step.anchor else _name(op) for op in step.inlined)
+    return " ".join(names)
+
+
+def _name(op: Any) -> str:
+    return op.name.split(".")[1]
+
+
+W = ("f32[B, 8]", "f32[16, 8]", "f32[16]")
+
+
+def test_a_chain_is_one_kernel() -> None:
+    assert kernels(lambda op, x: op.aten.exp(op.aten.neg(op.aten.abs(x))), "f32[B, 8]") == ["abs neg exp"]
+
+
+def test_a_value_used_twice_in_one_kernel_is_not_stored() -> None:
+    def gated(op: Any, x: Value) -> Value:
+        y = op.aten.neg(x)
+        return op.aten.mul.Tensor(y, op.aten.sigmoid(y))
+
+    assert kernels(gated, "f32[B]") == ["neg sigmoid mul"]
+
+
+def test_a_value_of_two_kernels_is_stored() -> None:
+    def both(op: Any, x: Value) -> tuple[Value, Value]:
+        y = op.aten.exp(x)
+        return op.aten.neg(y), op.aten.abs(y)
+
+    assert kernels(both, "f32[B]") == ["exp", "neg", "abs"]
+
+
+def test_a_result_is_stored() -> None:
+    def build(op: Any, x: Value) -> tuple[Value, Value]:
+        y = op.aten.exp(x)
+        return y, op.aten.neg(y)
+
+    assert kernels(build, "f32[B]") == ["exp", "neg"]
+
+
+def test_what_precedes_and_follows_a_row() -> None:
+    def build(op: Any, x: Value, y: Value) -> Value:
+        return op.aten.add.Tensor(op.aten.softmax.int(op.aten.mul.Scalar(x, 2.0), 1), y)
+
+    assert kernels(build, "f32[B, 8]", "f32[8]") == ["mul SOFTMAX add"]
+
+
+def test_a_second_row_op_has_a_kernel_of_its_own() -> None:
+    def build(op: Any, x: Value) -> Value:
+        return op.aten.softmax.int(op.aten.rms_norm(x, (8,)), 1)
+
+    assert kernels(build, "f32[B, 8]") == ["RMS_NORM", "SOFTMAX"]
+
+
+def test_what_is_broadcast_is_computed_once() -> None:
+    def build(op: Any, x: Value, y: Value) -> Value:
+        return op.aten.mul.Tensor(x, op.aten.exp(y))
+
+    assert kernels(build, "f32[B, 8]", "f32[B, 1]") == ["exp", "mul"]
+
+
+def test_views_of_memory_have_no_kernel() -> None:
+    def build(op: Any, x: Value) -> Value:
+        return op.aten.softmax.int(op.aten.view(op.aten.permute(x, (1, 0)), (32,)), 0)
+
+    assert kernels(build, "f32[4, 8]") == ["permute", "SOFTMAX"]
+
+
+def test_views_join_each_kernel_that_reads_them() -> None:
+    def build(op: Any, x: Value) -> tuple[Value, Value]:
+        y = op.aten.slice.Tensor(x, 1, 0, 4, 1)
+        return op.aten.neg(y), op.aten.abs(y)
+
+    assert kernels(build, "f32[B, 8]") == ["slice neg", "slice abs"]
+
+
+def test_what_follows_a_product_is_its_epilogue() -> None:
+    def build(op: Any, x: Value, w: Value, b: Value, residual: Value) -> Value:
+        return op.aten.add.Tensor(residual, op.aten.gelu(op.aten.linear(x, w, b)))
+
+    types = (*W, "f32[B, 16]")
+    assert kernels(build, *types, constants=(1, 2)) == ["LINEAR gelu add"]
+
+
+@pytest.mark.parametrize(
+    ("follow", "other"),
+    [
+        (lambda op, y, z: op.aten.add.Tensor(y, z), "f32[B, 1, 16]"),  # broadcast over the rows in part
+        (lambda op, y, z: op.aten.add.Tensor(op.aten._to_copy(z, dtype=y.tensor.dtype), y), "i64[16]"),
+        (lambda op, y, z: op.aten.add.Tensor(y, op.aten.permute(z, (0, 2, 1))), "f32[B, 16, 4]"),
+    ],
+)
+def test_an_epilogue_reads_whole_rows_and_columns_of_f32(follow: Any, other: str) -> None:
+    """What is not so is computed before the product, or the product has a kernel of its own."""
+
+    def build(op: Any, x: Value, w: Value, z: Value) -> Value:
+        return follow(op, op.aten.linear(x, w, None), z)
+
+    steps = kernels(build, "f32[B, 4, 8]", "f32[16, 8]", other, constants=(1,))
+    assert len(steps) == 2
+    assert any("LINEAR" in step for step in steps)
+
+
+def test_indices_are_checked_once_and_first() -> None:
+    def build(op: Any, w: Value, i: Value) -> Value:
+        places = op.aten.add.Scalar(i, 1)
+        return op.aten.add.Tensor(op.aten.embedding(w, places), op.aten.embedding(w, places))
+
+    assert kernels(build, "f32[5, 4]", "i64[B]") == [
+        "add",
+        "check for embedding",
+        "embedding embedding add",
+    ]

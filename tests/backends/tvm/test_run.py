@@ -1,0 +1,188 @@
+"""Running programs: memory, arguments of any layout, threads, artefacts, errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import regraft
+from regraft.backends import LowerOptions, backend
+from regraft.backends.tvm import arena, library
+from regraft.conformance import Case
+from regraft.errors import BackendError
+from regraft.testing import GraphConstants
+
+
+def lowered(tvm: Any, build: Any, *types: str) -> Any:
+    return tvm.lower(Case("", build, types).function(), GraphConstants(), LowerOptions())
+
+
+@pytest.fixture(scope="module")
+def doubled(tvm: Any) -> Any:
+    return lowered(tvm, lambda op, x: op.aten.mul.Scalar(x, 2.0), "f32[B, 8]")
+
+
+def test_arguments_of_any_layout(doubled: Any) -> None:
+    x = torch.randn(6, 9)
+    views = {
+        "aligned": torch.randn(6, 8),
+        "unaligned": x.view(-1)[1:49].view(6, 8),
+        "strided": x[:, :8],
+        "transposed": torch.randn(8, 6).t(),
+        "negated": torch.randn(6, 8, dtype=torch.complex64).conj().imag.contiguous(),
+    }
+    before = doubled.copied
+    for view in views.values():
+        assert torch.equal(doubled.run([view], {"B": 6})[0], view * 2)
+    assert doubled.copied == before + 3
+
+
+def test_many_sizes_at_once(doubled: Any) -> None:
+    """Eight threads with sizes of their own, more of them than are remembered."""
+    errors: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        try:
+            for turn in range(40):
+                x = torch.randn((seed * 7 + turn) % 23, 8, generator=generator)
+                assert torch.equal(doubled.run([x], {"B": len(x)})[0], x * 2)
+        except BaseException as error:  # handed to the test's thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def test_an_index_out_of_range_is_an_error(tvm: Any) -> None:
+    executable = lowered(tvm, lambda op, w, i: op.aten.embedding(w, i), "f32[5, 4]", "i64[B]")
+    weight = torch.randn(5, 4)
+    for index in (5, -1, 1 << 40):
+        with pytest.raises(BackendError, match=r"aten\.embedding.*an index is out of range"):
+            executable.run([weight, torch.tensor([0, index])], {"B": 2})
+    assert torch.equal(executable.run([weight, torch.tensor([4, 0])], {"B": 2})[0], weight[[4, 0]])
+
+
+def test_threads_are_bounded(tvm: Any) -> None:
+    function = Case("", lambda op, x: op.aten.exp(x), ("f32[B]",)).function()
+    count = library.runtime().get_global_func("runtime.NumThreads")
+    for threads in (1, 2):
+        executable = tvm.lower(function, GraphConstants(), LowerOptions(threads=threads))
+        executable.run([torch.randn(3)], {"B": 3})
+        assert count() == threads
+
+
+lives = st.lists(
+    st.tuples(st.integers(0, 300), st.integers(0, 9), st.integers(0, 9)).map(
+        lambda row: (row[0], min(row[1:]), max(row[1:]))
+    ),
+    max_size=12,
+).map(lambda rows: [arena.Life(number, *row) for number, row in enumerate(rows)])
+
+
+@given(lives)
+def test_buffers_that_live_together_lie_apart(lives: list[arena.Life]) -> None:
+    offsets, total = arena.placed(lives)
+    assert set(offsets) == {life.number for life in lives}
+    for life in lives:
+        start = offsets[life.number]
+        assert start % arena.ALIGNMENT == 0
+        assert start + life.size <= total
+        for other in lives:
+            if other is not life and life.meets(other) and life.size and other.size:
+                begin = offsets[other.number]
+                assert start + life.size <= begin or begin + other.size <= start
+
+
+# -- artefacts ---------------------------------------------------------------------------------
+
+LOADER = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "tvm" or name.startswith(("regraft.ir", "regraft.compiler")):
+            raise ImportError(f"{name} must not be imported here")
+
+sys.meta_path.insert(0, Blocked())
+
+import torch
+import regraft
+
+model = regraft.load(sys.argv[1], allow_native=True)
+assert [step.executable.backend for step in model.plan.steps] == ["tvm"]
+torch.save(model(torch.load(sys.argv[2])), sys.argv[3])
+assert "tvm" not in sys.modules
+"""
+
+
+def test_an_artefact_runs_without_tvm(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 3)).eval(), torch.randn(5, 8)
+    sizes = {"input": {0: torch.export.Dim("n", min=1, max=64)}}
+    compiled = regraft.compile(model, (x[:2],), dynamic_shapes=sizes, backends=("tvm",))
+    compiled.save(tmp_path / "model")
+    torch.save(x, tmp_path / "x.pt")
+    files = [str(tmp_path / file) for file in ("model", "x.pt", "y.pt")]
+    run = subprocess.run([sys.executable, "-c", LOADER, *files], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert torch.equal(torch.load(tmp_path / "y.pt"), compiled(x))
+
+
+def test_an_artefact_has_a_portable_form(tmp_path: Path) -> None:
+    model, x = nn.Linear(8, 3).eval(), torch.randn(5, 8)
+    regraft.compile(model, (x,), backends=("tvm",)).save(tmp_path / "model")
+    loaded = regraft.load(tmp_path / "model")
+    assert [step.executable.backend for step in loaded.plan.steps] == ["eager"]
+    assert "its portable form runs on 'eager'" in loaded.report.to_dict()["notes"][-1]
+    torch.testing.assert_close(loaded(x), model(x).detach())
+
+
+# -- what is missing ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pins", "expected"),
+    [
+        ({"apache-tvm-of-no-kind": "1"}, r"needs apache-tvm-of-no-kind==1, which is not installed"),
+        (
+            {"apache-tvm-ffi": "0.1.15.post2"},
+            r"needs apache-tvm-ffi==0\.1\.15\.post2, and 0\.1\.14\.post0 is",
+        ),
+    ],
+)
+def test_no_tvm_or_another_one(monkeypatch: pytest.MonkeyPatch, pins: dict[str, str], expected: str) -> None:
+    monkeypatch.setattr(library, "PINS", pins)
+    with pytest.raises(BackendError, match=expected) as raised:
+        backend("tvm")
+    assert "pip install 'regraft[tvm]'" in str(raised.value)
+    compiled = regraft.compile(nn.ReLU().eval(), (torch.randn(3),), backends=("tvm", "eager"))
+    assert any("left out" in note for note in compiled.report.to_dict()["notes"])
+
+
+def test_a_worker_that_ends_is_an_error_and_is_started_again() -> None:
+    tvm: Any = backend("tvm")
+    lowered(tvm, lambda op, x: op.aten.exp(x), "f32[3]")
+    tvm._builder._process.kill()
+    tvm._builder._process.wait()
+    x = torch.randn(3)
+    executable = lowered(tvm, lambda op, x: op.aten.neg(x), "f32[3]")
+    assert torch.equal(executable.run([x], {})[0], -x)
+
+
+def test_no_library_at_all() -> None:
+    with pytest.raises(BackendError, match="kernels cannot be loaded"):
+        library.load(b"no machine code")
