@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ LOADERS = {
     "eager": "regraft.backends.eager.run",
     "example": "regraft.backends.example.run",
 }
-#: Back ends whose files hold machine code.
+#: Back ends whose files hold machine code. Their executables have an attribute ``portable``, which is None or
+#: makes the same without machine code.
 NATIVE: frozenset[str] = frozenset({"tvm"})
 
 _MANIFEST = "manifest.json"
@@ -450,9 +452,7 @@ class _Loader:
         backend = step["backend"]
         reason = self._why_not_native(backend, step.get("requires", [])) if self._is_native(step) else None
         if reason is None:
-            if backend not in LOADERS:
-                return _loaded_by(self.reader.added.loader(backend), backend, step["record"], self.reader)
-            return import_module(LOADERS[backend]).load(step["record"], self.reader)
+            return self._loaded(backend, step)
         portable = step.get("portable")
         if portable is None:
             raise ArtefactError(f"{reason}. It has no portable form")
@@ -460,6 +460,14 @@ class _Loader:
             raise ArtefactError("the portable form of native code is native code")
         self.notes.append(f"{reason}; its portable form runs on '{portable['backend']}'")
         return self.executable(portable)
+
+    def _loaded(self, backend: str, step: Mapping[str, Any]) -> Executable:
+        if backend not in LOADERS:
+            return _loaded_by(self.reader.added.loader(backend), backend, step["record"], self.reader)
+        executable = import_module(LOADERS[backend]).load(step["record"], self.reader)
+        if backend in NATIVE and "portable" in step:  # so that it can be saved again
+            executable.portable = partial(self.executable, step["portable"])
+        return executable
 
     def _is_native(self, step: Mapping[str, Any]) -> bool:
         """Whether the record, or who loads it, says that it is machine code: a file may keep quiet of it."""

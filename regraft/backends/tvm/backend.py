@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +14,7 @@ from regraft.backends.tvm.library import missing, usable_threads
 from regraft.backends.tvm.lower import LOWERINGS, supports
 from regraft.backends.tvm.run import TvmExecutable
 from regraft.errors import BackendError
-from regraft.ir import Constant, Function, Leaf, Module, Op, Trait, print_module
+from regraft.ir import Constant, Function, Leaf, Module, Op, Symbol, Trait, print_module, symbols_in
 from regraft.runtime import cpu_features
 
 
@@ -76,4 +76,12 @@ def _described(function: Function, store: ConstantStore) -> tuple[str, dict[str,
         elif (reason := supports(op)) is not None:
             raise BackendError(reason, backend=TvmBackend.name, op=op.name)
     expand(copy)
+    copy.symbols = tuple(dict.fromkeys((*function.symbols, *_symbols(copy))))
     return print_module(Module({"forward": copy})), names
+
+
+def _symbols(function: Function) -> Iterator[Symbol]:
+    """Every symbol that is read: a piece of a function may know sizes that are none of its arguments'."""
+    for op in function.body.ops:
+        for each in (*(r.type for r in op.results), *op.attrs.values()):
+            yield from symbols_in(each)

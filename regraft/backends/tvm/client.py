@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ class Builder:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
+        self._owner = 0
 
     def build(self, text: str, cpu: Cpu) -> BuiltProgram:
         """The program of the function in ``text``, its kernels for this machine, whose ``cpu`` this is.
@@ -64,12 +66,17 @@ class Builder:
         return json.loads(line)
 
     def _running(self) -> subprocess.Popen[str]:
-        if self._process is None or self._process.poll() is not None:
+        is_ours = self._owner == os.getpid()  # a forked process must not answer for its parent's requests
+        if self._process is None or not is_ours or self._process.poll() is not None:
+            found = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
+            self._owner = os.getpid()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "regraft.backends.tvm.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found))},
+                start_new_session=True,  # Ctrl-C is for the caller, upon whose end the worker ends too
             )
             weakref.finalize(self, _end, self._process)
             ready = self._process.stdout.readline() if self._process.stdout else ""

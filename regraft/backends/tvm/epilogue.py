@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal
 
+from regraft.backends.tvm.lower.elementwise import calls_library
 from regraft.backends.tvm.lower.kinds import is_elementwise
 from regraft.ir import Dim, DType, Op, Value, dims
 
@@ -15,7 +16,7 @@ def can_follow(product: Op, inlined: Collection[Op], root: Op) -> bool:
     """Whether ``inlined``, with ``root`` the last of them, can be computed from the sums of ``product``."""
     shape = root.result.tensor.shape
     for op in inlined:
-        if not is_elementwise(op) and op.name != "aten.full":
+        if (not is_elementwise(op) and op.name != "aten.full") or calls_library(op):
             return False
         if any(v.tensor.dtype != DType.F32 for v in _outer(op, product, inlined)):
             return False

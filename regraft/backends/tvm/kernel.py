@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from tvm import tirx
@@ -20,6 +21,7 @@ from tvm.script.ir_builder import tirx as T
 from regraft.backends.tvm import schedule
 from regraft.backends.tvm.cluster import Cluster
 from regraft.backends.tvm.lower import LOWERINGS
+from regraft.backends.tvm.lower.elementwise import calls_library
 from regraft.backends.tvm.lower.indexing import ravel, unravel
 from regraft.backends.tvm.lower.kinds import Expr, Loops, Pointwise
 from regraft.backends.tvm.lower.reduce import Fold
@@ -148,6 +150,10 @@ class Kernel:
     @property
     def math(self) -> Scalars:
         return Scalars(self.bind)
+
+    @cached_property
+    def _has_no_vectors(self) -> bool:
+        return any(calls_library(op) for op in self.cluster.inlined)
 
     def write(self) -> None:
         anchor = self.cluster.anchor
@@ -319,7 +325,7 @@ class Kernel:
         if isinstance(count, Size):
             count = self.size(count)
         start: Expr = 0
-        for size in sizes:
+        for size in (1,) if self._has_no_vectors else sizes:
             is_known = isinstance(count, int)
             turns = count // size if is_known else self.bind(T.floordiv(count, T.int64(size)))
             self._repeat(turns, start, size, body)
@@ -403,7 +409,8 @@ class Kernel:
     def fold(self, how: Fold, sizes: Sequence[Dim], term: Callable[[list[Expr]], Expr]) -> Expr:
         """All ``term(place)`` combined; the places of the last axis are spread over lanes."""
         *outer, last = sizes or (1,)
-        lanes = 1 if isinstance(last, int) and last < LANES else LANES
+        is_short = isinstance(last, int) and last < LANES
+        lanes = 1 if is_short or self._has_no_vectors else LANES
         total = self.accumulators(how, lanes)
         with self.loops(outer) as before:
 

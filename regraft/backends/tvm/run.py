@@ -44,6 +44,7 @@ class TvmExecutable:
 
     Fields:
         copied: how many arguments were copied so far, because they were not contiguous or not aligned.
+        portable: makes the same without machine code; None where nobody has said how.
     """
 
     backend = "tvm"
@@ -67,7 +68,7 @@ class TvmExecutable:
         """
         self.copied = 0
         self._record, self._library, self._threads = program, library, threads
-        self._features, self._portable = features, portable
+        self._features, self.portable = features, portable
         self._constants = {name: tensor.detach() for name, tensor in constants.items()}
         self._program = _Program.of(program, library, self._constants)
         self._idle: OrderedDict[tuple[tuple[str, int], ...], list[_Binding]] = OrderedDict()
@@ -76,7 +77,7 @@ class TvmExecutable:
     @property
     def native(self) -> NativeCode | None:
         """What the kernels need, and the form for who cannot or may not run them."""
-        return None if self._portable is None else NativeCode(self._features, self._portable())
+        return None if self.portable is None else NativeCode(self._features, self.portable())
 
     def run(self, inputs: Sequence[Tensor], sizes: Sizes) -> list[Tensor]:
         """The results for ``inputs``. Calls at once have memory of their own.
@@ -267,7 +268,9 @@ def _constant(buffer: Record, constants: Mapping[str, Tensor]) -> Tensor:
     tensor = constants[buffer["constant"]]
     if "packing" not in buffer:
         return _aligned(tensor)
-    packing = Packing(**{name: tuple(value) for name, value in buffer["packing"].items()})
+    written: dict[str, Any] = buffer["packing"]
+    fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in written.items()}
+    packing = Packing(**fields)
     return packing.apply(tensor).view(-1)
 
 

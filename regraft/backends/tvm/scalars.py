@@ -113,7 +113,16 @@ class Scalars:
         return tirx.truncdiv(x, y)
 
     def fmod(self, x: Expr, y: Expr) -> Expr:
-        return self._external("fmod", x, y)
+        """What is left of ``x``, with its sign: exact in f64 for quotients of f32 below 2**29."""
+        if _is_single(x):
+            return self.cast(self.fmod(self.cast(x, "float64"), self.cast(y, "float64")), "float32")
+        x, y = self.bind(x), self.bind(_widened(y, _dtype(x).lanes))
+        rest = self.bind(x - self.trunc(x / y) * y)
+        zero = self.like(0, rest)
+        # The quotient may have been rounded up to the next whole number.
+        passed = self.both(self.differ(rest, zero), self.differ(rest < zero, x < zero))
+        size = self.abs(y)
+        return self.select(passed, rest + self.select(x < zero, zero - size, size), rest)
 
     # -- functions -------------------------------------------------------------------------------
 
@@ -137,7 +146,7 @@ class Scalars:
         return tirx.log2(x)
 
     def log1p(self, x: Expr) -> Expr:
-        return tirx.log1p(x)
+        return self._external("log1p", x)
 
     def sqrt(self, x: Expr) -> Expr:
         return tirx.sqrt(x)
@@ -149,7 +158,7 @@ class Scalars:
         return tirx.cos(x)
 
     def atan2(self, x: Expr, y: Expr) -> Expr:
-        return tirx.atan2(x, y)
+        return self._external("atan2", x, y)
 
     def pow(self, x: Expr, y: Expr) -> Expr:
         lanes = max(_dtype(x).lanes, _dtype(y).lanes)
@@ -158,7 +167,7 @@ class Scalars:
     def tanh(self, x: Expr) -> Expr:
         if _is_single(x):
             return self.bind(functions.tanh(self.bind(x)))
-        return self._external("tanh", x)
+        return tirx.tanh(x)
 
     def erf(self, x: Expr) -> Expr:
         return self.bind(functions.erf(self.bind(x)) if _is_single(x) else self._external("erf", x))
@@ -177,7 +186,7 @@ class Scalars:
         return self.like(0.5, x) * x * (self.like(1, x) + self.tanh(inner))
 
     def _external(self, name: str, *values: Expr) -> Expr:
-        """The C library's function."""
+        """The C library's function, which takes no vectors: see ``calls_library``."""
         scalar = _scalar_type(_dtype(values[0]))
         return tirx.call_pure_extern(scalar, name if scalar == "float64" else f"{name}f", *values)
 

@@ -125,6 +125,7 @@ import regraft
 model = regraft.load(sys.argv[1], allow_native=True)
 assert [step.executable.backend for step in model.plan.steps] == ["tvm"]
 torch.save(model(torch.load(sys.argv[2])), sys.argv[3])
+model.save(sys.argv[1] + ".again")
 assert "tvm" not in sys.modules
 """
 
@@ -140,6 +141,8 @@ def test_an_artefact_runs_without_tvm(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", LOADER, *files], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert torch.equal(torch.load(tmp_path / "y.pt"), compiled(x))
+    again = regraft.load(tmp_path / "model.again")  # its portable form is still there
+    assert [step.executable.backend for step in again.plan.steps] == ["eager"]
 
 
 def test_an_artefact_has_a_portable_form(tmp_path: Path) -> None:

@@ -81,11 +81,11 @@ def _quotient(k: Any, op: Op, x: Expr, y: Expr) -> Expr:
         quotient = x / y
         if mode == "trunc":
             return k.math.trunc(quotient)
-        return quotient if mode is None else _floored(k, x, y)
+        return quotient if mode is None or op.attrs.get("other") == 0 else _floored(k, op, x, y)
     return k.math.truncdiv(x, y) if mode == "trunc" else k.math.floordiv(x, y)
 
 
-def _floored(k: Any, x: Expr, y: Expr) -> Expr:
+def _floored(k: Any, op: Op, x: Expr, y: Expr) -> Expr:
     """torch's ``x // y``: exact where the rounded quotient would already be the next integer."""
     m = k.math
     rest = k.bind(m.fmod(x, y))
@@ -96,7 +96,9 @@ def _floored(k: Any, x: Expr, y: Expr) -> Expr:
     down = k.bind(m.floor(exact))
     half = k.one(rest) / (k.one(rest) + k.one(rest))
     near = m.select(exact - down > half, down + k.one(rest), down)
-    return m.select(m.equal(y, zero), x / y, m.select(m.differ(exact, zero), near, zero))
+    found = m.select(m.differ(exact, zero), near, zero)
+    # Whether a number is zero is known here, and TVM cannot fold the question for vectors.
+    return found if "other" in op.attrs else m.select(m.equal(y, zero), x / y, found)
 
 
 # -- powers ------------------------------------------------------------------------------------
@@ -259,6 +261,15 @@ _COMPARISONS: dict[str, Scalar] = {
     "gt": lambda k, x, y: x > y,
     "ge": lambda k, x, y: x >= y,
 }
+
+
+def calls_library(op: Op) -> bool:
+    """Whether an element is computed by the C library, one at a time: its function takes no vectors."""
+    if op.name in ("aten.log1p", "aten.softplus", "aten.atan2"):
+        return True
+    is_exact_gelu = op.name == "aten.gelu" and op.attr("approximate") == "none"
+    return (op.name == "aten.erf" or is_exact_gelu) and op.result.tensor.dtype == DType.F64
+
 
 #: Functions of one float that ``scalars.py`` has under the name of the op.
 # fmt: off
