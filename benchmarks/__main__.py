@@ -15,6 +15,7 @@ from benchmarks import low_rank as low_rank_benchmark
 from benchmarks import memory as memory_benchmark
 from benchmarks import networks as networks_benchmark
 from benchmarks import overhead as overhead_benchmark
+from benchmarks import per_sample as per_sample_benchmark
 from benchmarks import siblings as siblings_benchmark
 from benchmarks import transformers as transformers_benchmark
 from benchmarks import zoo as zoo_benchmark
@@ -37,6 +38,7 @@ def everything(context: typer.Context) -> None:
         low_rank_benchmark.run()
         algebra_benchmark.run()
         dynamic_benchmark.run()
+        per_sample_benchmark.run()
         kernels_benchmark.run()
         siblings_benchmark.run()
         zoo_benchmark.run()
@@ -78,6 +80,14 @@ def dynamic(
 ) -> None:
     """regraft against eager torch and inductor on each path of networks that branch on data."""
     dynamic_benchmark.run(names or dynamic_benchmark.NAMES, rounds, patience)
+
+
+@app.command()
+def per_sample(
+    rounds: Rounds = 20, patience: Annotated[float, typer.Option(help="As above.")] = 60.0
+) -> None:
+    """A batch of 64 whose samples leave an early-exit encoder each at its own exit."""
+    per_sample_benchmark.run(rounds, patience)
 
 
 @app.command()
