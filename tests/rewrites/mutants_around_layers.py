@@ -61,7 +61,7 @@ AROUND_LAYERS = (
         "not moved",
         'tuple(kept.index(axis) for axis in m.attr("dims") if axis in kept)',
         "tuple(range(len(kept)))",
-        spelled.one_among_moved_axes,
+        spelled.one_through_a_layer,
         (X3,),
     ),
     Mutant(

@@ -112,21 +112,6 @@ def means_by_a_filled_matrix(x: Tensor) -> Tensor:
     return torch.matmul(x, torch.full((16, 16), 1 / 16))
 
 
-# -- MovedOnes ---------------------------------------------------------------------------------
-
-
-def one_column_transposed(x: Tensor) -> Tensor:
-    return torch.relu(x[:, :1].T) + x[:, 1]
-
-
-def one_head_moved(x: Tensor) -> Tensor:
-    return torch.tanh(x.view(2, 5, 1, 16).transpose(1, 2)).relu()
-
-
-def one_channel_last(x: Tensor) -> Tensor:
-    return torch.sigmoid(x[:, None].permute(0, 2, 3, 1))
-
-
 # -- ScaledLayer -------------------------------------------------------------------------------
 
 
@@ -384,8 +369,6 @@ _TABLE: tuple[tuple[str, tuple[Tensor, ...], tuple[Callable[..., Any], ...]], ..
         (shared_projection_in_a_loop, shared_projection_weighted, shared_projection_with_changes),
     ),
     ("SumOfOnes", (X,), (row_sums_by_ones, column_sums_by_ones, means_by_a_filled_matrix)),
-    ("MovedOnes", (X,), (one_column_transposed,)),
-    ("MovedOnes", (X3,), (one_head_moved, one_channel_last)),
     ("ScaledLayer", (X,), (layer_scale_first, layer_scale_unsqueezed, depth_factor, path_weight_of_a_vector)),
     ("ScaledLayer", (X3,), (heads_scaled_after_the_split,)),
     ("ScaledLayer", (IMAGE,), (channels_scaled,)),

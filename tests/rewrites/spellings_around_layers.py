@@ -127,13 +127,16 @@ def twos_in_a_batch(x: Tensor) -> Tensor:
 
 # -- MovedWithoutOnes --------------------------------------------------------------------------
 
+LINE, VOLUME = tensor(2, 4, 9), tensor(2, 4, 3, 4, 5)
+LINE_KERNEL, VOLUME_KERNEL = tensor(4, 4, 3) / 4, tensor(4, 4, 1, 2, 2) / 4
 
-def one_among_moved_axes(x: Tensor) -> Tensor:
-    return x[:, :, None].permute(3, 2, 1, 0).reshape(16, -1)
+
+def channels_of_a_line_by_einsum(line: Tensor) -> Tensor:
+    return torch.einsum("bcs,oc->bos", F.conv1d(line, LINE_KERNEL), SQUARE[:5, :4])
 
 
-def one_behind_moved_axes(x: Tensor) -> Tensor:
-    return torch.exp(x).unsqueeze(-1).transpose(0, 1).flatten(2)
+def channels_of_a_volume_by_einsum(volume: Tensor) -> Tensor:
+    return torch.einsum("bcdhw,oc->bodhw", F.conv3d(volume, VOLUME_KERNEL), SQUARE[:5, :4])
 
 
 def one_through_a_layer(x: Tensor) -> Tensor:
@@ -153,8 +156,8 @@ def position_wise_by_permute(x: Tensor) -> Tensor:
 
 
 def position_wise_in_an_image(x: Tensor) -> Tensor:
-    kernel = ROW_WISE.unsqueeze(-1)
-    return F.conv2d(x.unsqueeze(1).movedim(-1, 1), kernel).movedim(1, -1)
+    kernel = ROW_WISE[:, :4, :, None]
+    return F.conv2d(x.unflatten(-1, (4, 4)).movedim(-1, 1), kernel).movedim(1, -1)
 
 
 # -- SlicedLayer -------------------------------------------------------------------------------
@@ -217,7 +220,9 @@ _TABLE: tuple[tuple[str, tuple[Tensor, ...], tuple[Callable[..., Any], ...]], ..
     ("DivisionByConstant", (X,), (divided_features, divided_result, divided_by_true_divide)),
     ("LowRankGatedFFN", (X,), (gated_slices, gated_factors_packed, gated_by_another)),
     ("MovedFull", (X3,), (ones_transposed, ones_by_einsum, twos_in_a_batch)),
-    ("MovedWithoutOnes", (X3,), (one_among_moved_axes, one_behind_moved_axes, one_through_a_layer)),
+    ("MovedWithoutOnes", (LINE,), (channels_of_a_line_by_einsum,)),
+    ("MovedWithoutOnes", (VOLUME,), (channels_of_a_volume_by_einsum,)),
+    ("MovedWithoutOnes", (X3,), (one_through_a_layer,)),
     ("PointwiseLinear", (X3,), (position_wise, position_wise_by_permute, position_wise_in_an_image)),
     ("SlicedLayer", (X,), (first_half_of_a_result, narrowed_result, every_other_output)),
     ("SumOfProduct", (Q, K, V), (normalised_by_sums, normalised_by_einsum, normalised_columns)),

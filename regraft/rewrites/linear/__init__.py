@@ -6,7 +6,7 @@ from regraft.ir import Rewrite
 from regraft.rewrites.linear.concatenation import MergedTable, SplitConcatenation
 from regraft.rewrites.linear.epilogue import LowRankEpilogue
 from regraft.rewrites.linear.merge import MergedLinear
-from regraft.rewrites.linear.moves import MovedFull, MovedOnes, MovedWithoutOnes
+from regraft.rewrites.linear.moves import MovedFull, MovedWithoutOnes
 from regraft.rewrites.linear.ones import SumOfOnes, SumOfProduct
 from regraft.rewrites.linear.order import ProductOrder
 from regraft.rewrites.linear.scales import (
@@ -26,7 +26,6 @@ LINEAR: tuple[Rewrite, ...] = (
     MergedLinear(),
     MergedTable(),
     MovedFull(),
-    MovedOnes(),
     MovedWithoutOnes(),
     ProductOrder(),
     ScaledInput(),
