@@ -19,7 +19,7 @@ from regraft.compiler.export import ExportReport, write_onnx
 from regraft.compiler.extensions import Extensions
 from regraft.compiler.materialise import Store, replacements
 from regraft.compiler.memory import Resident
-from regraft.compiler.options import Fallback, Options, Verify
+from regraft.compiler.options import Fallback, Options, Verify, check_max_trips
 from regraft.compiler.per_sample import OneByOne, check_samples
 from regraft.compiler.pipeline import WHOLE, Compilation, Limit
 from regraft.compiler.plan_export import PlanReport, write_plan
@@ -55,6 +55,7 @@ def compile(
     memory_limit: int | None = None,
     cache: bool | str | Path = True,
     adapters: Mapping[str, Mapping[str, Any]] | None = None,
+    max_trips: int | None = None,
     batch: Literal["per_sample"] | None = None,
 ) -> CompiledModel:
     """Compile a model into one that is called the same way and returns the same values, faster.
@@ -92,6 +93,8 @@ def compile(
         adapters: state dicts of LoRA factors (``layer.lora_A.weight``, ``layer.lora_B.weight``, and
             ``"scaling"``) or of deltas of weights, by adapter name. ``set_adapter`` of the result switches
             between them; at first none applies.
+        max_trips: the most trips of a loop that a tensor ends. A call in which one takes more raises, and
+            names it. None: as many as in eager.
         batch: ``"per_sample"`` compiles a model written for one sample into one for any number of them, each
             of which takes its own path: every argument whose first size is 1 in the example, and every
             result, has the samples in its place.
@@ -120,6 +123,7 @@ def compile(
         memory_limit=memory_limit,
         cache=cache,
         adapters=adapters,
+        max_trips=max_trips,
         batch=batch,
     )
     return _compiled(model, args, kwargs, dynamic_shapes, options)
@@ -149,7 +153,9 @@ def _compiled(
         else:
             compiled.report.cache = session.outcome
             return compiled
-    captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
+    captured = capture_model(
+        model, args, kwargs, dynamic_shapes, options.table, phases, max_trips=options.max_trips
+    )
     note = insert_adapters(captured.module, options.adapters, options.table, model)
     compilation = rewritten(captured, options, phases)
     compilation.report.notes += [note] if note else []
@@ -273,13 +279,15 @@ def capture(
     dynamic_shapes: Any = None,
     ops: Sequence[OpDef] = (),
     plugins: Sequence[str | Plugin] = (),
+    max_trips: int | None = None,
 ) -> Module:
     """The IR of a model as captured, before any rewrite; ``print_module`` gives its text.
 
     Arguments and errors are those of ``compile``.
     """
+    check_max_trips(max_trips)
     table = Extensions.of(plugins, (), (), ops).table
-    return capture_model(model, args, kwargs, dynamic_shapes, table).module
+    return capture_model(model, args, kwargs, dynamic_shapes, table, max_trips=max_trips).module
 
 
 def export_onnx(
@@ -300,6 +308,7 @@ def export_onnx(
     progress: Observer | None = None,
     adapters: Mapping[str, Mapping[str, Any]] | None = None,
     adapter: str | None = None,
+    max_trips: int | None = None,
 ) -> ExportReport:
     """Write an optimised ONNX file that runs without torch and without regraft.
 
@@ -335,11 +344,14 @@ def export_onnx(
         exactness=exactness,
         progress=progress,
         adapters=adapters,
+        max_trips=max_trips,
         batch=batch,
     )
     given_adapters = options.adapters if adapter is None else options.adapters.only(adapter)
     phases = Phases(options.progress)
-    captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
+    captured = capture_model(
+        model, args, kwargs, dynamic_shapes, options.table, phases, max_trips=options.max_trips
+    )
     note = insert_adapters(captured.module, given_adapters, options.table, model, switched=adapter is None)
     compilation = rewritten(captured, options, phases)
     compilation.report.notes += [note] if note else []
@@ -364,6 +376,7 @@ def export_plan(
     exactness: Exactness = Exactness.REASSOCIATES,
     batch: Literal["per_sample"] | None = None,
     progress: Observer | None = None,
+    max_trips: int | None = None,
 ) -> PlanReport:
     """Write a folder of ONNX files without branches, a plan that joins them, and a script that runs it.
 
@@ -391,10 +404,13 @@ def export_plan(
         plugins=plugins,
         exactness=exactness,
         progress=progress,
+        max_trips=max_trips,
         batch=batch,
     )
     phases = Phases(options.progress)
-    captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
+    captured = capture_model(
+        model, args, kwargs, dynamic_shapes, options.table, phases, max_trips=options.max_trips
+    )
     compilation = rewritten(captured, options, phases)
     with torch.no_grad(), phases.phase("lower"):
         return write_plan(compilation, Store(compilation.module), target, opset, contrib)

@@ -26,6 +26,8 @@ class ExportReport:
             arguments, under the names of its buffers.
         writes: output -> the input that it is the new value of: feed it back there at the next run. Called
             ``<input>_out``, these outputs follow the results.
+        checks: what the model checks of values and the file does not, each with its line: a run of the file
+            goes on where a call of the model would raise.
         bytes: size of the file and of the weights beside it.
         compile: the report of the rewrites.
         adapters: names of the adapters between which the input ``active_adapter`` chooses, the first of
@@ -38,6 +40,7 @@ class ExportReport:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     writes: dict[str, str]
+    checks: tuple[str, ...]
     bytes: int
     compile: Report
     adapters: tuple[str, ...] = ()
@@ -51,6 +54,7 @@ class ExportReport:
             "inputs": list(self.inputs),
             "outputs": list(self.outputs),
             "writes": dict(self.writes),
+            "checks": list(self.checks),
             "adapters": list(self.adapters),
             "bytes": self.bytes,
             "compile": self.compile.to_dict(),
@@ -58,7 +62,10 @@ class ExportReport:
 
     def __str__(self) -> str:
         operators = ", ".join(f"{name} {count}" for name, count in sorted(self.operators.items()))
-        return f"{self.path}: opset {self.opset}, {self.bytes / 1e6:.1f} MB\n{operators}"
+        lines = [f"{self.path}: opset {self.opset}, {self.bytes / 1e6:.1f} MB", operators]
+        if self.checks:
+            lines += ["checks that are not in the file:", *(f"  {check}" for check in self.checks)]
+        return "\n".join(lines)
 
 
 class Writer:
@@ -88,7 +95,7 @@ def write_onnx(
     exporter = backend("ort")
     assert isinstance(exporter, FileExporter), "the ort back end writes files"
     assign(function, (Writer(exporter),), None, compilation.options.table)
-    names = output_names(function)
+    names, checks = output_names(function), checks_in(function)
     written = exporter.export_file(function, store, path, opset=opset, contrib=contrib, output_names=names)
     for domain in written.untried:
         compilation.report.notes.append(
@@ -101,10 +108,17 @@ def write_onnx(
         written.inputs,
         written.outputs,
         {written.outputs[result]: written.inputs[target] for result, target in function.aliases.items()},
+        checks,
         written.bytes,
         compilation.report,
         adapters,
     )
+
+
+def checks_in(function: Function) -> tuple[str, ...]:
+    """The checks in ``function``, each once, as the report names them."""
+    found = [op for op in function.walk() if op.name == "rg.check"]
+    return tuple(dict.fromkeys(f"{op.loc}: {op.attr('message')}" for op in found))
 
 
 def output_names(function: Function) -> tuple[str, ...]:

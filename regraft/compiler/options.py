@@ -43,6 +43,7 @@ class Options:
     memory_limit: int | None = None
     cache: bool | Path = False
     adapters: Adapters = field(default_factory=Adapters)
+    max_trips: int | None = None
     batch: str | None = None
     rows: tuple[int, ...] = ()
     """Numbers of rows at which forms are measured and reported, besides those of a decision."""
@@ -73,6 +74,7 @@ class Options:
         memory_limit: Any = None,
         cache: Any = False,
         adapters: Any = None,
+        max_trips: Any = None,
         batch: Any = None,
         rows: Sequence[int] = (),
     ) -> Options:
@@ -86,12 +88,7 @@ class Options:
         _require(fallback in ("error", "eager"), "fallback", fallback, "'error' or 'eager'")
         _require(isinstance(exactness, Exactness), "exactness", exactness, "an Exactness")
         _require(verify in (True, False, "each"), "verify", verify, "True, False or 'each'")
-        _require(
-            threads is None or (_is_int(threads) and threads > 0),
-            "threads",
-            threads,
-            "a positive int",
-        )
+        _require(threads is None or (_is_int(threads) and threads > 0), "threads", threads, "a positive int")
         _require(progress is None or callable(progress), "progress", progress, "a function of one Progress")
         _require(tune in (True, False), "tune", tune, "True or False")
         _require(budget is None or tune, "budget", budget, "None, since 'tune' is not set")
@@ -101,6 +98,7 @@ class Options:
             memory_limit,
             "a number of bytes, or None",
         )
+        check_max_trips(max_trips)
         added = Extensions.of(plugins, rewrites, passes, ops)
         chosen, notes = _backends(backends, added.backends)
         return Options(
@@ -119,9 +117,15 @@ class Options:
             memory_limit,
             _cache(cache),
             Adapters.checked(adapters),
+            max_trips,
             _batch(batch, verify),
             tuple(rows),
         )
+
+
+def check_max_trips(value: Any) -> None:
+    """Refuse what is no bound for loops."""
+    _require(value is None or (_is_int(value) and value > 0), "max_trips", value, "a positive int, or None")
 
 
 def _is_int(value: Any) -> bool:

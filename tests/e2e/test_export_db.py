@@ -38,13 +38,9 @@ class Refusal:
     way_out: str
 
 
-_NUMBER = "a number read from a tensor cannot be captured yet"
-
 #: Every example that is not here runs.
 REFUSED: Mapping[str, Refusal] = {
-    "assume_constant_result": Refusal(_NUMBER, "self.get_item(y)", "leave out .item()"),
-    "constrain_as_size_example": Refusal(_NUMBER, "x.item()", "leave out .item()"),
-    "constrain_as_value_example": Refusal(_NUMBER, "x.item()", "leave out .item()"),
+    "assume_constant_result": Refusal("up to a number that only a call knows", "self.get_item(y)", "a mask"),
     "dynamic_shape_round": Refusal("dynamic_shapes do not fit the model", None, "Dim.AUTO"),
     "model_attr_mutation": Refusal(
         "writes to its attribute 'attr_list'", "self.attr_list = self.recreate_list()", "return the new value"

@@ -84,12 +84,14 @@ def capture_model(
     dynamic_shapes: Any,
     table: OpTable,
     phases: Phases | None = None,
+    *,
+    max_trips: int | None = None,
 ) -> Captured:
     """Capture ``model`` called with ``args`` and ``kwargs``.
 
     ``model`` is an ``nn.Module`` in eval mode, an ``ExportedProgram`` or a function of tensors.
     ``dynamic_shapes`` is as in ``torch.export.export``, or keyed by parameter name. ``phases`` times
-    export, decompositions and import.
+    export, decompositions and import. ``max_trips`` bounds the loops that tensors end.
 
     Raises:
         OptionError: the model is in training mode, or an argument has no use.
@@ -97,18 +99,18 @@ def capture_model(
     """
     phases = phases or Phases()
     if isinstance(model, ExportedProgram):
-        return _import_exported(model, table, phases)
+        return _import_exported(model, table, phases, max_trips)
     call = call_of(model, args, kwargs)
     shapes = shapes_by_parameter(call.form, call.arguments, dynamic_shapes)
     check_leaves(call.arguments, shapes)
     traced = widened(call.arguments, shapes)
-    program = _export(call.module, table, traced, shapes, len(args), phases)
+    program = _export(call.module, table, traced, shapes, len(args), phases, max_trips)
 
     def imported(relaxed: frozenset[str]) -> Module:
         return import_program(program, table, traced, call.form, relaxed)
 
     def fixed(arguments: Mapping[str, Any]) -> Module:
-        exact = _export(call.module, table, arguments, {}, len(args), Phases())
+        exact = _export(call.module, table, arguments, {}, len(args), Phases(), max_trips)
         return import_program(exact, table, arguments, call.form, frozenset())
 
     with phases.phase("import"):
@@ -152,10 +154,11 @@ def _export(
     shapes: Mapping[str, Any],
     n_args: int,
     phases: Phases,
+    max_trips: int | None,
 ) -> ExportedProgram:
     """The functional program."""
     args, kwargs = split(arguments, n_args)
-    front_end = FrontEnd()
+    front_end = FrontEnd(max_trips)
 
     def once() -> ExportedProgram:
         dynamic = torch_shapes(shapes, arguments) if shapes else None
@@ -179,14 +182,14 @@ def _export(
         with phases.phase("decompositions"), _pointing_at_user_code(module):
             join_aliases(program)
             drop_unused_aliases(program)
-            found = _functional(program, table)
+            found = _functional(program, table, max_trips)
             check_assignments(assigned, module, found)
             return found
 
 
-def _functional(program: ExportedProgram, table: OpTable) -> ExportedProgram:
+def _functional(program: ExportedProgram, table: OpTable, max_trips: int | None) -> ExportedProgram:
     """The program with its writes turned into results."""
-    write_out(program)
+    write_out(program, max_trips)
     check_effects(program)
     settle_writes(program)
     found = functional(program, table)
@@ -225,9 +228,11 @@ def _unchanged(module: torch.nn.Module) -> Generator[None]:
         )
 
 
-def _import_exported(program: ExportedProgram, table: OpTable, phases: Phases) -> Captured:
+def _import_exported(
+    program: ExportedProgram, table: OpTable, phases: Phases, max_trips: int | None
+) -> Captured:
     with _EXPORTING, quiet_export(None), any_length(), phases.phase("decompositions"):
-        program = _functional(copied(program), table)
+        program = _functional(copied(program), table, max_trips)
     entry = program.module_call_graph[0].signature
     names = tuple(entry.forward_arg_names or ()) if entry is not None else ()
     example = program.example_inputs

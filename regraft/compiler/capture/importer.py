@@ -38,6 +38,7 @@ from regraft.compiler.capture.control.markers import (
     IF_ELSE,
     IF_END,
     MARKERS,
+    SIZE,
     TRUTH,
     WHILE_BEGIN,
     WHILE_DO,
@@ -47,13 +48,22 @@ from regraft.compiler.capture.example import CallForm
 from regraft.compiler.capture.layout import memory_order
 from regraft.compiler.capture.promotion import promoted
 from regraft.compiler.capture.results import results_of
-from regraft.compiler.capture.selection import check_sizes, longest_result, picked, picking_mask, truth
+from regraft.compiler.capture.selection import (
+    as_captured,
+    check_sizes,
+    longest_result,
+    number_as_size,
+    picked,
+    picking_mask,
+    truth,
+)
 from regraft.compiler.capture.signature import make_signature
 from regraft.compiler.capture.sizes import Sizes
 from regraft.compiler.capture.source import location_of
 from regraft.errors import CaptureError
 from regraft.ir import (
     Builder,
+    Dim,
     Function,
     Leaf,
     Location,
@@ -73,6 +83,8 @@ from regraft.runtime import MEMORY_ORDER, place
 
 #: Nodes that say something about sizes only; dims carry it already.
 _SIZE_OPS = ("aten.sym_size.int", "aten.sym_numel", "aten.sym_stride.int", "aten.sym_storage_offset")
+#: What reads a number from a tensor.
+_NUMBERS = ("aten.item", "aten._local_scalar_dense")
 #: Facts about tensors that the import itself establishes.
 _ASSERTS = ("aten._assert_tensor_metadata",)
 
@@ -212,6 +224,9 @@ class _Importer:
         if node.target is TRUTH:
             self.values[node.name] = truth(self._truth(node.args[0]), self.sizes, self._builder(node))
             return
+        if node.target is SIZE:
+            self.values[node.name] = self._builder(node).rg.dim_value(self._dim(node.args[0]))
+            return
         if has_effect(node):
             with _located(node):
                 add_check(node, self._value, self._builder(node))
@@ -233,6 +248,9 @@ class _Importer:
         if name == "aten.copy":
             self._add_copy(node)
             return
+        if name in _NUMBERS and isinstance(node.meta.get("val"), (int, torch.SymInt)):
+            self._add_size(node)
+            return
         with _located(node):
             self._add_op(node, node.target)
 
@@ -247,6 +265,12 @@ class _Importer:
         if value.tensor.shape != type.shape:
             value = builder.aten.expand(value, type.shape)
         self.values[node.name] = value
+
+    def _add_size(self, node: Node) -> None:
+        """An integer that a tensor holds, which later code takes for a size."""
+        dim, symbols = self.sizes.dim(node.meta["val"]), self.sizes.take_fresh()
+        (tensor,) = node.all_input_nodes
+        number_as_size(self._builder(node), self._value(tensor), dim, symbols)
 
     def _is_size_assert(self, node: Node) -> bool:
         """Whether ``node`` asserts a fact about sizes; one that is not proved becomes a check."""
@@ -307,16 +331,10 @@ class _Importer:
 
     def _settle(self, node: Node, results: Sequence[Value]) -> None:
         """Let ``results`` stand for the node, in the types that it was captured with."""
-        builder, found = self._builder(node), list(results)
-        for index, type in enumerate(self._fresh_types(node)[0]):
-            for dim, needed in zip(found[index].tensor.shape, type.shape, strict=True):
-                if dim != needed:
-                    sizes = [builder.rg.dim_value(each) for each in (dim, needed)]
-                    message = f"a size that values decide is {needed} in the captured model"
-                    builder.rg.check(builder.aten.eq.Tensor(*sizes), message)
-            if found[index].type != type:
-                found[index] = builder.aten.view(found[index], type.shape)
-        self.values[node.name] = tuple(found)
+        builder, (types, _) = self._builder(node), self._fresh_types(node)
+        self.values[node.name] = tuple(
+            as_captured(builder, value, type) for value, type in zip(results, types, strict=True)
+        )
 
     def _all_values(self, nodes: Any) -> tuple[Value, ...]:
         return tuple(self._value(node) for node in nodes)
@@ -325,6 +343,10 @@ class _Importer:
         """A condition on sizes, a node or settled, as sympy or Python has it."""
         value = condition.meta["val"] if isinstance(condition, Node) else condition
         return value.node.expr if isinstance(value, torch.SymBool) else value
+
+    def _dim(self, size: Any) -> Dim:
+        """A size, a node or settled, as a dim."""
+        return self._value(size) if isinstance(size, Node) else size
 
     def _fresh_types(self, node: Node) -> tuple[list[TensorType], tuple[Symbol, ...]]:
         """The types of a node's results and the symbols that they define."""
@@ -341,6 +363,11 @@ class _Importer:
         if gives_bags(overload_name(target), node):
             self.values[node.name] = bags(arguments, builder)
             return
+        if symbols and overload_name(target) == "aten.slice.Tensor":
+            raise CaptureError(
+                "a part of a tensor is taken up to a number that only a call knows",
+                hint="select the part with a mask, or with an index made by torch.arange",
+            )
         known = self._known(overload_name(target), arguments, result_types, symbols, builder)
         if known is not None:
             self.values[node.name] = known
@@ -376,18 +403,16 @@ class _Importer:
         builder: Builder,
     ) -> Value | None:
         """What the places of a mask give: torch gives all uses of one mask one symbol, and finds it once."""
-        if name == "aten.nonzero":
-            return None if symbols else self.places.get(arguments["self"])
-        mask = picking_mask(name, arguments)
-        if mask is None:
+        mask = arguments["self"] if name == "aten.nonzero" else picking_mask(name, arguments)
+        if mask is None or (name == "aten.nonzero" and symbols):
             return None
         if mask not in self.places or symbols:
-            if not symbols:
-                return None
-            self.places[mask] = builder.create("aten.nonzero", (mask,), symbols=symbols).result
-        found = picked(builder, arguments, mask, self.places[mask])
-        found.type = types[0]
-        return found
+            # Where later code settles how many there are, torch has no symbol for it.
+            own = symbols or (self.sizes.new_symbol(),)
+            self.places[mask] = builder.create("aten.nonzero", (mask,), symbols=own).result
+        places = self.places[mask]
+        found = places if name == "aten.nonzero" else picked(builder, arguments, mask, places)
+        return as_captured(builder, found, types[0])
 
     def _add_draw(self, node: Node, definition: OpDef, arguments: dict[str, Any], builder: Builder) -> None:
         """An op that draws random numbers, with what its numbers depend on besides the operands' values."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from regraft.compiler.capture.sizes import Sizes
 from regraft.errors import CaptureError
-from regraft.ir import Builder, Dim, DType, Value, dims
+from regraft.ir import Builder, Dim, DType, Symbol, TensorType, Value, dims
 
 #: Op -> the operand of which it gives a part.
 _PART_OF = {
@@ -62,6 +62,29 @@ def picked(builder: Builder, arguments: Mapping[str, Any], mask: Value, places: 
         columns.append(builder.aten.view(column, (length,)))
     before = takewhile(lambda index: index is None, arguments["indices"])
     return builder.aten.index.Tensor(arguments["self"], (*before, *columns))
+
+
+def as_captured(builder: Builder, value: Value, type: TensorType) -> Value:
+    """``value`` in the type that it was captured with: sizes that later code has settled are checked."""
+    for dim, needed in zip(value.tensor.shape, type.shape, strict=True):
+        if dim != needed:
+            sizes = [builder.rg.dim_value(each) for each in (dim, needed)]
+            message = f"a size that values decide is {needed} in the captured model"
+            builder.rg.check(builder.aten.eq.Tensor(*sizes), message)
+    return value if value.type == type else builder.aten.view(value, type.shape)
+
+
+def number_as_size(builder: Builder, value: Value, dim: Dim, symbols: tuple[Symbol, ...]) -> None:
+    """Let ``value``, one integer, define the symbol among ``symbols``; where there is none, it is ``dim``."""
+    number = builder.aten.view(value, ()) if value.tensor.rank else value
+    if number.tensor.dtype != DType.I64:
+        number = builder.create("aten._to_copy", (number,), {"dtype": DType.I64}).result
+    if symbols:
+        builder.rg.check(builder.aten.ge.Scalar(number, 0), "a number that is used as a size is negative")
+        builder.create("rg.bind_dim", (number,), symbols=symbols)
+    else:
+        message = f"a number that values decide is {dim} in the captured model"
+        builder.rg.check(builder.aten.eq.Tensor(number, builder.rg.dim_value(dim)), message)
 
 
 def check_sizes(condition: Any, sizes: Sizes, builder: Builder, message: str) -> None:

@@ -40,7 +40,7 @@ class Sizes:
     def new_symbol(self) -> Symbol:
         """A symbol for a size that torch has no symbol for."""
         count = sum(not known.startswith("s") for known in self._symbols)
-        return self._symbols.setdefault(f"joined{count}", Symbol(f"len{count}"))
+        return self._symbols.setdefault(f"joined{count}", Symbol(f"len{count}", 0, self.longest))
 
     def dim(self, size: int | torch.SymInt) -> Dim:
         """The dim of a size.

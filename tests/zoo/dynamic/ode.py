@@ -147,9 +147,11 @@ NETWORKS = (
         "neural_ode",
         "Dormand-Prince over a field of 64 inside, y [1, 64]",
         Form(
+            # A step's size follows an error that is a small difference of large terms: where it is rounding,
+            # eager's own results in f32 are off by up to 6e-4. These states are not among those.
             lambda: NeuralODE(Field(4, 8), 3.0, 1e-3, 1e-4),
             _state(2, 4),
-            {(8, 0): 3, (4, 0): 147, (5, 1): 153, (6, 1): 91, (4, 4): 27},
+            {(8, 0): 3, (4, 0): 34, (5, 1): 153, (6, 1): 91, (4, 4): 27},
         ),
         Form(
             lambda: NeuralODE(Field(64, 256), 3.0, 1e-5, 1e-6),

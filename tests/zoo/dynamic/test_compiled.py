@@ -16,36 +16,18 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import regraft
-from regraft.errors import CaptureError, RegraftError, UnsupportedOpError
+from regraft.errors import CaptureError, RegraftError
 from regraft.testing import TOLERANCES, assert_close
 from tests.e2e.exported import run_without_torch, write_case
 from tests.models import in_double
 from tests.zoo.dynamic.networks import DYNAMIC
 from tests.zoo.dynamic.record import DynamicNetwork
 
-_NUMBER = "a number that is known only when the model runs is used as"
-_GROWS = "is a list that grows, in a loop that a tensor ends"
-_NUMPY = ".numpy() is not supported"
-
 #: The networks that cannot be followed, with what the error says.
 REFUSED: Mapping[str, str] = {
-    "blockdrop": "the model's code goes through .data of a tensor",
-    "captioning_googlenet": _GROWS,
-    "captioning_resnext": _GROWS,
-    "greedy_decode": "is a tensor bool[] on one path and a SymBool on the other",
-    "kangaroo": _NUMBER,
-    "neural_ode": _NUMBER,
-    "pointer_hull": _GROWS,
-    "ranet": _NUMBER,
-    "shallow_deep_mobilenet": _NUMPY,
-    "shallow_deep_resnet": _NUMPY,
-    "shallow_deep_vgg": _NUMPY,
-    "shallow_deep_wide_resnet": _NUMPY,
+    "kangaroo": "the variable 'exited_hidden_states' has no value where a tensor decides, and is read there",
     "shrinking_beams": "a condition in a comprehension cannot be converted",
 }
-
-#: Those with an op that no back end runs: rows chosen by a mask.
-UNSUPPORTED = ("pointer_tour",)
 
 #: Those that a plain run takes.
 PLAIN = ("ftwt", "skipnet_rnn", "early_exit_encoder", "hrm")
@@ -61,10 +43,6 @@ def first_input(network: DynamicNetwork) -> tuple[Tensor, ...]:
 
 def check_refusal(network: DynamicNetwork, error: RegraftError) -> None:
     """The network is among those refused, and the error is the one for it."""
-    if network.name in UNSUPPORTED:
-        assert type(error) is UnsupportedOpError
-        assert [op.name for op in error.ops] == ["aten.index.Tensor"]
-        return
     assert type(error) is CaptureError
     assert REFUSED[network.name] in str(error)
     assert error.location is not None

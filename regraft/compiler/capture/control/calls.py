@@ -7,19 +7,24 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from regraft.compiler.capture.control.choices import knowing, negated
 from regraft.compiler.capture.control.context import Context, refuse, where
-from regraft.compiler.capture.control.indexing import element, set_element
-from regraft.compiler.capture.control.loops import LONG, Run
+from regraft.compiler.capture.control.functions import Functions
+from regraft.compiler.capture.control.growing import Growing
+from regraft.compiler.capture.control.indexing import element, is_integer, set_element, update_element
+from regraft.compiler.capture.control.loops import LONG, Run, Span
 from regraft.compiler.capture.control.meeting import meet
-from regraft.compiler.capture.control.number import Number, as_kind, as_truth, picked, unwrapped
+from regraft.compiler.capture.control.number import Array, Number, as_truth, unwrapped
 from regraft.compiler.capture.control.state import KEPT, UNBOUND, Variables
+from regraft.compiler.capture.control.words import Words, filled
 
 _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
     "Eq": operator.eq,
@@ -31,6 +36,23 @@ _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
     "Is": operator.is_,
     "IsNot": operator.is_not,
 }
+_IN_PLACE: Mapping[str, Callable[[Any, Any], Any]] = {
+    "Add": operator.iadd,
+    "Sub": operator.isub,
+    "Mult": operator.imul,
+    "MatMult": operator.imatmul,
+    "Div": operator.itruediv,
+    "FloorDiv": operator.ifloordiv,
+    "Mod": operator.imod,
+    "Pow": operator.ipow,
+    "LShift": operator.ilshift,
+    "RShift": operator.irshift,
+    "BitAnd": operator.iand,
+    "BitOr": operator.ior,
+    "BitXor": operator.ixor,
+}
+#: What is indexed by Python's integers.
+SEQUENCES = (list, tuple, nn.ModuleList, nn.Sequential, nn.ParameterList)
 _Thunk = Callable[[], Any]
 _Names = tuple[str, ...]
 _Gets = tuple[_Thunk, ...]
@@ -45,6 +67,7 @@ class Calls:
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        self.functions = Functions(context, self)
 
     def __repr__(self) -> str:
         return "<calls of converted code>"
@@ -62,17 +85,18 @@ class Calls:
         *,
         live: _Names,
         loop: Run | None = None,
-        last: _Names = (),
     ) -> None:
         """``if test``: its arms may change the variables ``names``, of which ``live`` are read later.
 
-        Where it ends a trip of ``loop``, ``last`` are those read after the loop.
+        Where it ends a trip of ``loop``, an arm may go on with the trips that follow.
         """
         if not self._undecided(test):
             (then if test else otherwise)()
             return
-        going_on = last if loop is not None and loop.nested else live
-        meet(self.context, unwrapped(test), then, otherwise, Variables(names, gets, put), going_on)
+        going_on = loop.read_after if loop is not None and loop.nested else live
+        variables = Variables(names, gets, put)
+        then, otherwise = knowing(then, test, True, variables), knowing(otherwise, test, False, variables)
+        meet(self.context, unwrapped(test), then, otherwise, variables, going_on)
 
     def each(
         self,
@@ -87,17 +111,27 @@ class Calls:
         last: _Names,
         leaves: bool,
         appended: _Names,
+        outer: Run | None,
     ) -> None:
         """``for`` over ``iterable``, as ``Run`` has it."""
-        run = Run(self.context, trip, done, Variables(names, gets, put), goes_on, last, leaves, appended)
-        if isinstance(iterable, range) and len(iterable) > LONG and self.context.traces:
+        variables = Variables(names, gets, put)
+        if isinstance(iterable, Span) and outer is not None:
+            refuse(
+                "a `return` from a loop over a range of which only a call knows the end, in another loop",
+                "leave the inner loop with `break`, and return after it",
+            )
+        run = Run(self.context, trip, done, variables, goes_on, last, leaves, appended, outer)
+        if outer is None and isinstance(iterable, range) and len(iterable) > LONG and self.context.traces:
             site = where()
             if site not in self.context.unrolled:
                 self.context.folded.append(site)
                 run.over(iterable)
                 self.context.folded.pop()
                 return
-        run.each(iterable)
+        if isinstance(iterable, Span):
+            run.over(iterable)
+        else:
+            run.each(iterable)
 
     def repeat(
         self,
@@ -121,6 +155,16 @@ class Calls:
             return bool(test)
         _assert_async(~as_truth(test), _message(error))
         return False
+
+    def text(self, value: Any, source: str) -> Any:
+        """``value`` as a part of a message, which is made before a call knows it."""
+        leaves = pytree.tree_leaves(value)
+        unknown = any(isinstance(each, (Number, Array, Growing)) or self._undecided(each) for each in leaves)
+        return Words(source) if unknown else value
+
+    def filled(self, form: str, values: Any) -> str:
+        """``form % values``, in a message."""
+        return filled(form, values)
 
     def check(self, test: Any, message: _Thunk) -> None:
         """``assert test, message()``"""
@@ -174,7 +218,7 @@ class Calls:
 
     def negate(self, value: Any) -> Any:
         """``not value``"""
-        return Number(~as_truth(value)) if self._undecided(value) else not value
+        return negated(value) if self._undecided(value) else not value
 
     def chain(self, first: Any, *rest: tuple[str, _Thunk]) -> Any:
         """``first < rest[0] < ...``, each operand evaluated once."""
@@ -201,66 +245,11 @@ class Calls:
             found = self.either(each is value or each == value, lambda found=found: found)
         return found
 
-    # -- numbers ---------------------------------------------------------------------------------
-
-    def item(self, value: Any) -> Any:
-        """``value.item()``"""
-        return Number(_one(value)) if isinstance(value, Tensor) and self._undecided(value) else value.item()
+    # -- functions -------------------------------------------------------------------------------
 
     def of(self, function: Any) -> Any:
-        """``function``, one of Python's own, for values that may be unknown numbers."""
-        return self._replacements()[function] if any(function is each for each in _REPLACED) else function
-
-    def _replacements(self) -> Mapping[Any, Any]:
-        return {
-            bool: self._bool,
-            int: partial(self._number, int),
-            float: partial(self._number, float),
-            any: self._any,
-            all: self._all,
-            min: partial(self._pick, min),
-            max: partial(self._pick, max),
-            torch.stack: self._stack,
-            torch.cat: self._cat,
-            torch.concat: self._cat,
-            torch.concatenate: self._cat,
-        }
-
-    def _bool(self, *values: Any) -> Any:
-        if len(values) != 1 or not self._undecided(values[0]):
-            return bool(*values)
-        return Number(as_truth(values[0]))
-
-    def _number(self, kind: Any, *args: Any) -> Any:
-        if len(args) != 1 or not self._undecided(args[0]) or not isinstance(args[0], (Tensor, Number)):
-            return kind(*args)
-        return as_kind(args[0] if isinstance(args[0], Number) else Number(_one(args[0])), kind)
-
-    def _any(self, values: Iterable[Any]) -> Any:
-        if isinstance(values, Tensor):
-            return Number((values != 0).any()) if self._undecided(values) else any(values)
-        return self._first(self.either, iter(values), last=False)
-
-    def _all(self, values: Iterable[Any]) -> Any:
-        if isinstance(values, Tensor):
-            return Number((values != 0).all()) if self._undecided(values) else all(values)
-        return self._first(self.both, iter(values), last=True)
-
-    def _first(self, joined: Callable[..., Any], values: Iterator[Any], *, last: bool) -> Any:
-        """Truth values joined as far as they have to be looked at."""
-        for value in values:
-            held = self._bool(value)
-            if self._undecided(held):
-                return joined(held, lambda: self._first(joined, values, last=last))
-            if held is not last:
-                return held
-        return last
-
-    def _pick(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs:
-            return function(*args, **kwargs)
-        values = list(args) if len(args) > 1 else list(*args)
-        return picked(function, values) if any(isinstance(v, Number) for v in values) else function(values)
+        """``function``, or what stands for it where an argument may be an unknown number."""
+        return self.functions.of(function)
 
     # -- indices ---------------------------------------------------------------------------------
 
@@ -268,7 +257,41 @@ class Calls:
 
     def element(self, value: Any, index: Any) -> Any:
         """``value[index]``"""
+        if isinstance(value, Growing):
+            return value.element(index)
+        if isinstance(value, SEQUENCES) and is_integer(index) and self._undecided(index):
+            return self._among(value, unwrapped(index))
         return element(value, index, self.context)
+
+    def _among(self, values: Any, index: Tensor) -> Any:
+        """The one of ``values`` at ``index``; of functions and modules, one that calls that one."""
+        place, values = self._place(values, index), list(values)
+        if not all(callable(each) for each in values):
+            return self._at(place, values, lambda each: each)
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return self._at(place, values, lambda each: each(*args, **kwargs))
+
+        return called
+
+    def _place(self, values: Any, index: Tensor) -> Tensor:
+        """``index`` counted from the first of ``values``; a call fails where there is none."""
+        count = len(values)
+        if not count:
+            raise IndexError("list index out of range")
+        _assert_async((index >= -count) & (index < count), "IndexError: list index out of range")
+        return torch.where(index < 0, index + count, index)
+
+    def _at(self, place: Tensor, values: list[Any], function: Callable[[Any], Any], start: int = 0) -> Any:
+        """``function`` of the one of ``values`` at ``place``; the first of them has the number ``start``."""
+        if len(values) == 1:
+            return function(values[0])
+        half = len(values) // 2
+        return self.choose(
+            place < start + half,
+            lambda: self._at(place, values[:half], function, start),
+            lambda: self._at(place, values[half:], function, start + half),
+        )
 
     def data(self, value: Any) -> Any:
         """``value.data``"""
@@ -276,24 +299,20 @@ class Calls:
 
     def set_element(self, written: Any, value: Any, index: Any) -> None:
         """``value[index] = written``, evaluated in that order."""
-        set_element(value, index, written, self._undecided)
+        if isinstance(value, list) and is_integer(index) and self._undecided(index):
+            place = self._place(value, unwrapped(index))
+            for i in range(len(value)):
+                value[i] = self.choose(place == i, lambda: written, partial(operator.getitem, value, i))
+        else:
+            set_element(value, index, written, self._undecided)
 
-    def _stack(self, tensors: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """``torch.stack``; what a loop has collected is stacked already."""
-        collected = self.context.collected_in(tensors)
-        if collected is None or len(args) + len(kwargs) > 1 or not set(kwargs) <= {"dim"}:
-            return torch.stack(tensors, *args, **kwargs)
-        (dim,) = (*args, *kwargs.values()) or (0,)
-        return collected.movedim(0, dim)
-
-    def _cat(self, tensors: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """``torch.cat``"""
-        collected = self.context.collected_in(tensors)
-        if collected is None or len(args) + len(kwargs) > 1 or not set(kwargs) <= {"dim"}:
-            return torch.cat(tensors, *args, **kwargs)
-        (dim,) = (*args, *kwargs.values()) or (0,)
-        dim = dim % (collected.dim() - 1)
-        return collected.movedim(0, dim).flatten(dim, dim + 1)
+    def update_element(self, value: Any, index: Any, name: str, operand: _Thunk) -> None:
+        """``value[index] op= operand()``"""
+        in_place = _IN_PLACE[name]
+        if isinstance(value, list) and is_integer(index) and self._undecided(index):
+            self.set_element(in_place(self.element(value, index), operand()), value, index)
+        else:
+            update_element(value, index, lambda old: in_place(old, operand()), self._undecided)
 
     def _undecided(self, value: Any) -> bool:
         return self.context.tracer.undecided(unwrapped(value))
@@ -301,12 +320,6 @@ class Calls:
 
 #: The name that `choose` gives to its value.
 _CHOSEN = "_rg_chosen"
-_REPLACED = (bool, int, float, any, all, min, max, torch.stack, torch.cat, torch.concat, torch.concatenate)
-
-
-def _one(tensor: Tensor) -> Tensor:
-    """The only element of a tensor, without dims."""
-    return tensor.reshape(()) if tensor.dim() else tensor
 
 
 def _assert_async(holds: Tensor, message: str) -> None:

@@ -68,6 +68,14 @@ class Copy:
         return (self.copy._version, self.original._version) != (self.copy_version, self.original_version)
 
 
+class Grows(Exception):
+    """A list, at a place (file, line, variable), holds more on one path than on the other."""
+
+    def __init__(self, place: tuple[str, int, str]) -> None:
+        super().__init__(f"{place[2]} grows")
+        self.place = place
+
+
 @dataclass
 class Context:
     """One capture, as converted code sees it.
@@ -78,6 +86,7 @@ class Context:
         lost: the variables that two paths left without a value, by name.
         unrolled: the loops, by file and line, of which one trip cannot stand for all.
         folded: those that are traced as one trip at this moment.
+        grows: the places (file, line, variable) at which a list has to be a ``Growing``.
         copies: what was taken by an index that only a call knows.
         collected: lists that such loops have filled, and the tensors that hold all of a list.
     """
@@ -86,6 +95,7 @@ class Context:
     limit: int | None = None
     lost: dict[str, Lost] = field(default_factory=dict[str, Lost])
     unrolled: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+    grows: set[tuple[str, int, str]] = field(default_factory=set[tuple[str, int, str]])
     folded: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     collected: list[tuple[list[Tensor], Tensor]] = field(default_factory=list[tuple[list[Tensor], Tensor]])
     copies: list[Copy] = field(default_factory=list["Copy"])

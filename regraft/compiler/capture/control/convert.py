@@ -15,6 +15,7 @@ from typing import Any
 
 from regraft.compiler.capture.control.emit import Emitter
 from regraft.compiler.capture.control.expressions import CALLS, Expressions
+from regraft.compiler.capture.control.held import held_together
 from regraft.compiler.capture.control.jumps import Lowering, Note
 from regraft.compiler.capture.control.liveness import set_live
 from regraft.compiler.capture.control.tree import PREFIX, RESULT, bound, declared, own_nodes, walk
@@ -67,6 +68,7 @@ def convert(code: CodeType, calls: Any) -> Converted:
     else:
         _convert_function(node, notes)
         node.decorator_list = []
+        node.name = f"{PREFIX}converted"  # its own name, by which it may call itself, is somebody else's
         holder = node
     made = _compiled(holder, node, code)
     return Converted(_finished(made, code, calls), tuple(notes))
@@ -98,16 +100,21 @@ def _convert_function(node: ast.FunctionDef, notes: list[Note]) -> None:
     lowered = lowering.function(node.body, end)
     set_live(lowered, frozenset({RESULT}))
     globals_, nonlocals = declared(node.body, ast.Global), declared(node.body, ast.Nonlocal)
-    local = sorted((bound(lowered) | {RESULT}) - globals_ - nonlocals)
-    binding = ast.parse(f"if False: {' = '.join(local)} = None").body
+    local = (bound(lowered) | {RESULT}) - globals_ - nonlocals
+    binding = ast.parse(f"if False: {' = '.join(sorted(local))} = None").body
     expressions = Expressions(parameters[0].arg if parameters else None, notes)
-    emitted = Emitter(expressions, globals_).body(lowered)
+    own = _parameters(node)
+    emitted = Emitter(expressions, globals_, local | own, held_together(lowered, own)).body(lowered)
     result = ast.Return(ast.Name(RESULT, ast.Load()))
     leading, rest = _leading(emitted)
     node.body = [*leading, *binding, *rest, result]
     for statement in (*binding, result):
         for each in ast.walk(statement):
             ast.copy_location(each, node)
+
+
+def _parameters(node: ast.FunctionDef) -> frozenset[str]:
+    return frozenset(each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg))
 
 
 def _leading(statements: list[ast.stmt]) -> tuple[list[ast.stmt], list[ast.stmt]]:

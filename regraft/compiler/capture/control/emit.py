@@ -13,7 +13,7 @@ sets them:
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from regraft.compiler.capture.control.expressions import CALLS, Expressions, call, index_of, thunk
 from regraft.compiler.capture.control.jumps import negated
@@ -32,6 +32,7 @@ from regraft.compiler.capture.control.tree import (
     located,
     places,
 )
+from regraft.compiler.capture.control.words import worded
 
 
 class Emitter:
@@ -39,13 +40,22 @@ class Emitter:
 
     Fields:
         expressions: converts what is inside statements.
-        globals: the names that the function declares global.
-        parameters: the function's own names that statements need not bind.
+        global_names: the names that the function declares global.
+        local: the function's own variables.
+        held: those that hold containers which nobody else does, each with all that may hold the same.
     """
 
-    def __init__(self, expressions: Expressions, global_names: frozenset[str]) -> None:
+    def __init__(
+        self,
+        expressions: Expressions,
+        global_names: frozenset[str],
+        local: frozenset[str],
+        held: Mapping[str, frozenset[str]],
+    ) -> None:
         self.expressions = expressions
         self.global_names = global_names
+        self.local = local
+        self.held = held
         self.count = 0
 
     def body(self, statements: Sequence[ast.stmt]) -> list[ast.stmt]:
@@ -62,7 +72,7 @@ class Emitter:
         if isinstance(node, Next):
             return _parse(f"{node.loop.goes_on} = {_loop_name(node.loop)}.next()", node)
         if isinstance(node, ast.Assert):
-            message = thunk(self._value(node.msg) if node.msg else ast.Constant(None))
+            message = thunk(self._value(worded(node.msg, call)) if node.msg else ast.Constant(None))
             return [located(ast.Expr(call("check", self._value(node.test), message)), node)]
         if isinstance(node, ast.With):
             items = [ast.withitem(self._value(i.context_expr), i.optional_vars) for i in node.items]
@@ -78,7 +88,17 @@ class Emitter:
             parts = [self._value(each) for each in (node.value, target.value)]
             written = call("set_element", parts[0], parts[1], self._value(located(index, node)))
             return [located(ast.Expr(written), node)]
+        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript):
+            return [self._update(node, node.target)]
         return [self.expressions.of(node)]
+
+    def _update(self, node: ast.AugAssign, target: ast.Subscript) -> ast.stmt:
+        """``target op= value``: its operand is evaluated after what it changes is read."""
+        if any(isinstance(n, (ast.NamedExpr, ast.Await, ast.Yield, ast.YieldFrom)) for n in ast.walk(node)):
+            return self.expressions.of(node)
+        operator, operand = ast.Constant(type(node.op).__name__), thunk(self._value(node.value))
+        place = self._value(target.value), self._value(located(index_of(target.slice), node))
+        return located(ast.Expr(call("update_element", *place, operator, operand)), node)
 
     def _value(self, node: ast.expr) -> ast.expr:
         return self.expressions.of(node)
@@ -102,12 +122,19 @@ class Emitter:
         if loop is None:
             own, changed = bound([node]), places([node])
             state, arguments = self._state(node, own, changed, n)
-            return state, f"{arguments}, live={_texts({*(own & node.live_after), *changed})}"
-        own, changed = bound([loop]), places([loop])
+            return state, f"{arguments}, live={_texts(self._seen(own, changed, node.live_after))}"
+        own, changed = bound(loop.chain), places(loop.chain)
         state, arguments = self._state(node, own, changed, n)
-        live = {*(bound([node]) & (loop.live_head | loop.live_after)), loop.goes_on, *changed}
-        last = {*(own & loop.live_after), *changed}
-        return state, f"{arguments}, live={_texts(live)}, loop={_loop_name(loop)}, last={_texts(last)}"
+        live = self._seen(bound([node]), changed, loop.live_head | loop.live_after) | {loop.goes_on}
+        return state, f"{arguments}, live={_texts(live)}, loop={_loop_name(loop)}"
+
+    def _seen(self, names: frozenset[str], changed: frozenset[str], live: frozenset[str]) -> frozenset[str]:
+        """What somebody may see later of variables and of changed places, ``live`` being read later.
+
+        A container that only variables hold of which none is read is nobody's.
+        """
+        unseen = {name for name, group in self.held.items() if not group & live}
+        return (names & live) | (changed - unseen)
 
     def _state(
         self, node: ast.stmt, names: frozenset[str], changed: frozenset[str], n: int
@@ -115,7 +142,7 @@ class Emitter:
         """Statements that define the setter, and the arguments that say what the state is."""
         every = sorted(names | {place for place in changed if place.partition(".")[0] not in names})
         put = f"{PREFIX}put_{n}"
-        settable = [name for name in every if name in names or "." in name]
+        settable = [name for name in every if name in names | self.local or "." in name]
         lines = [f"def {put}({', '.join(f'{PREFIX}{i}' for i in range(len(every)))}):"]
         lines += self._scope_lines({name for name in settable if "." not in name})
         for i, name in enumerate(every):
@@ -129,8 +156,8 @@ class Emitter:
 
     def _loop(self, node: Loop) -> list[ast.stmt]:
         n, original = self._number(), node.original
-        names = bound([node]) & (node.live_head | node.live_after)
-        state, arguments = self._state(node, names | {node.goes_on}, places([node]), n)
+        names, changed = bound([node]) & (node.live_head | node.live_after), places([node])
+        state, arguments = self._state(node, names | {node.goes_on}, changed, n)
         trip, done = f"{PREFIX}trip_{n}", f"{PREFIX}done_{n}"
         start: list[ast.stmt] = _parse(f"{node.goes_on} = False", node)
         parameters = (_loop_name(node),)
@@ -143,10 +170,12 @@ class Emitter:
             self._function(trip, parameters, node.body, node, first=start),
             self._function(done, (), node.done, node),
         ]
-        last = _texts(names & node.live_after)
+        last = _texts(self._seen(names, changed, node.live_after))
         common = f"{trip}, {done}, {arguments}, goes_on={node.goes_on!r}, last={last}, leaves={node.leaves}"
         if isinstance(original, ast.For):
-            run = _parse(f"_rg.each(None, {common}, appended={_texts(appended(original.body))})", node)
+            outer = _loop_name(node.outer) if node.outer is not None else None
+            more = f"appended={_texts(appended(original.body))}, outer={outer}"
+            run = _parse(f"_rg.each(None, {common}, {more})", node)
             _first_call(run).args[0] = self._value(original.iter)
             return [*functions, *state, *run]
         if isinstance(original.test, ast.Constant) and original.test.value:
@@ -160,7 +189,8 @@ class Emitter:
         name = f"{PREFIX}error_{self._number()}"
         run = _parse(f"if _rg.refuses(None, {name}): {name}()", node)
         _first_call(run).args[0] = located(self._value(node.test), node)
-        return [self._function(name, (), node.body, node), *run]
+        body = [worded(each, call) for each in node.body]
+        return [self._function(name, (), body, node), *run]
 
     def _function(
         self,

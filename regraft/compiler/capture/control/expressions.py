@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Sequence
 from typing import TypeVar, cast
 
 from regraft.compiler.capture.control.jumps import Note
 from regraft.compiler.capture.control.tree import located
 
-#: Functions that join what a loop has collected.
-_JOINING = frozenset(["stack", "cat", "concat", "concatenate"])
 _Node = TypeVar("_Node", ast.stmt, ast.expr)
 #: What stands for the object of calls in converted code; `convert` puts the object in its place.
 CALLS = "\0calls of converted code"
-#: Built-in functions that turn tensors into Python's values, or count with them.
-_BUILTINS = frozenset(["bool", "int", "float", "any", "all", "min", "max", "range", "round", "len"])
 
 
 def calls_attribute(name: str) -> ast.expr:
@@ -26,14 +23,16 @@ def call(name: str, *args: ast.expr) -> ast.expr:
     return ast.Call(calls_attribute(name), list(args), [])
 
 
+def _is_ours(node: ast.expr) -> bool:
+    """Whether ``node`` is a function of the calls already."""
+    held = node.value if isinstance(node, ast.Attribute) else None
+    return isinstance(held, ast.Constant) and held.value == CALLS
+
+
 def thunk(value: ast.expr) -> ast.expr:
     """``lambda: value``"""
     empty = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
     return ast.Lambda(empty, value)
-
-
-def _arguments(node: ast.Call) -> list[ast.AST]:
-    return [*node.args, *node.keywords]
 
 
 def index_of(node: ast.expr) -> ast.expr:
@@ -59,8 +58,8 @@ class Expressions(ast.NodeTransformer):
         self.notes = notes
 
     def of(self, node: _Node) -> _Node:
-        """``node``, a statement without blocks or an expression, converted."""
-        found = self.visit(node)
+        """``node``, a statement without blocks or an expression, converted; itself it stays as it was."""
+        found = self.visit(copy.deepcopy(node))
         assert isinstance(found, (ast.stmt, ast.expr))
         return cast(_Node, found)
 
@@ -115,15 +114,11 @@ class Expressions(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        name = node.func.id if isinstance(node.func, ast.Name) else None
-        if name == "super" and not node.args and self.first is not None:
-            node.args = [ast.Name("__class__", ast.Load()), ast.Name(self.first, ast.Load())]
-        elif name in _BUILTINS or (isinstance(node.func, ast.Attribute) and node.func.attr in _JOINING):
+        if isinstance(node.func, ast.Name) and node.func.id == "super":
+            if not node.args and self.first is not None:
+                node.args = [ast.Name("__class__", ast.Load()), ast.Name(self.first, ast.Load())]
+        elif not _is_ours(node.func):
             node.func = call("of", node.func)
-        elif isinstance(node.func, ast.Attribute) and node.func.attr == "item" and not _arguments(node):
-            return call("item", node.func.value)
-        else:
-            return node
         return located(node, node)
 
     def visit_comprehension(self, node: ast.comprehension) -> ast.AST:

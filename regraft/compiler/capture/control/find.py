@@ -14,8 +14,8 @@ import linecache
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, suppress
-from types import CodeType, FrameType, FunctionType, TracebackType
+from contextlib import AbstractContextManager, redirect_stderr, suppress
+from types import CodeType, FrameType, FunctionType
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -23,10 +23,13 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from regraft.compiler.capture.control import trace
+from regraft.compiler.capture.control.asked import Asked, Asks
 from regraft.compiler.capture.control.calls import Calls
-from regraft.compiler.capture.control.context import Context, Copy, shown_name
+from regraft.compiler.capture.control.context import Context, Copy, Grows, shown_name
 from regraft.compiler.capture.control.convert import convert, has_range
+from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.jumps import Note
+from regraft.compiler.capture.control.meeting import run_arm
 from regraft.compiler.capture.control.number import UnknownNumber, unwrapped
 from regraft.compiler.capture.control.swap import nested, owners, swapped
 from regraft.compiler.capture.source import is_users
@@ -66,7 +69,7 @@ class FrontEnd:
             self.context.copies.clear()
             hook = module.register_forward_hook(_as_tensors)
             try:
-                with swapped(self.codes), self.context.tracing(), redirect_stderr(_Quiet(sys.stderr)):
+                with swapped(self.codes), self.context.tracing(), Asked(self._asks), self._quiet():
                     found = traced()
                 copy = self.context.written_copy()
                 if copy is None:
@@ -88,7 +91,10 @@ class FrontEnd:
 
     def _learn(self, error: Exception) -> None:
         """Prepare for a trace that gets further than the one that ended in ``error``; else raise it."""
-        frame = _deciding_frame(error.__traceback__) if _is_undecided(error) else None
+        if isinstance(error, Grows):
+            self.context.grows.add(error.place)
+            return
+        frame = _deciding_frame(error) if _is_undecided(error) else None
         originals = self._convertible(frame[0].f_code) if frame is not None else []
         folded, self.context.folded = self.context.folded, []
         if frame is not None and originals:
@@ -99,7 +105,12 @@ class FrontEnd:
             self.context.unrolled.add(folded[-1])
         elif isinstance(error, NameError) and self._lost(error) is not None:
             self._refuse_lost(error)
+        elif isinstance(error, NameError) and _is_in_an_arm(error):
+            _refuse_unset(error)
         elif frame is None:
+            if isinstance(error, UnknownNumber):  # found in what the model returns
+                code = next(iter(self.codes))
+                error.location = f"{code.co_filename}:{code.co_firstlineno}"
             raise error
         else:
             self._refuse(error, frame[0].f_code, frame[1])
@@ -114,6 +125,14 @@ class FrontEnd:
             source_line=linecache.getline(*copy.line).strip() or None,
             hint="take a copy of the part first, with clone(), before the write",
         )
+
+    @staticmethod
+    def _quiet() -> AbstractContextManager[object]:
+        return redirect_stderr(_Quiet(sys.stderr))
+
+    def _asks(self, code: CodeType) -> bool:
+        """Whether ``code``, which asks for a value, is the model's and still to be converted."""
+        return is_users(code.co_filename) and bool(self._convertible(code))
 
     def _convertible(self, code: CodeType) -> list[CodeType]:
         """The functions that are still to be converted for ``code``, where a tensor decided."""
@@ -165,6 +184,21 @@ class FrontEnd:
         ) from error
 
 
+def _is_in_an_arm(error: NameError) -> bool:
+    """Whether ``error`` is from an arm, which a call need not take."""
+    return any(frame.f_code is run_arm.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _refuse_unset(error: NameError) -> NoReturn:
+    line = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)][-1]
+    raise CaptureError(
+        f"{shown_name(str(error).split(chr(39))[1])} has no value where a tensor decides, and is read there",
+        location=f"{line.filename}:{line.lineno}",
+        source_line=(line.line or "").strip() or None,
+        hint="give it a value of its final type before",
+    ) from error
+
+
 def _methods(module: torch.nn.Module) -> Iterator[FunctionType]:
     """The functions that ``module`` and its class have from their author."""
     held = [value for cls in type(module).__mro__ for value in vars(cls).values()]
@@ -196,14 +230,16 @@ class _Quiet:
 
 def _is_undecided(error: Exception) -> bool:
     name = type(error).__name__
-    return isinstance(error, (GuardOnDataDependentSymNode, UnknownNumber)) or (
+    return isinstance(error, (GuardOnDataDependentSymNode, UnknownNumber, Asks)) or (
         name == "UserError" and "data-dependent" in str(error).lower()
     )
 
 
-def _deciding_frame(tb: TracebackType | None) -> tuple[FrameType, int] | None:
-    """The innermost of the model's functions in a traceback, and its line."""
-    found = None
+def _deciding_frame(error: Exception) -> tuple[FrameType, int] | None:
+    """The innermost of the model's functions in the traceback of ``error``, and its line."""
+    if isinstance(error, Asks):
+        return error.frame, error.line
+    found, tb = None, error.__traceback__
     while tb is not None:
         if is_users(tb.tb_frame.f_code.co_filename):
             found = (tb.tb_frame, tb.tb_lineno)
@@ -213,4 +249,10 @@ def _deciding_frame(tb: TracebackType | None) -> tuple[FrameType, int] | None:
 
 def _as_tensors(module: Any, args: Any, output: Any) -> Any:
     """A forward hook: numbers that only a run knows are tensors in what the model returns."""
-    return pytree.tree_map(unwrapped, output)
+    return pytree.tree_map(_as_tensor, output)
+
+
+def _as_tensor(leaf: Any) -> Any:
+    if isinstance(leaf, Growing):
+        leaf.refuse("is returned")
+    return unwrapped(leaf)

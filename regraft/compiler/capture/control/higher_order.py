@@ -29,6 +29,7 @@ from regraft.compiler.capture.control.markers import (
     WHILE_END,
     differ,
 )
+from regraft.compiler.capture.control.trace import too_many
 from regraft.compiler.capture.source import location_of
 from regraft.errors import CaptureError
 
@@ -48,8 +49,8 @@ def copied(program: ExportedProgram) -> ExportedProgram:
     return own
 
 
-def write_out(program: ExportedProgram) -> None:
-    """Replace the higher-order ops of ``program`` by what they stand for.
+def write_out(program: ExportedProgram, limit: int | None = None) -> None:
+    """Replace the higher-order ops of ``program`` by what they stand for; loops take ``limit`` trips at most.
 
     Raises:
         CaptureError: one carries what is no tensor, or gives a result of a size that nothing else has.
@@ -59,7 +60,7 @@ def write_out(program: ExportedProgram) -> None:
     for node in found:
         arguments = [_graph_of(argument, module) for argument in node.args]
         with graph.inserting_before(node):
-            results = _Writer(graph, node).expanded(node, arguments)
+            results = _Writer(graph, node, limit).expanded(node, arguments)
         for user in list(node.users):
             user.replace_all_uses_with(_standing_for(results[index_of(user)], user))
             graph.erase_node(user)
@@ -80,11 +81,15 @@ def _graph_of(argument: Any, module: torch.nn.Module) -> Any:
 
 
 class _Writer:
-    """Writes nodes that come from where ``source`` does, at the place that the graph inserts at."""
+    """Writes nodes that come from where ``source`` does, at the place that the graph inserts at.
 
-    def __init__(self, graph: Graph, source: Node) -> None:
+    Loops of which only a call knows the trips take at most ``limit``.
+    """
+
+    def __init__(self, graph: Graph, source: Node, limit: int | None) -> None:
         self.graph = graph
         self.source = source
+        self.limit = limit
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
         node = self.graph.call_function(target, args, kwargs)
@@ -157,11 +162,36 @@ def _loop(
 ) -> list[Node]:
     _check_tensors(node, carried)
     changing = _changing(body, carried)
+    if w.limit is not None:
+        return _bounded(w, node, test, body, carried, additional, changing, w.limit)
     inside = w.several(WHILE_BEGIN, len(carried), list(carried), changing, [])
     (go_on,) = w.inlined(test, [*inside, *additional])
     w.call(WHILE_DO, go_on)
     after = w.inlined(body, [*inside, *additional])
     return w.several(WHILE_END, len(carried), after, changing)
+
+
+def _bounded(
+    w: _Writer,
+    node: Node,
+    test: GraphModule,
+    body: GraphModule,
+    carried: Sequence[Any],
+    additional: Sequence[Any],
+    changing: Sequence[int],
+    limit: int,
+) -> list[Node]:
+    """The loop with a count of its trips before what it carries, as ``trace.loop`` has it."""
+    changing = [each + 1 - i % 2 for i, each in enumerate(changing)]
+    first = w.call(_ATEN.new_zeros.default, carried[0], [], dtype=torch.int64)
+    trips, *inside = w.several(WHILE_BEGIN, len(carried) + 1, [first, *carried], changing, [])
+    (go_on,) = w.inlined(test, [*inside, *additional])
+    w.call(WHILE_DO, w.call(_ATEN.logical_and.default, go_on, w.call(_ATEN.le.Scalar, trips, limit)))
+    after = [w.call(_ATEN.add.Tensor, trips, 1), *w.inlined(body, [*inside, *additional])]
+    trips, *results = w.several(WHILE_END, len(after), after, changing)
+    message = too_many(limit, location_of(node))
+    w.call(_ATEN._assert_async.msg, w.call(_ATEN.le.Scalar, trips, limit), message)
+    return results
 
 
 def _changing(body: GraphModule, carried: Sequence[Node]) -> list[int]:

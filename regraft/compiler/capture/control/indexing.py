@@ -16,24 +16,44 @@ import torch
 from torch import Tensor
 
 from regraft.compiler.capture.control.context import Context, refuse
-from regraft.compiler.capture.control.number import Number, unwrapped
+from regraft.compiler.capture.control.number import Array, Number, unwrapped
 
 
 def element(tensor: Any, index: Any, context: Context) -> Any:
     """``tensor[index]``; a copy, which is noted, where that is a view of unknown place."""
     undecided = context.tracer.undecided
+    index = _sized(index)
     unknown = _unknown(tensor, index, undecided)
     if not unknown:
         return tensor[index]
-    view = tensor[_plain(index, unknown)]
+    found = _selected(tensor, index, unknown)
+    context.copied(found, tensor)
+    return found
+
+
+def _selected(tensor: Tensor, index: Any, unknown: set[int]) -> Tensor:
+    """A copy of ``tensor[index]``."""
+    found = tensor[_plain(index, unknown)]
     for axis, number in reversed(_axes(tensor, index, unknown)):
-        view = view.index_select(axis, _position(number, view.shape[axis])).squeeze(axis)
-    context.copied(view, tensor)
-    return view
+        found = found.index_select(axis, _position(number, found.shape[axis])).squeeze(axis)
+    return found
+
+
+def update_element(
+    value: Any, index: Any, change: Callable[[Any], Any], undecided: Callable[[object], bool]
+) -> None:
+    """``value[index] = change(value[index])``, where ``change`` may write to what it gets."""
+    index = _sized(index)
+    unknown = _unknown(value, index, undecided)
+    if unknown:
+        set_element(value, index, change(_selected(value, index, unknown)), undecided)
+    else:
+        value[index] = change(value[index])
 
 
 def set_element(tensor: Any, index: Any, value: Any, undecided: Callable[[object], bool]) -> None:
     """``tensor[index] = value``"""
+    index = _sized(index)
     unknown = _unknown(tensor, index, undecided)
     if not unknown:
         tensor[index] = value
@@ -56,7 +76,7 @@ def _unknown(tensor: Any, index: Any, undecided: Callable[[object], bool]) -> se
     if not isinstance(tensor, Tensor):
         return set()
     parts = _parts(index)
-    found = {i for i, part in enumerate(parts) if _is_integer(part) and undecided(unwrapped(part))}
+    found = {i for i, part in enumerate(parts) if is_integer(part) and undecided(unwrapped(part))}
     others = [part for i, part in enumerate(parts) if i not in found]
     if found and any(isinstance(part, (Tensor, Number, list, bool)) for part in others):
         refuse(
@@ -66,7 +86,9 @@ def _unknown(tensor: Any, index: Any, undecided: Callable[[object], bool]) -> se
     return found
 
 
-def _is_integer(part: Any) -> bool:
+def is_integer(part: Any) -> bool:
+    """Whether ``part`` is an index of one element that may be known only to a call."""
+    part = part.tensor if isinstance(part, Array) else part
     if isinstance(part, Number):
         return part.kind is int
     if not isinstance(part, Tensor) or part.dim():
@@ -76,6 +98,17 @@ def _is_integer(part: Any) -> bool:
 
 def _plain(index: Any, unknown: set[int]) -> tuple[Any, ...]:
     return tuple(slice(None) if i in unknown else part for i, part in enumerate(_parts(index)))
+
+
+def _sized(index: Any) -> Any:
+    """``index``, in the slices of which sizes stand for numbers that only a call knows."""
+    parts = [_sized_slice(part) if isinstance(part, slice) else part for part in _parts(index)]
+    return tuple(parts) if isinstance(index, tuple) else parts[0]
+
+
+def _sized_slice(part: slice) -> slice:
+    ends = (part.start, part.stop, part.step)
+    return slice(*(end.as_size() if isinstance(end, Number) else end for end in ends))
 
 
 def _axes(tensor: Tensor, index: Any, unknown: set[int]) -> list[tuple[int, Any]]:

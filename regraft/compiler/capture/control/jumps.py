@@ -166,7 +166,7 @@ class Lowering:
         self.loops += 1
         loop = Loop(node, self.loops, leaves=bool(own & {"break", "return"}))
         outer = _jumps(node.orelse) | (own & {"return"})
-        if own & {"return"} and "break" not in own and tail.is_last:
+        if own & {"return"} and "break" not in own and tail.is_last(node):
             loop.body = self._trip(node, loop, {"return": ()})
             loop.done = self.block([*node.orelse, *tail.rest], tail.end, tail.flags)
             return [loop], True
@@ -213,10 +213,13 @@ class _Tail:
     end: list[ast.stmt]
     flags: Flags
 
-    @property
-    def is_last(self) -> bool:
-        """Whether a ``return`` needs no flag: what comes next is the function's end."""
-        return self.flags.get("return") == () and not any(isinstance(s, Next) for s in self.end)
+    def is_last(self, node: ast.For | ast.While) -> bool:
+        """Whether a ``return`` in ``node`` needs no flag: only the function's end comes next.
+
+        Another trip of a loop around it may come next as well, where each is made in the arm that goes on.
+        """
+        nests = isinstance(node, ast.For) or not any(isinstance(s, Next) for s in self.end)
+        return self.flags.get("return") == () and nests
 
 
 def negated(test: ast.expr) -> ast.expr:

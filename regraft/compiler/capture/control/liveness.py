@@ -63,7 +63,7 @@ def _loop(node: Loop, live: frozenset[str]) -> frozenset[str]:
     tested = _NONE if isinstance(node.original, ast.For) else read(node.original.test)
     node.live_head = tested | done | live
     while True:
-        trip = _block(node.body, live) - node.targets - {node.goes_on}
+        trip = _block(node.body, live | {node.goes_on}) - node.targets - {node.goes_on}
         head = node.live_head | trip
         if head == node.live_head:
             break

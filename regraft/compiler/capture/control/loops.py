@@ -12,6 +12,8 @@ Three ways to run one:
 # torch's pytrees are partly untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# A tensor's count of writes has no public name.
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
@@ -24,28 +26,76 @@ import torch
 from torch import Tensor
 
 from regraft.compiler.capture.control.context import Context, Values, refuse, shown_name
+from regraft.compiler.capture.control.growing import Element, Growing
 from regraft.compiler.capture.control.meeting import meet, run_arm
-from regraft.compiler.capture.control.number import Number, as_truth, kind_of, unwrapped
+from regraft.compiler.capture.control.number import (
+    Number,
+    UnknownNumber,
+    as_tensor,
+    as_truth,
+    dtype_of,
+    is_carried,
+    kind_of,
+    unwrapped,
+)
 from regraft.compiler.capture.control.state import (
+    CONTAINERS,
     KEPT,
     UNBOUND,
     Lost,
     Outcome,
     Saved,
     Variables,
-    as_tensor,
     fill,
     in_place_of,
-    is_carried,
     same,
     shown,
 )
 from regraft.compiler.capture.control.structure import flatten, mapped, unflatten
-from regraft.compiler.capture.control.tree import PREFIX, RESULT
-from regraft.compiler.capture.control.watch import Watch
+from regraft.compiler.capture.control.tree import RESULT
+from regraft.compiler.capture.control.watch import Watch, is_shared
 
 #: A loop that makes more trips than this becomes a region, where its trips are the same.
 LONG = 32
+
+
+@dataclass(frozen=True)
+class Span:
+    """A ``range`` of which only a call knows the ends: integers of Python's, or ``Number``."""
+
+    start: Any
+    stop: Any
+    step: int
+
+    @property
+    def trips(self) -> Any:
+        """How many numbers there are; less than 0 stands for none."""
+        more = self.step - 1 if self.step > 0 else self.step + 1
+        return (self.stop - self.start + more) // self.step
+
+    def __iter__(self) -> Iterator[Any]:
+        raise UnknownNumber(
+            "a range of which only a call knows the end is gone over where no loop is",
+            hint="go over it with `for`",
+        )
+
+
+@dataclass
+class _Items:
+    """What a `for` goes over, each item made once: an arm may go over some of it, and be run again."""
+
+    source: Iterator[Any]
+    seen: list[Any] = field(default_factory=list[Any])
+    made: int = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self.made == len(self.seen):
+            self.seen.append(next(self.source))
+        self.made += 1
+        return self.seen[self.made - 1]
 
 
 @dataclass
@@ -60,6 +110,7 @@ class Run:
         last: those of them that are read after the loop.
         leaves: whether a trip may leave the loop.
         appended: the lists with which a trip does nothing but append to them.
+        outer: the loop around it that ``done`` goes on with.
         nested: whether the next trip is made where ``next`` is called.
     """
 
@@ -71,6 +122,7 @@ class Run:
     last: tuple[str, ...]
     leaves: bool
     appended: tuple[str, ...] = ()
+    outer: Run | None = None
     nested: bool = False
     depth: int = 0
     rest: Callable[[], None] | None = None
@@ -83,35 +135,43 @@ class Run:
         self.rest()
         return False
 
+    @property
+    def read_after(self) -> tuple[str, ...]:
+        """The variables that are read after an arm that ends a trip and, where it can, makes the others."""
+        if not self.nested:
+            return self.variables.names
+        return self.last if self.outer is None else self.outer.read_after
+
     def on(self) -> Any:
         """What the last trip said about another one."""
         return self.variables.value(self.goes_on)
 
     def each(self, iterable: Iterable[Any]) -> None:
         """``for`` over ``iterable``, nested where a tensor leaves it."""
-        iterator = iter(iterable)
+        items = _Items(iter(iterable))
 
         def rest() -> None:
-            outer, self.depth = self.depth, self.context.depth
-            for item in iterator:
+            outer, self.depth = (self.depth, items.made), self.context.depth
+            for item in items:
                 self.trip(self, item)
                 if self.on() is not True:
                     break
             else:
                 self.done()
-            self.depth = outer
+            self.depth, items.made = outer
 
         self.nested, self.rest = True, rest
         rest()
 
-    def over(self, items: range) -> None:
-        """``for`` over many indices, one trip standing for all of them."""
+    def over(self, items: range | Span) -> None:
+        """``for`` over many indices, or over as many as a call knows, one trip standing for all of them."""
         count: list[Any] = [0]
         trip, variables = self.trip, self.variables
 
         def one(run: Run) -> None:
             index = count[0] if items.step == 1 else count[0] * items.step
-            trip(run, index + items.start if items.start else index)
+            from_zero = type(items.start) is int and items.start == 0
+            trip(run, index if from_zero else index + items.start)
             count[0] = count[0] + 1
 
         def put(*values: Any) -> None:
@@ -121,7 +181,10 @@ class Run:
 
         gets = (*variables.gets, lambda: count[0])
         self.trip, self.variables = one, Variables((*variables.names, _COUNT), gets, put)
-        Region(self, lambda: count[0] < len(items), starts=True, trips=len(items)).run()
+        if isinstance(items, Span):
+            Region(self, lambda: count[0] < items.trips).run()
+        else:
+            Region(self, lambda: count[0] < len(items), starts=True, trips=len(items)).run()
 
     def repeat(self, test: Callable[[], Any] | None) -> None:
         """``while test()``; without end where there is no test."""
@@ -175,6 +238,8 @@ class Region:
         self.watch = Watch.of(self.loop.context)
         #: What lists collect, a tensor with a row for each trip for each append of a trip.
         self.rows: dict[str, list[Tensor]] = {}
+        #: What the present trip began with, and the count of writes to each.
+        self.loaded: list[tuple[Tensor, int]] = []
         self.count: Any = None
 
     def run(self) -> None:
@@ -186,6 +251,7 @@ class Region:
         rows = [row for every in self.rows.values() for row in every]
         results = context.tracer.loop(self._tested, self._trip, [*flag, *carried, *rows], context.limit)
         self._load(results)
+        self._note_appended(results)
         self._collect(results[len(results) - len(rows) :])
         if not loop.leaves:
             loop.done()
@@ -207,6 +273,7 @@ class Region:
         self._load(now)
         on: list[Tensor] = []
         outcome = self._run_trip(on)
+        self._check_written(outcome)
         found = on if self.loop.leaves else []
         rows = iter(now[len(now) - sum(map(len, self.rows.values())) :])
         collected: list[Tensor] = []
@@ -228,15 +295,17 @@ class Region:
 
     def _load(self, tensors: Sequence[Tensor]) -> None:
         """Give the variables the values that ``tensors`` carry."""
+        self.loaded = [(tensor, tensor._version) for tensor in tensors]
         rest = iter(tensors[1:] if self.loop.leaves else tensors)
         values: list[Any] = []
         for start, before in zip(self.start, self.saved.values, strict=True):
             value = start if start is UNBOUND else mapped(functools.partial(_loaded, tensors=rest), start)
-            if isinstance(before, (list, dict, set)) and value is not UNBOUND:
+            if isinstance(before, CONTAINERS) and type(value) is type(before):
                 fill(before, value)
                 value = before
             values.append(value)
         self.variables.write(values)
+        self._check_growing(values)
         if self.trips is not None:
             self.count = values[self.variables.names.index(_COUNT)]
 
@@ -282,12 +351,13 @@ class Region:
             return mapped(_placeholder, after)
         if start is UNBOUND or after is UNBOUND:
             return self._lose(name, Lost("is set only inside a loop", "give it a value before the loop"))
-        if isinstance(start, list) and isinstance(after, list) and len(after) > len(start):
-            new = after[len(start) :]
+        if isinstance(start, list) and _has_grown(start, after):
+            starts = isinstance(after, list) and self._starts_to_collect(name, after[len(start) :])
+            if name not in self.rows and not starts:
+                grown = self._starts_to_grow(name, start, after)
+                reason = Lost("is a list that grows", "append tensors of one shape to it")
+                return self._lose(name, reason) if grown is None else grown
             after = after[: len(start)]
-            if name not in self.rows and not self._starts_to_collect(name, new):
-                reason = "is a list that grows"
-                return self._lose(name, Lost(reason, "append to it only, in a loop over a range"))
         leaves, spec = flatten(start)
         others, other_spec = flatten(after)
         if spec != other_spec:
@@ -305,23 +375,51 @@ class Region:
         container = self.saved.values[self.variables.names.index(name)]
         if self.trips is None or self.loop.leaves or name not in self.loop.appended:
             return False
-        if not all(isinstance(each, Tensor) for each in new) or self._has_another_name(name, container):
+        if not all(isinstance(each, Tensor) for each in new) or is_shared(self.loop.context, name, container):
             return False
         self.rows[name] = [
             torch.stack([in_place_of(each)]).repeat(self.trips, *[1] * each.dim()) for each in new
         ]
         return True
 
-    def _has_another_name(self, name: str, container: list[Any]) -> bool:
-        return any(
-            value is container and each != name and not each.startswith(PREFIX)
-            for frame in self.loop.context.frames()
-            for each, value in frame.f_locals.items()
-        )
+    def _starts_to_grow(self, name: str, start: Sequence[Any], after: Any) -> Growing | None:
+        """What ``name``, a list, starts with, of which a trip makes ``after``; None where that cannot be."""
+        container = self.saved.values[self.variables.names.index(name)]
+        new = [after.element_type] if isinstance(after, Growing) else map(Element.like, after[len(start) :])
+        if is_shared(self.loop.context, name, container):
+            return None
+        return Growing.starting(start, list(new))
+
+    def _check_written(self, outcome: Outcome) -> None:
+        """A list holds the tensors it was given: no trip may write to what an earlier one has appended."""
+        lists = [value for value in outcome.rebuilt() if isinstance(value, Growing)]
+        written = [tensor for tensor, version in self.loaded if tensor._version != version]
+        if any(each.may_hold(tensor) for each in lists for tensor in written):
+            refuse(
+                "a loop writes to a tensor that it may append to a list, which would hold the new values",
+                "append a copy, such as x.clone(), or make a new tensor in place of writing to it",
+            )
+
+    def _note_appended(self, results: Sequence[Tensor]) -> None:
+        """A tensor that the loop leaves may be one that is in a list too."""
+        for value in self.variables.read():
+            for tensor in results if isinstance(value, Growing) else ():
+                if value.may_hold(tensor):
+                    self.loop.context.copied(value.rows, tensor)
+
+    def _check_growing(self, values: Sequence[Any]) -> None:
+        """A list that grows is another object from here on: no name but the variable's may be its."""
+        for name, value in zip(self.variables.names, values, strict=True):
+            if isinstance(value, Growing) and self.variables.value(name) is not value:
+                refuse(
+                    f"{shown_name(name)} is a list that grows, in a loop that a tensor ends, and not the "
+                    "function's own",
+                    "append to a list that the function makes itself",
+                )
 
     def _lose(self, name: str, lost: Lost) -> Any:
         before = self.saved.values[self.variables.names.index(name)]
-        if isinstance(before, (list, dict, set)):
+        if isinstance(before, CONTAINERS):
             refuse(
                 f"{shown_name(name)} {lost.reason}, in a loop that a tensor ends",
                 "write to a tensor that is made before the loop instead",
@@ -332,11 +430,15 @@ class Region:
     def _yielded(self, start: Any, after: Any) -> list[Tensor]:
         found: list[Tensor] = []
         for a, b in zip(flatten(start)[0], flatten(after)[0], strict=True):
-            if is_carried(a):
+            if _varies(a):
                 tensor = as_tensor(b)
                 held = as_tensor(a)
                 found.append(tensor if tensor.dtype == held.dtype else tensor.to(held.dtype))
         return found
+
+
+def _has_grown(start: list[Any], after: Any) -> bool:
+    return isinstance(after, Growing) or (isinstance(after, list) and len(after) > len(start))
 
 
 _COUNT = "_rg_count"
@@ -353,7 +455,12 @@ def _as_carried(leaf: Any) -> Any:
 
 
 def _carried(value: Any) -> list[Any]:
-    return [] if value is UNBOUND else [leaf for leaf in flatten(value)[0] if is_carried(leaf)]
+    return [] if value is UNBOUND else [leaf for leaf in flatten(value)[0] if _varies(leaf)]
+
+
+def _varies(leaf: Any) -> bool:
+    """Whether a part of what a loop starts with may be another one after a trip."""
+    return isinstance(leaf, (Tensor, Number))
 
 
 def _loaded(start: Any, tensors: Iterator[Tensor]) -> Any:
@@ -374,17 +481,18 @@ def _settled(start: Any, after: Any) -> Any | Lost:
         f"is {shown(start)} before a trip of the loop and {shown(after)} after it",
         "give it the type before the loop that it has in the end",
     )
+    if same(start, after) and not _varies(start):
+        return start
     if not is_carried(start) or not is_carried(after):
-        return start if same(start, after) else lost
-    before, now = as_tensor(start), as_tensor(after)
-    if before.dim() != now.dim():
+        return lost
+    before, dtype = as_tensor(start), dtype_of(after)
+    if before.dim() != (after.dim() if isinstance(after, Tensor) else 0):
         return lost
     if isinstance(start, Tensor) and isinstance(after, Tensor):
-        return start if before.dtype == now.dtype else lost
-    wider = torch.promote_types(before.dtype, now.dtype)
+        return start if before.dtype == dtype else lost
     if isinstance(start, Tensor):  # and a number after a trip
-        return start if torch.result_type(before, kind_of(now.dtype)(1)) == before.dtype else lost
+        return start if torch.result_type(before, kind_of(dtype)(1)) == before.dtype else lost
     if isinstance(after, Tensor):
-        fits = torch.result_type(now, kind_of(before.dtype)(1)) == now.dtype
-        return before.to(now.dtype) if fits else lost
-    return start if wider == before.dtype else Number(before.to(wider))
+        return before.to(dtype) if torch.result_type(after, kind_of(before.dtype)(1)) == dtype else lost
+    wider = torch.promote_types(before.dtype, dtype)
+    return start if _varies(start) and wider == before.dtype else Number(before.to(wider))

@@ -33,6 +33,7 @@ _SCHEMAS = (
     "while_end(Tensor[] carried, int[] changing) -> Tensor[]",
     "holds(str fact, str message) -> ()",
     "truth(Scalar condition) -> Tensor",
+    "size(SymInt value) -> Tensor",
 )
 
 _LIBRARY = torch.library.Library("regraft", "FRAGMENT")
@@ -49,8 +50,10 @@ WHILE_DO = _OPS.while_do.default
 WHILE_END = _OPS.while_end.default
 #: What an arm needs of sizes from outside (see ``facts``).
 HOLDS = _OPS.holds.default
-#: A condition on sizes as a tensor.
+#: A condition on sizes as a tensor, ``bool[]``.
 TRUTH = _OPS.truth.default
+#: A size as a tensor, ``i64[]``.
+SIZE = _OPS.size.default
 
 BEGINNINGS = (IF_BEGIN, WHILE_BEGIN)
 MIDDLES = (IF_ELSE, WHILE_DO)
@@ -164,6 +167,10 @@ def _truth(condition: Any) -> Tensor:
     return torch.empty((), dtype=torch.bool)
 
 
+def _size(value: Any) -> Tensor:
+    return torch.empty((), dtype=torch.int64)
+
+
 for _marker, _kernel in (
     (IF_BEGIN, _if_begin),
     (IF_ELSE, _if_else),
@@ -173,5 +180,6 @@ for _marker, _kernel in (
     (WHILE_END, _while_end),
     (HOLDS, _holds),
     (TRUTH, _truth),
+    (SIZE, _size),
 ):
     torch.library.register_fake(_marker, _kernel, lib=_LIBRARY)

@@ -6,34 +6,40 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from regraft.compiler.capture.control.context import Context, refuse, shown_name
-from regraft.compiler.capture.control.number import Number
+from regraft.compiler.capture.control.choices import note_choices
+from regraft.compiler.capture.control.context import Context, Grows, refuse, shown_name, where
+from regraft.compiler.capture.control.convert import original
+from regraft.compiler.capture.control.growing import Element, Growing
+from regraft.compiler.capture.control.number import SYMBOLIC, Number, as_tensor, is_carried
 from regraft.compiler.capture.control.state import (
+    CONTAINERS,
     UNBOUND,
     Lost,
     Outcome,
     Part,
     Saved,
     Variables,
-    as_tensor,
     fill,
     forms,
     in_place_of,
-    is_carried,
     met,
     shown,
 )
 from regraft.compiler.capture.control.structure import unflatten
 from regraft.compiler.capture.control.tree import RESULT
-from regraft.compiler.capture.control.watch import Watch
+from regraft.compiler.capture.control.watch import Watch, is_shared
 
 _Arm = Callable[[], object]
+#: How often a function may be under way at once; looked at where so many arms are around one another.
+_LEVELS, _LOOK = 64, 16
 
 
 def meet(
@@ -43,6 +49,8 @@ def meet(
 
     They are what the arms may change; only the ``live`` ones are read later.
     """
+    _check_depth(context)
+    _let_grow(context, then, otherwise, variables)
     every, variables = variables, variables.only(live)
     saved = Saved.of(variables)
     before = Saved.of(every)
@@ -62,11 +70,54 @@ def meet(
     values = [
         each.finished(context, name, results) for name, each in zip(variables.names, joined, strict=True)
     ]
+    note_choices(values, [outcome.values for outcome in outcomes])
     kept = [
-        _in_place(name, value, saved.values[i], [o.values[i] for o in outcomes])
+        _in_place(context, name, value, saved.values[i], [o.values[i] for o in outcomes])
         for i, (name, value) in enumerate(zip(variables.names, values, strict=True))
     ]
     variables.write(kept)
+
+
+def _check_depth(context: Context) -> None:
+    """Refuse a function that calls itself for as long as a tensor says."""
+    if not context.depth or context.depth % _LOOK:
+        return
+    codes = (frame.f_code for frame in context.frames())
+    levels = Counter(code for code in codes if original(code) is not code)
+    if max(levels.values(), default=0) > _LEVELS:
+        refuse(
+            f"a function calls itself where a tensor decides, more than {_LEVELS} times",
+            "write the recursion as a loop, or bound it by a Python number",
+        )
+
+
+def _let_grow(context: Context, then: _Arm, otherwise: _Arm, variables: Variables) -> None:
+    """Turn the lists that are known to hold more on one path than on the other into ``Growing``."""
+    place = where()
+    names = [name for name in variables.names if (*place, name) in context.grows]
+    names = [name for name in names if isinstance(variables.value(name), list)]
+    if not names:
+        return
+    saved, grown = Saved.of(variables), variables.only(names)
+    with context.tracer.thrown_away():
+        outcomes = [run_arm(context, arm, grown, saved) for arm in (then, otherwise)]
+    values: list[Any] = []
+    for name, start, *paths in zip(grown.names, grown.read(), *(o.rebuilt() for o in outcomes), strict=True):
+        new = next((path for path in paths if len(path) > len(start)), None)
+        found = None if new is None else Growing.starting(start, list(map(Element.like, new[len(start) :])))
+        if found is None or is_shared(context, name, start):
+            _refuse_growth(name)
+        values.append(found)
+    grown.write(values)
+    if any(grown.value(name) is not value for name, value in zip(names, values, strict=True)):
+        _refuse_growth(names[0])
+
+
+def _refuse_growth(name: str) -> NoReturn:
+    refuse(
+        f"{shown_name(name)} holds more on one path than on the other where a tensor decides",
+        "add to it on both paths, or append tensors of one shape to a list that the function makes itself",
+    )
 
 
 def run_arm(
@@ -133,6 +184,8 @@ def _alone(leaf: Any) -> Part:
     """A part that only the first path has."""
     if not is_carried(leaf):
         return Part([], lambda _: leaf)
+    if isinstance(leaf, SYMBOLIC) and not free_unbacked_symbols(leaf):
+        return Part([in_place_of(form) for form in forms(leaf)], lambda _: leaf)
     return Part.only(
         leaf, 0, in_place_of(as_tensor(leaf)), (lambda t: t) if isinstance(leaf, Tensor) else Number
     )
@@ -145,14 +198,14 @@ def _structures(one: Any, other: Any) -> str:
     return f"is {sizes[0]} on one path and {sizes[1]} on the other"
 
 
-def _in_place(name: str, value: Any, before: Any, after: Sequence[Any]) -> Any:
+def _in_place(context: Context, name: str, value: Any, before: Any, after: Sequence[Any]) -> Any:
     """``value``, put into the container that the variable held all along, where it did."""
-    if not isinstance(before, (list, dict, set)) or any(each is not before for each in after):
+    if not isinstance(before, CONTAINERS) or any(each is not before for each in after):
         return value
-    if value is UNBOUND:
-        refuse(
-            f"{shown_name(name)} holds more on one path than on the other where a tensor decides",
-            "add to it on both paths, or on none",
-        )
+    if value is UNBOUND or type(value) is not type(before):
+        place = (*where(), name)
+        if not isinstance(before, list) or place in context.grows:
+            _refuse_growth(name)
+        raise Grows(place)
     fill(before, value)
     return before

@@ -12,15 +12,22 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._numpy._ndarray import ndarray
 from torch.utils import _pytree as pytree
 
+from regraft.compiler.capture.control import markers
 from regraft.errors import CaptureError
 
+#: An array of NumPy's, as torch has it: of a tensor.
+Array = ndarray
 Kind = type[bool] | type[int] | type[float]
+#: Numbers that a trace knows as expressions of sizes.
+SYMBOLIC = (torch.SymInt, torch.SymBool)
 _DTYPES: Mapping[Kind, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 
@@ -31,26 +38,70 @@ def kind_of(dtype: torch.dtype) -> Kind:
     return float if dtype.is_floating_point else int
 
 
-def number_tensor(value: float, device: torch.device | None = None) -> Tensor:
-    """A tensor without dims that holds a Python number exactly."""
+def number_tensor(value: Any, device: torch.device | None = None) -> Tensor:
+    """A tensor without dims that holds a Python number, or one of sizes, exactly."""
+    if isinstance(value, torch.SymBool):
+        return markers.TRUTH(value)
+    if isinstance(value, torch.SymInt):
+        return markers.SIZE(value)
     return torch.full((), value, dtype=_DTYPES[type(value)], device=device)
 
 
-class Number:
-    """The number in ``tensor``, which has no dims and the dtype of ``kind``."""
+def is_carried(leaf: Any) -> bool:
+    """Whether a part of a value can be the result of a region."""
+    return isinstance(leaf, (Tensor, Number, *SYMBOLIC)) or type(leaf) in (bool, int, float)
 
-    def __init__(self, tensor: Tensor) -> None:
+
+def as_tensor(leaf: Any) -> Tensor:
+    if isinstance(leaf, Tensor):
+        return leaf
+    return leaf.tensor if isinstance(leaf, Number) else number_tensor(leaf)
+
+
+def dtype_of(leaf: Any) -> torch.dtype:
+    """The dtype of ``as_tensor(leaf)``, which is not made: a size of another region has no place here."""
+    if isinstance(leaf, torch.SymInt):
+        return torch.int64
+    return torch.bool if isinstance(leaf, torch.SymBool) else as_tensor(leaf).dtype
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a number was on each of the two paths of a condition: one of Python's, or a path's ``Number``."""
+
+    condition: object
+    sides: tuple[Any, Any]
+
+
+class Number:
+    """The number in ``tensor``, which has no dims and the dtype of ``kind``; ``choice`` may have made it."""
+
+    def __init__(self, tensor: Tensor, choice: Choice | None = None) -> None:
         self.kind = kind_of(tensor.dtype)
         self.tensor = tensor.to(_DTYPES[self.kind])
+        self.choice = choice
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """torch functions take a number as a tensor of the type that their tensors have."""
         leaves, spec = pytree.tree_flatten((args, kwargs or {}))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if getattr(func, "__name__", "").rstrip("_") in _BOUNDED:
+            leaves = [Number(number_tensor(x)) if type(x) in _DTYPES else x for x in leaves]
         plain = [leaf.as_operand(tensors) if isinstance(leaf, Number) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(plain, spec)
-        return func(*args, **kwargs)
+        try:
+            return func(*args, **kwargs)
+        except TypeError:  # no overload takes a tensor there: it is a size
+            plain = [leaf.as_size() if isinstance(leaf, Number) else leaf for leaf in leaves]
+            args, kwargs = pytree.tree_unflatten(plain, spec)
+            return func(*args, **kwargs)
+
+    def as_size(self) -> Any:
+        """The number as torch has sizes that values decide; a call fails in which it is negative."""
+        if self.kind is not int:
+            self._refuse("a size, which a float cannot be" if self.kind is float else "a size")
+        return self.tensor.item()
 
     def as_operand(self, tensors: list[Tensor]) -> Tensor:
         """The number next to ``tensors``: of the type that it has as an operand of theirs."""
@@ -66,7 +117,7 @@ class Number:
         if isinstance(other, Tensor):
             own: Any = self.as_operand([other])
             return function(other, own) if swapped else function(own, other)
-        if not isinstance(other, (bool, int, float, Number)):
+        if not isinstance(other, (bool, int, float, Number, *SYMBOLIC)):
             return NotImplemented
         right = other.tensor if isinstance(other, Number) else number_tensor(other, self.tensor.device)
         left, right = (self._counted(t, function) for t in (self.tensor, right))
@@ -160,6 +211,10 @@ class Number:
     def __abs__(self) -> Number:
         return Number(self._counted(self.tensor, operator.sub).abs())
 
+    def item(self) -> Number:
+        """What NumPy's scalars have: the number itself."""
+        return self
+
     def __hash__(self) -> int:
         self._refuse("a key of a dict or a set")
 
@@ -178,6 +233,9 @@ class Number:
     def __str__(self) -> str:
         self._refuse("text")
 
+    def __format__(self, form: str) -> str:
+        self._refuse("text")
+
     def __repr__(self) -> str:
         return f"Number({self.kind.__name__})"
 
@@ -192,6 +250,8 @@ class UnknownNumber(CaptureError):
     """A number that only a run knows was asked for its value."""
 
 
+#: Functions that take two bounds: both tensors, or both numbers.
+_BOUNDED = frozenset(["clamp", "clip"])
 _LOGIC = frozenset({operator.and_, operator.or_, operator.xor, operator.eq, operator.ne})
 
 
@@ -205,30 +265,18 @@ def as_kind(value: Number, kind: Kind) -> Number:
     return Number(tensor.to(_DTYPES[kind]))
 
 
-def picked(function: Any, values: list[Any]) -> Any:
-    """``min`` or ``max`` of numbers some of which are not known."""
-    pick = torch.minimum if function is min else torch.maximum
-    found = values[0]
-    for value in values[1:]:
-        found = _picked(pick, found, value)
-    return found
-
-
-def _picked(pick: Any, a: Any, b: Any) -> Number:
-    tensors = [each.tensor if isinstance(each, Number) else number_tensor(each) for each in (a, b)]
-    dtype = torch.promote_types(tensors[0].dtype, tensors[1].dtype)
-    return Number(pick(*(tensor.to(dtype) for tensor in tensors)))
-
-
 def unwrapped(value: Any) -> Any:
-    """The tensor of a number, and every other value itself."""
-    return value.tensor if isinstance(value, Number) else value
+    """The tensor of a number or an array, and every other value itself."""
+    return value.tensor if isinstance(value, (Number, Array)) else value
 
 
 def as_truth(value: Any) -> Tensor:
     """The truth of ``value`` as ``bool[]``."""
     if isinstance(value, (bool, int, float)):
         return torch.full((), bool(value))
+    if isinstance(value, SYMBOLIC):
+        held = number_tensor(value)
+        return held if held.dtype == torch.bool else held != 0
     tensor = unwrapped(value)
     if not isinstance(tensor, Tensor):
         return torch.full((), bool(value))

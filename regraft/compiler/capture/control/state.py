@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from regraft.compiler.capture.control.number import Number, kind_of, number_tensor
+from regraft.compiler.capture.control.growing import Growing
+from regraft.compiler.capture.control.number import SYMBOLIC, Number, as_tensor, is_carried, kind_of
 from regraft.compiler.capture.control.structure import flatten, unflatten
 
 
@@ -36,7 +37,7 @@ UNBOUND = _Mark("UNBOUND")
 #: In place of a value: the variable is as it should be.
 KEPT = _Mark("KEPT")
 
-_CONTAINERS = (list, dict, set)
+CONTAINERS = (list, dict, set, Growing)
 _BY_VALUE = (str, bytes, type(None), torch.dtype, torch.device, torch.Size, complex, slice, range)
 
 
@@ -108,7 +109,7 @@ class Saved:
 
 
 def _save(value: Any, contents: dict[int, tuple[Any, Any]]) -> None:
-    if isinstance(value, _CONTAINERS) and id(value) not in contents:
+    if isinstance(value, CONTAINERS) and id(value) not in contents:
         contents[id(value)] = (value, value.copy())
     if isinstance(value, (list, tuple, dict)):
         for each in value.values() if isinstance(value, dict) else value:
@@ -116,8 +117,10 @@ def _save(value: Any, contents: dict[int, tuple[Any, Any]]) -> None:
 
 
 def fill(container: Any, content: Any) -> None:
-    """Make ``container``, a list, dict or set, hold what ``content`` holds."""
-    if isinstance(container, list):
+    """Make ``container``, a list, dict or set, hold what ``content``, of the same type, holds."""
+    if isinstance(container, Growing):
+        container.rows = content.rows
+    elif isinstance(container, list):
         container[:] = content
     else:
         container.clear()
@@ -162,17 +165,6 @@ class Outcome:
 
     def tensors(self) -> list[Tensor]:
         return [form for leaves in self.leaves for leaf in leaves for form in forms(leaf)]
-
-
-def is_carried(leaf: Any) -> bool:
-    """Whether a part of a value can be the result of a region."""
-    return isinstance(leaf, (Tensor, Number)) or type(leaf) in (bool, int, float)
-
-
-def as_tensor(leaf: Any) -> Tensor:
-    if isinstance(leaf, Tensor):
-        return leaf
-    return leaf.tensor if isinstance(leaf, Number) else number_tensor(leaf)
 
 
 def in_place_of(tensor: Tensor) -> Tensor:
@@ -276,6 +268,8 @@ def shown(value: Any) -> str:
         return f"a tensor {str(value.dtype).removeprefix('torch.')}[{sizes}]"
     if isinstance(value, Number):
         return f"a{'n' if value.kind is int else ''} {value.kind.__name__}"
+    if isinstance(value, SYMBOLIC):
+        return "a size" if isinstance(value, torch.SymInt) else "a comparison of sizes"
     if isinstance(value, (*_BY_VALUE, bool, int, float)):
         return repr(value)
     return f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Values in parts: pytrees, in which dataclasses of the model's own count as nodes too."""
+"""Values in parts: pytrees, in which dataclasses of the model's own, and arrays, count as nodes too."""
 
 # torch's pytrees are partly untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -13,6 +13,8 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
+from regraft.compiler.capture.control.number import Array
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -20,7 +22,7 @@ class Structure:
 
     Fields:
         spec: of the pytree.
-        records: for each leaf of the pytree that is a dataclass, its class and how its fields are made.
+        records: for each leaf of the pytree that is a record, its class and how its fields are made.
     """
 
     spec: Any
@@ -33,7 +35,7 @@ def flatten(value: Any) -> tuple[list[Any], Structure]:
     records: list[tuple[type, Structure] | None] = []
     for leaf in leaves:
         if _is_record(leaf):
-            own, structure = flatten({f.name: getattr(leaf, f.name) for f in dataclasses.fields(leaf)})
+            own, structure = flatten({name: getattr(leaf, name) for name in _fields(leaf)})
             parts += own
             records.append((type(leaf), structure))
         else:
@@ -69,6 +71,14 @@ def _size(structure: Structure) -> int:
 
 def _is_record(value: Any) -> bool:
     """Whether ``value`` is nothing but its fields."""
+    names = _fields(value)
+    return bool(names) and set(getattr(value, "__dict__", ())) == set(names)
+
+
+def _fields(value: Any) -> tuple[str, ...]:
+    """What a record consists of; nothing where ``value`` is none."""
+    if isinstance(value, Array):
+        return ("tensor",)
     if isinstance(value, type) or not dataclasses.is_dataclass(value):
-        return False
-    return set(getattr(value, "__dict__", ())) == {field.name for field in dataclasses.fields(value)}
+        return ()
+    return tuple(field.name for field in dataclasses.fields(value))

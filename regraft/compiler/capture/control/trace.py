@@ -14,6 +14,7 @@ from __future__ import annotations
 import linecache
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -38,18 +39,20 @@ Values = tuple[Tensor, ...]
 def undecided(value: object) -> bool:
     """Whether the truth of ``value`` depends on the data of a call, which the trace cannot know.
 
-    True for a traced tensor, and for a ``SymBool`` over sizes that values decide; False for a constant that
-    the trace knows, for real tensors and for every other object.
+    True for a traced tensor, and for a ``SymBool`` or a ``SymInt`` over sizes that values decide; False for a
+    constant that the trace knows, for real tensors and for every other object.
     """
     if isinstance(value, FakeTensor):
         return _constant(value) is None
+    if isinstance(value, torch.SymInt):
+        value = value != 0
     if isinstance(value, torch.SymBool) and free_unbacked_symbols(value):
         return not (statically_known_true(value) or statically_known_false(value))
     return False
 
 
 def cond(
-    pred: Tensor | torch.SymBool | bool,
+    pred: Tensor | torch.SymBool | torch.SymInt | bool,
     then: Callable[[], Sequence[Tensor]],
     otherwise: Callable[[], Sequence[Tensor]],
 ) -> Values:
@@ -65,7 +68,7 @@ def cond(
     if not undecided(pred):
         return tuple(then() if pred else otherwise())
     flag = _flag(pred)
-    with _arms() as end_of_arm:
+    with _parts() as end_of_arm:
         markers.IF_BEGIN(flag, [])
         first = tuple(then())
         _state_assumptions()
@@ -74,7 +77,7 @@ def cond(
         second = tuple(otherwise())
         _state_assumptions()
         end_of_arm()
-    _check_arms(first, second)
+    _ARMS.check(first, second)
     rows = [
         (stands_for, other)
         for one, stands_for, other in zip(first, kept, second, strict=True)
@@ -105,13 +108,13 @@ def loop(
     if limit is not None:
         return _bounded(test, body, carried, limit)
     changing = _changing(test, body, carried)
-    with _arms() as end_of_part:
+    with _parts() as end_of_part:
         inside = tuple(markers.WHILE_BEGIN(list(carried), changing, []))
         go_on = _flag(test(inside))
         _state_assumptions()
         markers.WHILE_DO(go_on)
         after = tuple(body(inside))
-        _check_trip(inside, after)
+        _TRIP.check(inside, after)
         _state_assumptions()
         end_of_part()
         results = markers.WHILE_END(list(after), changing)
@@ -130,7 +133,7 @@ def _run_loop(
     while test(carried):
         carried, trips = tuple(body(carried)), trips + 1
         if limit is not None and trips > limit:
-            raise RuntimeError(_too_many(limit))
+            raise RuntimeError(too_many(limit))
     return carried
 
 
@@ -147,20 +150,22 @@ def _bounded(
         lambda now: (now[0] + 1, *body(now[1:])),
         (start, *carried),
     )
-    torch.ops.aten._assert_async.msg(trips <= limit, _too_many(limit))
+    torch.ops.aten._assert_async.msg(trips <= limit, too_many(limit))
     return tuple(results)
 
 
-def _too_many(limit: int) -> str:
+def too_many(limit: int, place: object = None) -> str:
+    """What a call says in which the loop at ``place``, or at the running line, does not end in time."""
     line = running_line()
-    where = f" at {line[0]}:{line[1]}" if line else ""
+    place = place or (f"{line[0]}:{line[1]}" if line else None)
+    where = f" at {place}" if place else ""
     return f"the loop{where} takes more than {limit} trips (max_trips)"
 
 
 def _flag(pred: Any) -> Tensor:
     """The truth of ``pred`` as ``bool[]``."""
     if not isinstance(pred, Tensor):
-        return markers.TRUTH(pred)
+        return markers.TRUTH(pred != 0 if isinstance(pred, torch.SymInt) else pred)
     elements: Any = pred.numel()  # a SymInt where sizes are open
     if isinstance(elements, int) and elements != 1:
         _refuse(f"the truth of a tensor with {elements} elements is ambiguous", "use any() or all()")
@@ -185,7 +190,7 @@ def _changing(
             inside = tuple(markers.WHILE_BEGIN(list(carried), changing, []))
             markers.WHILE_DO(_flag(test(inside)))
             after = tuple(body(inside))
-            _check_trip(inside, after)
+            _TRIP.check(inside, after)
             markers.WHILE_END(list(after), changing)
         known = set(zip(changing[::2], changing[1::2], strict=True))
         found = [
@@ -207,7 +212,7 @@ def thrown_away() -> Generator[None]:
     env = mode.shape_env
     assert env is not None, "export traces with symbolic sizes"
     known = Known(env)
-    with _arms() as end_of_arm:
+    with _parts() as end_of_arm:
         with proxy_tensor.disable_proxy_modes_tracing(), env.ignore_fresh_unbacked_symbols():
             yield
         end_of_arm()
@@ -240,7 +245,7 @@ def _slot(value: Tensor) -> Any:
 
 
 @contextmanager
-def _arms() -> Generator[Callable[[], None]]:
+def _parts() -> Generator[Callable[[], None]]:
     """Gives a function to call where an arm ends: tensors that it wrote to are no constants from there on.
 
     The trace follows writes to constants as they come, in an arm that a call may not take.
@@ -268,34 +273,37 @@ def _forget_constant(tensor: Tensor) -> None:
 # -- types ---------------------------------------------------------------------------------------
 
 
-def _check_arms(then: Values, otherwise: Values) -> None:
-    if len(then) != len(otherwise):
-        _refuse(
-            f"one arm of the condition gives {len(then)} tensors and the other {len(otherwise)}",
-            "give as many on both paths",
-        )
-    for one, other in zip(then, otherwise, strict=True):
-        if not _same_kind(one, other):
-            _refuse(
-                f"a value is {_described(one)} in one arm of the condition and {_described(other)} in the "
-                "other: one type must cover both, so they may differ in sizes only",
-                "convert one of them, such as with .to(dtype) or reshape",
-            )
+@dataclass(frozen=True)
+class _Sides:
+    """Two rows of tensors that one row of types must cover, as messages have them."""
+
+    counts: str
+    as_many: str
+    types: str
+    convert: str
+
+    def check(self, one: Values, other: Values) -> None:
+        if len(one) != len(other):
+            _refuse(self.counts.format(len(one), len(other)), self.as_many)
+        for first, second in zip(one, other, strict=True):
+            if not _same_kind(first, second):
+                _refuse(self.types.format(_described(first), _described(second)), self.convert)
 
 
-def _check_trip(before: Values, after: Values) -> None:
-    if len(before) != len(after):
-        _refuse(
-            f"the loop carries {len(before)} tensors and a trip gives {len(after)}",
-            "give as many as it takes",
-        )
-    for one, other in zip(before, after, strict=True):
-        if not _same_kind(one, other):
-            _refuse(
-                f"a value that the loop carries is {_described(one)} before a trip and {_described(other)} "
-                "after it: one type must cover all trips, so only sizes may change",
-                "convert it before the loop, such as with .to(dtype) or reshape",
-            )
+_ARMS = _Sides(
+    "one arm of the condition gives {} tensors and the other {}",
+    "give as many on both paths",
+    "a value is {} in one arm of the condition and {} in the other: one type must cover both, so they may "
+    "differ in sizes only",
+    "convert one of them, such as with .to(dtype) or reshape",
+)
+_TRIP = _Sides(
+    "the loop carries {} tensors and a trip gives {}",
+    "give as many as it takes",
+    "a value that the loop carries is {} before a trip and {} after it: one type must cover all trips, so "
+    "only sizes may change",
+    "convert it before the loop, such as with .to(dtype) or reshape",
+)
 
 
 def _same_kind(one: Tensor, other: Tensor) -> bool:

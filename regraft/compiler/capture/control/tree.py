@@ -16,6 +16,8 @@ SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _SEQUENCES = frozenset(["append", "extend", "insert", "pop", "remove", "clear", "reverse", "sort"])
 _MAPPINGS = frozenset(["update", "setdefault", "popitem", "add", "discard"])
+#: Methods that change a container.
+CHANGING = _SEQUENCES | _MAPPINGS
 #: What the names of ours in converted code begin with.
 PREFIX = "_rg_"
 #: The variable that holds what the function returns.
@@ -52,6 +54,16 @@ class Loop(ast.stmt):
         return f"{PREFIX}goes_on_{self.number}"
 
     @property
+    def outer(self) -> Loop | None:
+        """The loop around this one that goes on where this one is done."""
+        return _ended_by(self.done)
+
+    @property
+    def chain(self) -> list[Loop]:
+        """This loop, and those around it of which trips may follow in an arm that ends a trip of this one."""
+        return [self, *(self.outer.chain if self.outer is not None else ())]
+
+    @property
     def targets(self) -> frozenset[str]:
         return bound([self.original.target]) if isinstance(self.original, ast.For) else frozenset()
 
@@ -84,13 +96,17 @@ class Branch(ast.stmt):
     @property
     def ends(self) -> Loop | None:
         """The loop of which this ends a trip, one arm with its ``Next``, the other without."""
-        for arm in (self.body, self.orelse):
-            last = arm[-1] if arm else None
-            if isinstance(last, Next):
-                return last.loop
-            if isinstance(last, Branch) and last.ends is not None:
-                return last.ends
-        return None
+        return _ended_by(self.body) or _ended_by(self.orelse)
+
+
+def _ended_by(block: Sequence[ast.stmt]) -> Loop | None:
+    """The loop of which a trip ends at the end of ``block``."""
+    last = block[-1] if block else None
+    if isinstance(last, Next):
+        return last.loop
+    if isinstance(last, Loop):
+        return last.outer
+    return last.ends if isinstance(last, Branch) else None
 
 
 class Guard(ast.stmt):
@@ -243,11 +259,7 @@ def _place(node: ast.AST) -> str | None:
         return path_of(node.value)
     if isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del)):
         return path_of(node)
-    if (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr in _SEQUENCES | _MAPPINGS
-    ):
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGING:
         return path_of(node.func.value)
     return None
 

@@ -63,6 +63,14 @@ class Watch:
         return None
 
 
+def is_shared(context: Context, name: str, container: Any) -> bool:
+    """Whether more than the variable ``name`` of running functions leads to ``container``."""
+    names = ((k, v) for frame in context.frames() for k, v in frame.f_locals.items())
+    if any(value is container and key != name and not key.startswith(PREFIX) for key, value in names):
+        return True
+    return any(part is container for _, _, parts in Watch.of(context).held for part in parts)
+
+
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, each in value.items():

@@ -1,0 +1,64 @@
+"""Where a model's code asks a traced tensor for its value, or reaches around it.
+
+torch goes on with a number that nobody knows, or fails far from there. The trace stops instead, as it does
+where a tensor decides, if the function that asks can still be converted.
+"""
+
+# torch's function modes are untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from regraft.compiler.capture.control.trace import undecided
+
+_ASKS = frozenset(
+    [Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, torch.Tensor.data.__get__]  # pyright: ignore[reportAttributeAccessIssue]
+)
+#: What may stand between the code that asks and the mode: torch's methods in Python, and NumPy.
+_BETWEEN = frozenset(["torch._tensor", "torch.overrides"])
+
+
+def _asking() -> FrameType | None:
+    """The frame of the code that asks."""
+    frame: FrameType | None = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        is_mode = frame.f_code.co_name == "__torch_function__"
+        if not is_mode and module not in _BETWEEN and module.partition(".")[0] != "numpy":
+            break
+        frame = frame.f_back
+    return frame
+
+
+class Asks(Exception):
+    """The function that runs in ``frame`` asks for a value."""
+
+    def __init__(self, frame: FrameType) -> None:
+        super().__init__("a tensor is asked for its value")
+        self.frame = frame
+        self.line = frame.f_lineno
+
+
+class Asked(TorchFunctionMode):
+    """In the block, stops where a function asks of which ``is_convertible`` the code."""
+
+    def __init__(self, is_convertible: Callable[[CodeType], bool]) -> None:
+        super().__init__()
+        self._is_convertible = is_convertible
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _ASKS and undecided(args[0]):
+            frame = _asking()
+            if frame is not None and self._is_convertible(frame.f_code):
+                raise Asks(frame)
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,265 @@
+"""What stands for functions whose arguments may be tensors or numbers that a trace does not know.
+
+Each call of converted code asks here first. Functions of Python's own that would need a value, methods of
+tensors that leave torch, and NumPy's functions have forms for such arguments; all others are as they are.
+"""
+
+# torch's objects are partly untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportPrivateUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial, reduce
+from types import BuiltinMethodType, MethodType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils import _pytree as pytree
+
+from regraft.compiler.capture.control import arrays
+from regraft.compiler.capture.control.context import Context, refuse
+from regraft.compiler.capture.control.growing import Growing
+from regraft.compiler.capture.control.loops import Span
+from regraft.compiler.capture.control.number import (
+    Array,
+    Number,
+    as_kind,
+    as_tensor,
+    as_truth,
+    is_carried,
+    unwrapped,
+)
+
+_Thunk = Callable[[], Any]
+
+
+class Decides(Protocol):
+    """What decides between values, as ``Calls`` has it."""
+
+    def choose(self, test: Any, then: _Thunk, otherwise: _Thunk) -> Any: ...
+
+    def both(self, value: Any, *others: _Thunk) -> Any: ...
+
+    def either(self, value: Any, *others: _Thunk) -> Any: ...
+
+
+class Functions:
+    """The functions that stand for others, over the context of one capture."""
+
+    def __init__(self, context: Context, decides: Decides) -> None:
+        self.context = context
+        self.decides = decides
+
+    def of(self, function: Any) -> Any:
+        """``function``, or what stands for it."""
+        # While it traces, torch.export has its own in place of these.
+        plain = function.keywords.get("real_callable") if isinstance(function, partial) else function
+        if plain is _MIN or plain is _MAX:
+            return partial(self._picked, function, plain is _MIN)
+        name = _FUNCTIONS.get(id(function))
+        if name is not None:
+            return getattr(self, name)
+        if isinstance(function, (BuiltinMethodType, MethodType)):
+            owner, name = function.__self__, _METHODS.get(function.__name__)
+            if name is not None and isinstance(owner, (Tensor, Array)) and self._undecided(owner):
+                return partial(getattr(self, name), unwrapped(owner))
+            if isinstance(owner, Growing) and function.__name__ == "append":
+                return partial(self._append, owner)
+        theirs = arrays.counterpart(function)
+        return function if theirs is None else partial(self._numpy, function, theirs)
+
+    # -- truth and numbers -----------------------------------------------------------------------
+
+    def _bool(self, *values: Any) -> Any:
+        if len(values) != 1 or not self._undecided(values[0]):
+            return bool(*values)
+        return Number(as_truth(unwrapped(values[0])))
+
+    def _int(self, *args: Any) -> Any:
+        return self._number(int, *args)
+
+    def _float(self, *args: Any) -> Any:
+        return self._number(float, *args)
+
+    def _number(self, kind: Any, *args: Any) -> Any:
+        value = unwrapped(args[0]) if len(args) == 1 else None
+        if not isinstance(value, Tensor) or not self._undecided(value):
+            return kind(*args)
+        return as_kind(Number(one(value)), kind)
+
+    def _item(self, tensor: Tensor) -> Number:
+        return Number(one(tensor))
+
+    def _check(self, cond: Any, message: _Thunk | None = None) -> None:
+        """``torch._check``"""
+        if not self._undecided(cond):
+            torch._check(cond, message)
+            return
+        text = (
+            f"RuntimeError: {message()}"
+            if message is not None
+            else "RuntimeError: a check of the model failed"
+        )
+        torch.ops.aten._assert_async.msg(as_truth(unwrapped(cond)), text)
+
+    def _len(self, value: Any) -> Any:
+        return value.length if isinstance(value, Growing) else len(value)
+
+    def _any(self, values: Iterable[Any]) -> Any:
+        if isinstance(values, Tensor):
+            return Number((values != 0).any()) if self._undecided(values) else any(values)
+        return self._first(self.decides.either, iter(values), last=False)
+
+    def _all(self, values: Iterable[Any]) -> Any:
+        if isinstance(values, Tensor):
+            return Number((values != 0).all()) if self._undecided(values) else all(values)
+        return self._first(self.decides.both, iter(values), last=True)
+
+    def _first(self, joined: Callable[..., Any], values: Iterator[Any], *, last: bool) -> Any:
+        """Truth values joined as far as they have to be looked at."""
+        for value in values:
+            held = self._bool(value)
+            if self._undecided(held):
+                return joined(held, lambda: self._first(joined, values, last=last))
+            if held is not last:
+                return held
+        return last
+
+    def _picked(self, function: Any, is_min: Any, *args: Any, **kwargs: Any) -> Any:
+        """``min`` or ``max``, as ``function`` is: the first of those than which none is less, or greater."""
+        whole = args[0] if len(args) == 1 else args
+        parts = list(whole) if isinstance(whole, (list, tuple)) else []
+        if kwargs or not any(self._undecided(part) for part in parts):
+            return function(*args, **kwargs)
+        found, *others = parts
+        for other in others:
+            found = self._better(other < found if is_min else other > found, other, found)
+        return found
+
+    def _better(self, wins: Any, other: Any, found: Any) -> Any:
+        if not self._undecided(wins):
+            return other if wins else found
+        pair = other, found
+        if all(is_carried(each) and not isinstance(each, Tensor) for each in pair):
+            one, two = (as_tensor(each) for each in pair)
+            wider = torch.promote_types(one.dtype, two.dtype)
+            return Number(torch.where(as_truth(unwrapped(wins)), one.to(wider), two.to(wider)))
+        return self.decides.choose(wins, lambda: other, lambda: found)
+
+    def _range(self, *args: Any) -> Any:
+        """``range``; of a bound that only a call knows, a ``Span``."""
+        if not any(self._undecided(each) for each in args):
+            return range(*args)
+        start, stop, step = (0, args[0], 1) if len(args) == 1 else (*args, 1)[:3]
+        if self._undecided(step) or step == 0:
+            refuse("a range whose step only a call knows", "take a step that is a Python number")
+        return Span(start, stop, step)
+
+    # -- lists -----------------------------------------------------------------------------------
+
+    def _append(self, growing: Growing, element: Any) -> None:
+        """``growing.append(element)``; in eager the list holds the element itself."""
+        growing.append(element)
+        if isinstance(element, Tensor):
+            self.context.copied(growing.rows, element)
+
+    def _listed(self, tensor: Tensor) -> Any:
+        """``tensor.tolist()``"""
+        if not tensor.dim():
+            return Number(tensor)
+        if tensor.dim() == 1 and free_unbacked_symbols(tensor.shape[0]):
+            return Growing.held(tensor)
+        return [self._listed(part) for part in tensor.unbind(0)]
+
+    # -- tensors ---------------------------------------------------------------------------------
+
+    def _stack(self, tensors: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """``torch.stack``; what a loop has collected is stacked already."""
+        collected = self._collected(tensors)
+        if collected is None or len(args) + len(kwargs) > 1 or not set(kwargs) <= {"dim"}:
+            return torch.stack(tensors, *args, **kwargs)
+        (dim,) = (*args, *kwargs.values()) or (0,)
+        return collected.movedim(0, dim)
+
+    def _cat(self, tensors: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """``torch.cat``"""
+        collected = self._collected(tensors)
+        if collected is None or len(args) + len(kwargs) > 1 or not set(kwargs) <= {"dim"}:
+            return torch.cat(tensors, *args, **kwargs)
+        (dim,) = (*args, *kwargs.values()) or (0,)
+        dim = dim % (collected.dim() - 1)
+        return collected.movedim(0, dim).flatten(dim, dim + 1)
+
+    def _collected(self, tensors: Any) -> Tensor | None:
+        return tensors.rows if isinstance(tensors, Growing) else self.context.collected_in(tensors)
+
+    def _tensor(self, data: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """``torch.tensor``"""
+        return self._made(torch.tensor, data, *args, **kwargs)
+
+    def _as_tensor(self, data: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """``torch.as_tensor``"""
+        return self._made(torch.as_tensor, data, *args, **kwargs)
+
+    def _from_numpy(self, array: Any) -> Tensor:
+        """``torch.from_numpy``"""
+        return array.tensor if isinstance(array, Array) else torch.from_numpy(array)
+
+    def _made(self, function: Any, data: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """A tensor made of numbers, some of which only a call knows."""
+        if isinstance(data, Growing):
+            data = data.values
+        unknown = any(self._undecided(leaf) for leaf in pytree.tree_leaves(data))
+        if not unknown or args or not set(kwargs) <= {"dtype", "device"}:
+            return function(data, *args, **kwargs)
+        made = stacked(data)
+        dtype, device = kwargs.get("dtype") or made.dtype, kwargs.get("device") or made.device
+        return made.to(device, dtype, copy=function is torch.tensor)
+
+    # -- NumPy -----------------------------------------------------------------------------------
+
+    def _array(self, tensor: Tensor) -> Array:
+        """``tensor.numpy()``"""
+        return Array(tensor)
+
+    def _numpy(self, function: Any, theirs: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(self._undecided(leaf) for leaf in pytree.tree_leaves((args, kwargs))):
+            return arrays.called(theirs, args, kwargs)
+        return function(*args, **kwargs)
+
+    def _undecided(self, value: Any) -> bool:
+        return self.context.tracer.undecided(unwrapped(value))
+
+
+def one(tensor: Tensor) -> Tensor:
+    """The only element of a tensor, without dims."""
+    return tensor.reshape(()) if tensor.dim() else tensor
+
+
+def stacked(data: Any) -> Tensor:
+    """Numbers and tensors, in lists of equal lengths, as a tensor of the type that ``torch.tensor`` gives."""
+    if isinstance(data, (list, tuple)):
+        parts = [stacked(each) for each in data]
+        dtype = reduce(torch.promote_types, (part.dtype for part in parts))
+        return torch.stack([part.to(dtype) for part in parts])
+    if isinstance(data, Number) and data.kind is float:
+        return data.tensor.to(torch.get_default_dtype())
+    held = unwrapped(data)
+    return held if isinstance(held, Tensor) else torch.tensor(held)
+
+
+_MIN, _MAX = min, max
+_FUNCTIONS: Mapping[int, str] = {
+    **{id(each): f"_{each.__name__}" for each in (bool, int, float, any, all, len, range)},
+    id(torch.stack): "_stack",
+    **{id(each): "_cat" for each in (torch.cat, torch.concat, torch.concatenate)},
+    id(torch._check): "_check",
+    id(torch.tensor): "_tensor",
+    id(torch.as_tensor): "_as_tensor",
+    id(torch.from_numpy): "_from_numpy",
+}
+_METHODS: Mapping[str, str] = {"item": "_item", "tolist": "_listed", "numpy": "_array"}

@@ -1,0 +1,223 @@
+"""Code that decides by tensors in ways a graph does not hold: it works, or an error says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import regraft
+from regraft.errors import CaptureError
+from tests.compiler.capture.running import check_calls, compiled, rows
+
+HERE = Path(__file__).name
+UP, DOWN = rows(6, shift=1.0), rows(6, shift=-1.0)
+
+
+# -- what is refused ---------------------------------------------------------------------------
+
+
+def calls_itself(x: Tensor) -> Tensor:
+    if x.abs().max() < 0.5:
+        return x
+    return calls_itself(x * 0.5)
+
+
+def yields(x: Tensor) -> Iterator[Tensor]:
+    while x.abs().max() > 0.5:
+        x = x * 0.5
+        yield x
+
+
+def goes_over_a_generator(x: Tensor) -> Tensor:
+    total = x
+    for part in yields(x):
+        total = total + part
+    return total
+
+
+def set_in_one_branch(x: Tensor) -> Tensor:
+    if x.sum() > 0:
+        y = x * 2
+    return y
+
+
+def read_before_it_is_set(x: Tensor) -> Tensor:
+    while x.abs().max() > 0.5:
+        if x.sum() > 9:
+            x = x - last  # noqa: F821
+        last = x * 0.1  # noqa: F841
+        x = x * 0.5
+    return x
+
+
+def set_in_a_loop(x: Tensor) -> Tensor:
+    while x.abs().max() > 0.5:
+        y = x * 0.5
+        x = y
+    return y
+
+
+def two_dtypes(x: Tensor) -> Tensor:
+    y = x > 0 if x.sum() > 0 else x
+    return y * 2
+
+
+def two_ranks(x: Tensor) -> Tensor:
+    y = x if x.sum() > 0 else x[0]
+    return y * 2
+
+
+def two_structures(x: Tensor) -> Any:
+    y = (x, x) if x.sum() > 0 else [x]
+    return y[0]
+
+
+def two_lengths_of_two_types(x: Tensor) -> Tensor:
+    outs = [x]
+    if x.sum() > 0:
+        outs.append(x[0])
+    return outs[-1] * 2
+
+
+def a_tensor_or_none(x: Tensor) -> Any:
+    y = x if x.sum() > 0 else None
+    return x if y is None else y * 2
+
+
+def another_dtype_after_a_trip(x: Tensor) -> Tensor:
+    while x.sum() < 100:
+        x = (x * 2 + 10).double()
+    return x
+
+
+def a_condition_in_a_comprehension(x: Tensor) -> Tensor:
+    kept = [row for row in x if row.sum() > 0]
+    return torch.stack(kept)
+
+
+def in_a_try(x: Tensor) -> Tensor:
+    try:
+        y = x if x.sum() > 0 else x * 2
+    except ValueError:
+        y = -x
+    return y
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def up(self) -> None:
+        self.count += 1
+
+
+def changes_an_object(x: Tensor) -> Tensor:
+    counter = Counter()
+    if x.sum() > 0:
+        counter.up()
+    return x * counter.count
+
+
+EXECUTED: dict[str, Any] = {}
+exec("def without_source(x):\n    return x if x.sum() > 0 else -x\n", EXECUTED)
+
+REFUSED = [
+    (calls_itself, "calls itself where a tensor decides"),
+    (goes_over_a_generator, "a generator cannot be converted"),
+    (set_in_one_branch, "the variable 'y' is set in one branch only"),
+    (read_before_it_is_set, "the variable 'last' has no value where a tensor decides, and is read there"),
+    (set_in_a_loop, "the variable 'y' is set only inside a loop"),
+    (two_dtypes, r"is a tensor bool\[6, 4\] on one path and a tensor float32\[6, 4\] on the other"),
+    (two_ranks, r"is a tensor float32\[6, 4\] on one path and a tensor float32\[4\] on the other"),
+    (two_structures, "is a tuple of 2 on one path and a list of 1 on the other"),
+    (two_lengths_of_two_types, "holds more on one path than on the other where a tensor decides"),
+    (a_tensor_or_none, r"is a tensor float32\[6, 4\] on one path and None on the other"),
+    (
+        another_dtype_after_a_trip,
+        r"float32\[6, 4\] before a trip of the loop and a tensor float64",
+    ),
+    (a_condition_in_a_comprehension, "a condition in a comprehension cannot be converted"),
+    (in_a_try, "a decision inside `try` cannot be converted"),
+    (changes_an_object, "'counter.count' changes where a tensor decides"),
+    (lambda x: EXECUTED["without_source"](x), "the function has no source"),
+]
+
+
+@pytest.mark.parametrize(("model", "words"), REFUSED, ids=lambda each: getattr(each, "__name__", ""))
+def test_refused_with_the_line_and_the_way_out(model: Any, words: str) -> None:
+    with pytest.raises(CaptureError, match=words) as caught:
+        regraft.capture(model, (UP,))
+    assert caught.value.location
+    assert caught.value.hint or "; " in caught.value.message
+
+
+def test_a_shape_that_differs_by_rank_names_both() -> None:
+    with pytest.raises(CaptureError) as caught:
+        regraft.capture(two_ranks, (UP,))
+    assert caught.value.location == f"{__file__}:{two_ranks.__code__.co_firstlineno + 1}"
+    assert caught.value.hint == "give both paths a tensor of one dtype and one number of dims"
+
+
+# -- what works --------------------------------------------------------------------------------
+
+
+def to_a_depth(x: Tensor, depth: int = 4) -> Tensor:
+    """Calls itself as often as Python's numbers say."""
+    if depth == 0 or x.abs().max() < 0.5:
+        return x
+    return to_a_depth(x * 0.5, depth - 1) + 1
+
+
+def sizes_that_differ(x: Tensor) -> Tensor:
+    y = x[1:] if x.sum() > 0 else x[:, :2].reshape(-1, 4)
+    return y * 2
+
+
+def two_lengths(x: Tensor) -> Tensor:
+    outs = [x]
+    if x.sum() > 0:
+        outs.append(x * 2)
+    if x[0, 0] > 0:
+        outs.append(x * 3)
+    return torch.cat(outs) * len(outs)
+
+
+def writes_to_its_argument(x: Tensor) -> Tensor:
+    if x.sum() > 0:
+        x.mul_(2)
+    else:
+        x[0] = 0.0
+    while x.abs().max() > 1:
+        x *= 0.5
+    return x + 1
+
+
+def compares(x: Tensor) -> Tensor:
+    """Conditions that are false, or true, of a number that is none."""
+    top = x.max()
+    y = x + 1 if top > 0 else x - 1
+    y = y * 2 if not top < 1 else y
+    y = y * max(0.0, top.item()) if top == top else y * min(2.0, top.item())
+    while top > 4:
+        top = top / 2
+        y = y + 1
+    return y * 3 if top else y
+
+
+@pytest.mark.parametrize("model", [to_a_depth, sizes_that_differ, two_lengths, writes_to_its_argument])
+def test_works(model: Any) -> None:
+    check_calls(model, (UP,), [(x * scale,) for x in (UP, DOWN) for scale in (0.1, 1.0, 4.0)])
+
+
+@pytest.mark.parametrize("backend", ["eager", "ort"])
+def test_what_is_no_number_decides_as_in_eager(backend: str) -> None:
+    made = compiled(compares, (UP,), backend)
+    for value in (float("nan"), -float("inf"), 0.0, 0.3, 3.0, 40.0):
+        x = UP.clone()
+        x[2, 1] = value
+        torch.testing.assert_close(made(x), compares(x), equal_nan=True)
