@@ -19,27 +19,29 @@ PAGE = "docs/support.md"
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 ORT: Any = backend("ort")
+TVM: Any = backend("tvm")
 FLOATS = (DType.F32, DType.F64, DType.F16, DType.BF16)
 
 
 def canonical() -> Iterator[tuple[str, ...]]:
-    """Op, element types on ONNX Runtime, and the limits of each."""
+    """Op, element types on ONNX Runtime and of kernels by TVM, and the limits of each on the former."""
     for name, definition in sorted(OPS.items()):
         if definition.canonical and definition.dialect in ("aten", "rg") and name != "rg.const":
-            yield f"`{name}`", dtypes(name), "; ".join(limits(name))
+            yield f"`{name}`", dtypes(ORT, name), dtypes(TVM, name), "; ".join(limits(name))
 
 
-def dtypes(name: str) -> str:
-    """The float types for which samples are lowered, and whether there are samples of other types."""
+def dtypes(executor: Any, name: str) -> str:
+    """The float types for which samples are lowered, and the other types of those that are."""
     if name in {s.name for s in CALLS}:
-        return "f32, i64, bool"
+        return "f32, i64, bool" if executor is ORT else ""
     samples = [s for s in SAMPLES if s.name == name]
     found = [
         dtype.value
         for dtype in FLOATS
-        if any(s.is_float and ORT.supports(harness.op_of(s.at_dtype(dtype))) is None for s in samples)
+        if any(s.is_float and executor.supports(harness.op_of(s.at_dtype(dtype))) is None for s in samples)
     ]
-    others = {o.dtype for s in samples for o in s.operands if o.dtype != F32}
+    lowered = [s for s in samples if executor is ORT or executor.supports(harness.op_of(s)) is None]
+    others = {o.dtype for s in lowered for o in s.operands if o.dtype != F32}
     return ", ".join([*found, *sorted(t.value for t in others if t not in FLOATS)])
 
 
@@ -72,7 +74,7 @@ def selected_by(sample: Sample) -> Iterator[str]:
 
 
 HEADERS = {
-    "canonical": ("op", "element types on `ort`", "limits"),
+    "canonical": ("op", "element types on `ort`", "element types on `tvm`", "limits on `ort`"),
     "spellings": ("op", "becomes"),
 }
 ROWS: dict[str, Callable[[], Iterator[tuple[str, ...]]]] = {"canonical": canonical, "spellings": spellings}
