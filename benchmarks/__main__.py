@@ -10,6 +10,7 @@ import typer
 from benchmarks import algebra as algebra_benchmark
 from benchmarks import compile_time as compile_time_benchmark
 from benchmarks import dynamic as dynamic_benchmark
+from benchmarks import dynamic_peers as dynamic_peers_benchmark
 from benchmarks import kernels as kernels_benchmark
 from benchmarks import low_rank as low_rank_benchmark
 from benchmarks import memory as memory_benchmark
@@ -91,6 +92,14 @@ def per_sample(
 
 
 @app.command()
+def dynamic_peers(
+    timeout: Annotated[float, typer.Option(help="Seconds for one tool and one network.")] = 60.0,
+) -> None:
+    """How many of the networks that branch on data each tool takes, and gets right on every path."""
+    dynamic_peers_benchmark.run(timeout=timeout)
+
+
+@app.command()
 def overhead(rounds: Rounds = 30) -> None:
     """What a call costs beside the work."""
     overhead_benchmark.run(rounds)
@@ -144,12 +153,15 @@ def siblings(
 
 @app.command()
 def zoo(
+    only: Annotated[
+        list[str] | None, typer.Argument(help="low rank 64, soft, bert...; all by default.")
+    ] = None,
     rounds: Rounds = 20,
     patience: Annotated[float, typer.Option(help="As above, a race.")] = 10.0,
     budget: Annotated[str, typer.Option(help="Time to measure the forms of one model.")] = "20s",
 ) -> None:
     """Models of linear algebra, with the rewrites for it against without: none may be slower."""
-    zoo_benchmark.run(rounds, patience, budget)
+    zoo_benchmark.run(only or (), rounds, patience, budget)
 
 
 @app.command()

@@ -1,21 +1,24 @@
-"""Never slower: the zoo of linear algebra with its rewrites against the same compile without them."""
+"""Never slower: linear algebra and whole transformers with its rewrites against the same compile without."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import regraft
 from benchmarks import machine
 from regraft.rewrites import FAMILIES
 from regraft.testing import randomise
 from regraft.timing import race
+from tests.models import FAMILIES as TRANSFORMERS
 from tests.zoo.test_adapters import BlockLoRALinear, GenerativeAdapter, MixLoRA, PeftDoraLinear
 from tests.zoo.test_flash_svd import SVDFeedForward
 from tests.zoo.test_gated_ffn import GatedFFN
@@ -78,16 +81,40 @@ IMAGES: dict[str, tuple[Maker, tuple[int, ...]]] = {
 }
 
 
-def run(rounds: int = 20, patience: float = 10.0, budget: str = "20s") -> None:
-    """Race both compiles of each model, without and with measured times; writes ``zoo.json``."""
+@dataclass(frozen=True)
+class Case:
+    """A model and what it is called with."""
+
+    name: str
+    make: Maker
+    args: tuple[Tensor, ...] = ()
+    kwargs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def cases(only: Sequence[str] = ()) -> Iterator[Case]:
+    """The zoo, then the whole transformers in their full form; ``only`` those of some names."""
+    for name, (make, width) in SEQUENCES.items():
+        for count in TOKENS if not only or name in only else ():
+            yield Case(f"{name}, {count} tokens", make, (_normal(1, count, width),))
+    for name, (make, shape) in IMAGES.items():
+        if not only or name in only:
+            yield Case(name, make, (_normal(*shape),))
+    for name, family in TRANSFORMERS.items():
+        if not only or name in only:
+            yield Case(name, partial(family.make, "full"), (), family.inputs(1, 128))
+
+
+def _normal(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def run(
+    only: Sequence[str] = (), rounds: int = 20, patience: float = 10.0, budget: str = "20s", name: str = "zoo"
+) -> None:
+    """Race both compiles of each case, without and with measured times; writes ``<name>.json``."""
     torch.set_num_threads(machine.THREADS)
     where = machine.describe()
-    points = [
-        _point(f"{name}, {count} tokens", make, (1, count, width), rounds, patience, budget)
-        for name, (make, width) in SEQUENCES.items()
-        for count in TOKENS
-    ]
-    points += [_point(name, make, shape, rounds, patience, budget) for name, (make, shape) in IMAGES.items()]
+    points = [_point(case, rounds, patience, budget) for case in cases(only)]
     slower = [p["model"] for p in points for r in p["races"].values() if _verdict(r) == "slower"]
     result = {
         "benchmark": "zoo",
@@ -97,7 +124,7 @@ def run(rounds: int = 20, patience: float = 10.0, budget: str = "20s") -> None:
         "slower": slower,
         "points": points,
     }
-    print(f"{len(slower)} of {2 * len(points)} slower: {slower} -> {machine.save('zoo', result).name}")
+    print(f"{len(slower)} of {2 * len(points)} slower: {slower} -> {machine.save(name, result).name}")
 
 
 @contextmanager
@@ -117,26 +144,29 @@ def _algebra() -> list[str]:
     return [r.name for family in _SWITCHED for r in FAMILIES[family] if r.name not in _KEPT]
 
 
-def _point(
-    name: str, make: Maker, shape: tuple[int, ...], rounds: int, patience: float, budget: str
-) -> dict[str, Any]:
+def _point(case: Case, rounds: int, patience: float, budget: str) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = randomise(make().eval())
-    x = torch.randn(shape)
+    model, (args, kwargs) = randomise(case.make().eval()), (case.args, dict(case.kwargs))
     with without(*_algebra()):
-        plain = regraft.compile(model, (x,), threads=machine.THREADS, cache=False)
+        plain = regraft.compile(model, args, kwargs, threads=machine.THREADS, cache=False)
     races: dict[str, Any] = {}
     forms: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["REGRAFT_CACHE_DIR"] = folder
         for how, options in (("estimated", {}), ("measured", {"tune": True, "budget": budget})):
-            rewritten = regraft.compile(model, (x,), threads=machine.THREADS, cache=False, **options)
+            rewritten = regraft.compile(model, args, kwargs, threads=machine.THREADS, cache=False, **options)
             forms[how] = [c.forms[i] for c in rewritten.report.choices for i in c.order]
-            calls = {"rewritten": lambda m=rewritten: m(x), "plain": lambda: plain(x)}
-            inner = 20 if x.numel() < 1 << 15 else 1
+            calls = {
+                "rewritten": lambda m=rewritten: m(*args, **kwargs),
+                "plain": lambda: plain(*args, **kwargs),
+            }
+            inner = 20 if args and args[0].numel() < 1 << 15 else 1
             races[how] = race(calls, rounds=rounds, inner=inner, patience=patience).to_dict()
-    print(name, {how: (r["entrants"]["plain"]["ratio"]["median"], _verdict(r)) for how, r in races.items()})
-    return {"model": name, "shape": list(shape), "forms": forms, "races": races}
+    print(
+        case.name, {how: (r["entrants"]["plain"]["ratio"]["median"], _verdict(r)) for how, r in races.items()}
+    )
+    shapes = [list(each.shape) for each in (*args, *kwargs.values())]
+    return {"model": case.name, "shapes": shapes, "forms": forms, "races": races}
 
 
 def _verdict(found: dict[str, Any]) -> str:
