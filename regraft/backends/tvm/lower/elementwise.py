@@ -64,6 +64,12 @@ def _no_zero_divisor(op: Op) -> str | None:
     return "integers are divided by a number that may be zero"
 
 
+def _no_floored_number(op: Op) -> str | None:
+    """TVM folds a question about numbers into a vector of bools, which it then refuses."""
+    is_floored = op.result.tensor.dtype.is_float and op.attr("rounding_mode") == "floor"
+    return "floats are divided by a number and rounded down" if is_floored else _no_zero_divisor(op)
+
+
 def _remainder(k: Any, op: Op, x: Expr, y: Expr) -> Expr:
     """The remainder with the sign of the divisor."""
     if not op.result.tensor.dtype.is_float:
@@ -313,7 +319,7 @@ LOWERINGS: dict[str, Pointwise] = {
     "aten.mul.Scalar": elementwise(lambda k, op, x: k.math.times(x, number(k, op, "other"))),
     "aten.div.Scalar": elementwise(lambda k, op, x: x / number(k, op, "other")),
     "aten.div.Scalar_mode": elementwise(
-        lambda k, op, x: _quotient(k, op, x, number(k, op, "other")), _no_zero_divisor
+        lambda k, op, x: _quotient(k, op, x, number(k, op, "other")), _no_floored_number
     ),
     "aten.remainder.Scalar": elementwise(
         lambda k, op, x: _remainder(k, op, x, number(k, op, "other")), _no_zero_divisor
