@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.backends import FileExporter, backend
-from regraft.compiler.export import Writer, output_names
+from regraft.compiler.export import Writer, checks_in, output_names
 from regraft.compiler.materialise import Store
 from regraft.compiler.partition import assign
 from regraft.compiler.pipeline import Compilation
@@ -36,6 +36,7 @@ class PlanReport:
         files: the networks, in the order in which the plan names them first.
         inputs, outputs: names in the order of the flat arguments and results.
         writes: output -> the input that it is the new value of, as in ``ExportReport``.
+        checks: what the model checks of values and the folder does not, as in ``ExportReport``.
         conditions, loops: how many the plan holds.
         bytes: size of all files.
         compile: the report of the rewrites.
@@ -46,6 +47,7 @@ class PlanReport:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     writes: dict[str, str]
+    checks: tuple[str, ...]
     conditions: int
     loops: int
     bytes: int
@@ -53,13 +55,16 @@ class PlanReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        names = ("files", "inputs", "outputs", "writes", "conditions", "loops", "bytes")
+        names = ("files", "inputs", "outputs", "writes", "checks", "conditions", "loops", "bytes")
         values = {name: getattr(self, name) for name in names}
         return {"folder": str(self.folder), **values, "compile": self.compile.to_dict()}
 
     def __str__(self) -> str:
         parts = f"{len(self.files)} networks, {self.conditions} conditions, {self.loops} loops"
-        return f"{self.folder}: {parts}, {self.bytes / 1e6:.1f} MB"
+        lines = [f"{self.folder}: {parts}, {self.bytes / 1e6:.1f} MB"]
+        if self.checks:
+            lines += ["checks that are not in the folder:", *(f"  {check}" for check in self.checks)]
+        return "\n".join(lines)
 
 
 def write_plan(
@@ -87,6 +92,7 @@ def write_plan(
         (temporary / _PLAN).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         (temporary / _RUNNER).write_text(exporter.plan_runner(), encoding="utf-8")
         size = sum(file.stat().st_size for file in temporary.iterdir())
+        temporary.chmod(folder.parent.stat().st_mode & 0o777)  # mkdtemp's is for the owner alone
         os.replace(temporary, folder)
     except OSError as error:
         raise OptionError(f"cannot write '{folder}': {error.strerror}") from error
@@ -95,8 +101,18 @@ def write_plan(
     inputs, outputs = tuple(record["inputs"]), tuple(record["outputs"])
     writes = {outputs[result]: inputs[target] for result, target in function.aliases.items()}
     found = [op.name for op in function.walk()]
-    counts = (found.count("cf.cond"), found.count("cf.while"))
-    return PlanReport(folder, tuple(plan.files), inputs, outputs, writes, *counts, size, compilation.report)
+    return PlanReport(
+        folder,
+        tuple(plan.files),
+        inputs,
+        outputs,
+        writes,
+        checks_in(function),
+        found.count("cf.cond"),
+        found.count("cf.while"),
+        size,
+        compilation.report,
+    )
 
 
 @dataclass

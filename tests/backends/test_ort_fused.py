@@ -98,3 +98,19 @@ def test_a_chain_of_products_and_sums_is_reshaped_at_its_ends() -> None:
 
 def _twice(op: Any, x: Value) -> Value:
     return op.aten.add.Tensor(x, x)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda op, x, z: op.aten.add.Tensor(op.aten.matmul(x, x), op.aten.mul.Scalar(z, 0.0)),
+        lambda op, x, z: op.aten.sub.Tensor(op.aten.matmul(x, x), z, alpha=0),
+        lambda op, x, z: op.aten.mul.Scalar(op.aten.matmul(x, z), 0.0),
+    ],
+)
+def test_a_factor_of_nothing_keeps_nan(build: Callable[..., Value]) -> None:
+    """``Gemm`` does not read what it multiplies by 0."""
+    made = function([tensor(2, 2), tensor(2, 2)], build)
+    inputs = [torch.ones(2, 2), torch.full((2, 2), torch.nan)]
+    (found,), (expected,) = lower(made).run(inputs, {}), eager(made, inputs, {})
+    torch.testing.assert_close(found, expected, equal_nan=True)

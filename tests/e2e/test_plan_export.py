@@ -167,3 +167,28 @@ def test_the_script_refuses_other_inputs(tmp_path: Path) -> None:
     plan = runner(tmp_path / "plan").Plan(tmp_path / "plan")
     with pytest.raises(ValueError, match=r"the inputs are \['input'\], not \['y'\]"):
         plan(y=np.zeros((1, 3), np.float32))
+
+
+class Grows(nn.Module):
+    """Counts its trips; a loop with a limit has a check."""
+
+    def forward(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        trips: list[Tensor] = []
+        while x.sum() < 100:
+            x = x * 1.5
+            trips.append(x)
+        return x * torch.tensor(len(trips)), index + 0
+
+
+def test_checks_are_reported_and_scalars_stay_scalars(tmp_path: Path) -> None:
+    model, x, index = Grows().eval(), torch.ones(4), torch.tensor(3)
+    report = regraft.export_plan(model, (x, index), tmp_path / "plan", max_trips=50)
+    (check,) = report.checks
+    assert "test_plan_export.py" in check
+    assert check in str(report)
+    assert report.to_dict()["checks"] == (check,)
+    assert (tmp_path / "plan").stat().st_mode & 0o777 == tmp_path.stat().st_mode & 0o777
+    found = list(runner(tmp_path / "plan").Plan(tmp_path / "plan")(x=x.numpy(), index=index.numpy()).values())
+    grown, same = model(x, index)
+    assert_close(torch.from_numpy(found[0]), model(x.double(), index)[0], grown)
+    assert (found[1].shape, int(found[1])) == ((), int(same))

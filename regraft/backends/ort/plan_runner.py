@@ -41,7 +41,7 @@ class Plan:
         if set(inputs) != wanted:
             raise ValueError(f"the inputs are {sorted(wanted)}, not {sorted(inputs)}")
         values = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(each))
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(each, order="C"))
             for name, each in inputs.items()
         }
         self._run(self.plan["steps"], values)

@@ -70,6 +70,9 @@ def _length(site: CallSite, start: Any, end: Any, step: Any) -> Dim:
 def full(b: Any, op: Any, value: Any) -> Any:
     """A tensor of ``op``'s type filled with ``value``, written in that type."""
     found = op.result.tensor
+    if isinstance(value, Expr):
+        number = b.aten._to_copy(b.rg.dim_value(value), dtype=found.dtype)
+        return b.aten.expand(number, found.shape)
     return b.aten.full(found.shape, as_scalar(value, found.dtype), dtype=found.dtype)
 
 

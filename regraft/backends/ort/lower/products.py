@@ -17,6 +17,8 @@ def _sum(e: Emitter, op: Op) -> ir.Value:
     """``alpha * a @ b + beta * c`` as one ``Gemm``, where all of them are matrices."""
     left, right = op.operands
     sign = op.attr("alpha") * (-1 if op.name == "aten.sub.Tensor" else 1)
+    if sign == 0:
+        return _one_value(elementwise.LOWERINGS[op.name], e, op)
     for term, alpha, addend, beta in ((right, sign, left, 1), (left, 1, right, sign)):
         product, scale = _unscaled(term)
         if not _is_fusible(product, dtype_of(op)) or addend.tensor.shape != product.tensor.shape:
@@ -33,7 +35,13 @@ def _sum(e: Emitter, op: Op) -> ir.Value:
 def _unscaled(value: Value) -> tuple[Value, float]:
     """``(x, factor)`` of which ``value`` is the product, where nobody else reads it."""
     made = value.op
-    if made is not None and made.name == "aten.mul.Scalar" and len(value.uses) == 1:
+    # A factor of 0 makes Gemm leave out the term, and 0 * nan is nan.
+    if (
+        made is not None
+        and made.name == "aten.mul.Scalar"
+        and len(value.uses) == 1
+        and made.attr("other") != 0
+    ):
         return made.operand("self"), made.attr("other")
     return value, 1
 
@@ -41,7 +49,7 @@ def _unscaled(value: Value) -> tuple[Value, float]:
 def _scaled(e: Emitter, op: Op) -> ir.Value:
     """``scale * a @ b`` as one product."""
     product, dtype = op.operand("self"), dtype_of(op)
-    if e.contrib_allowed and _is_fusible(product, dtype):
+    if e.contrib_allowed and _is_fusible(product, dtype) and op.attr("other") != 0:
         assert product.op is not None
         a, b = (e.get(v) for v in product.op.operands)
         return times(e, a, b, dtype, scale=op.attr("other"))

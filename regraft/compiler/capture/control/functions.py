@@ -207,7 +207,9 @@ class Functions:
 
     def _from_numpy(self, array: Any) -> Tensor:
         """``torch.from_numpy``"""
-        return array.tensor if isinstance(array, Array) else torch.from_numpy(array)
+        if isinstance(array, Array):
+            return array.tensor
+        return self._as_tensor(array) if self._undecided(array) else torch.from_numpy(array)
 
     def _made(self, function: Any, data: Any, *args: Any, **kwargs: Any) -> Tensor:
         """A tensor made of numbers, some of which only a call knows."""
