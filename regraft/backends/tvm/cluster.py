@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from regraft.backends.tvm.epilogue import can_follow
+from regraft.backends.tvm.epilogue import can_follow, is_number
 from regraft.backends.tvm.lower import LOWERINGS
 from regraft.backends.tvm.lower.indexing import needs_division
 from regraft.backends.tvm.lower.kinds import Pointwise, Templated, is_elementwise
@@ -31,7 +31,8 @@ class Cluster:
         inlined: all of them.
         anchor: the one that writes the loops; None where each element is computed by itself.
         inputs: what is read from memory, each once.
-        is_closed: nothing more joins: a template reads its operands from memory, those of its epilogue too.
+        is_closed: nothing joins any more but numbers: a template reads its operands from memory, those of its
+            epilogue too.
     """
 
     root: Op
@@ -129,7 +130,8 @@ class _Forming:
                 return None
             if not self.homes[user]:  # a view of memory
                 return None
-            if _repeats(op, user) or (op.operands and any(home.is_closed for home in self.homes[user])):
+            is_closed = any(home.is_closed for home in self.homes[user])
+            if _repeats(op, user) or (is_closed and not is_number(op)):
                 return None
             found |= self.homes[user]
         return frozenset(found)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from regraft.backends.tvm.lower.elementwise import calls_library
 from regraft.backends.tvm.lower.kinds import is_elementwise
-from regraft.ir import Dim, DType, Op, Value, dims
+from regraft.ir import Dim, DType, Op, Value, dims, symbols_in
 
 Axes = tuple[Literal["batch", "rows", "columns", "depth"], ...]
 
@@ -15,14 +15,31 @@ Axes = tuple[Literal["batch", "rows", "columns", "depth"], ...]
 def can_follow(product: Op, inlined: Collection[Op], root: Op) -> bool:
     """Whether ``inlined``, with ``root`` the last of them, can be computed from the sums of ``product``."""
     shape = root.result.tensor.shape
+    if root.result.tensor.dtype != DType.F32:  # what templates store
+        return False
     for op in inlined:
-        if (not is_elementwise(op) and op.name != "aten.full") or calls_library(op):
+        if not (is_number(op) or _is_step(op)):
             return False
         if any(v.tensor.dtype != DType.F32 for v in _outer(op, product, inlined)):
             return False
         if any(_axes(v, shape) is None for v in _outer(op, product, inlined)):
             return False
     return True
+
+
+def is_number(op: Op) -> bool:
+    """Whether each element of ``op`` is one number that is known here: it has no place, and no size in it."""
+    return op.name == "aten.full" and not _has_sizes(op.attr("fill_value"))
+
+
+def _is_step(op: Op) -> bool:
+    """Whether ``op`` can be a part of an epilogue: a template's kernel knows no sizes but its own."""
+    has_sizes = any(map(_has_sizes, op.attrs.values()))
+    return is_elementwise(op) and not has_sizes and not calls_library(op)
+
+
+def _has_sizes(attr: object) -> bool:
+    return next(symbols_in(attr), None) is not None
 
 
 def leaves(product: Op, inlined: Collection[Op]) -> tuple[Value, ...]:

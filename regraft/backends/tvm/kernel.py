@@ -23,7 +23,7 @@ from regraft.backends.tvm.cluster import Cluster
 from regraft.backends.tvm.lower import LOWERINGS
 from regraft.backends.tvm.lower.elementwise import calls_library
 from regraft.backends.tvm.lower.indexing import ravel, unravel
-from regraft.backends.tvm.lower.kinds import Expr, Loops, Pointwise
+from regraft.backends.tvm.lower.kinds import Expr, Loops, Pointwise, lowest
 from regraft.backends.tvm.lower.reduce import Fold
 from regraft.backends.tvm.scalars import Scalars
 from regraft.ir import Dim, DType, Op, Symbol, Value
@@ -248,13 +248,13 @@ class Kernel:
         return self.math.cast(value, "int64")
 
     def number(self, value: Any, dtype: DType) -> Expr:
-        """A number, or a size, as an element of ``dtype``."""
+        """A number, or a size, as an element of ``dtype``; integers wrap around, as torch's do."""
         if isinstance(value, Size):
             return self.cast(self.size(value), DType.I64, dtype)
         name = TVM_TYPES[dtype]
         if dtype.is_float:
             return _float(float(value), name)
-        return tirx.IntImm(name, int(value)) if dtype != DType.BOOL else tirx.IntImm("bool", int(bool(value)))
+        return tirx.IntImm(name, _wrapped(int(value), dtype) if dtype != DType.BOOL else int(bool(value)))
 
     def like(self, value: Any, other: Expr) -> Expr:
         """A number of the type of ``other``, in as many lanes."""
@@ -427,6 +427,11 @@ class Kernel:
             pairs = zip(parts[::2], parts[1::2], strict=True)
             parts = [self.bind(how.combine(self, a, b)) for a, b in pairs]
         return self.bind(parts[0])
+
+
+def _wrapped(value: int, dtype: DType) -> int:
+    """``value`` modulo the count of numbers that ``dtype`` has, as one of these."""
+    return (value - lowest(dtype)) % (1 << dtype.bits) + lowest(dtype)
 
 
 def _float(value: float, name: str) -> Expr:

@@ -35,7 +35,8 @@ class Packing:
         """The packed tensor: contiguous, 64-byte aligned, in memory of its own."""
         import torch
 
-        packed = torch.empty([self.shape[axis] for axis in self.permutation], dtype=weight.dtype)
+        shape = [self.shape[axis] for axis in self.permutation]
+        packed = torch.empty(shape, dtype=weight.dtype, device="cpu")
         padding = [size for extra in reversed(self.pad) for size in (0, extra)]
         padded = torch.nn.functional.pad(weight.detach(), padding)
         packed.copy_(padded.reshape(self.shape).permute(self.permutation))

@@ -150,7 +150,8 @@ def _described(step: Cluster | Check, memories: Mapping[Value, Value]) -> tuple[
     """A text that is equal for steps that compute the same, and what the step reads, in the text's order."""
     if isinstance(step, Check):
         value = memories.get(step.value, step.value)
-        return f"check {value.type} {step.least} {step.size} {step.op.name}", (value,)
+        # Its message names the op and its source line.
+        return f"check {value.type} {step.least} {step.size} {step.op.name} {step.op.loc}", (value,)
     names: dict[Value, str] = {value: f"b{i}:{value.type}" for i, value in enumerate(step.inputs)}
     lines: list[str] = []
     for number, op in enumerate(step.inlined):

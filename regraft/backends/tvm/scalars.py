@@ -113,16 +113,8 @@ class Scalars:
         return tirx.truncdiv(x, y)
 
     def fmod(self, x: Expr, y: Expr) -> Expr:
-        """What is left of ``x``, with its sign: exact in f64 for quotients of f32 below 2**29."""
-        if _is_single(x):
-            return self.cast(self.fmod(self.cast(x, "float64"), self.cast(y, "float64")), "float32")
-        x, y = self.bind(x), self.bind(_widened(y, _dtype(x).lanes))
-        rest = self.bind(x - self.trunc(x / y) * y)
-        zero = self.like(0, rest)
-        # The quotient may have been rounded up to the next whole number.
-        passed = self.both(self.differ(rest, zero), self.differ(rest < zero, x < zero))
-        size = self.abs(y)
-        return self.select(passed, rest + self.select(x < zero, zero - size, size), rest)
+        """What is left of ``x``, with its sign, exactly."""
+        return self._external("fmod", x, y)
 
     # -- functions -------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Builds programs in a process of its own: TVM costs 200 MB and seconds that the model's process never pays.
 
-One line of JSON in, ``{"text": a module, "cpu": what templates know of it, "folder": where to write}``, one
-line out: ``{"program": ..., "library": the path of a shared object}`` or ``{"error": ..., "kind": ...}``.
+One line of JSON in, ``{"id": a number, "text": a module, "cpu": what templates know of it, "folder": where to
+write}``, one line out, with the same id: ``{"program": ..., "library": the path of a shared object}`` or
+``{"error": ..., "kind": ...}``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def main() -> None:
     os.dup2(2, 1)
     _answer(answers, {"ready": _versions()})
     for line in sys.stdin:
-        _answer(answers, _handled(json.loads(line)))
+        request = json.loads(line)
+        _answer(answers, {**_handled(request), "id": request["id"]})
 
 
 def _answer(out: TextIO, answer: dict[str, Any]) -> None:

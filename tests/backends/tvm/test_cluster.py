@@ -8,7 +8,7 @@ import pytest
 
 from regraft.backends.tvm import cluster
 from regraft.conformance import Case
-from regraft.ir import Value
+from regraft.ir import DType, Value, parse_type
 
 
 def kernels(build: Any, *types: str, constants: tuple[int, ...] = ()) -> list[str]:
@@ -132,3 +132,39 @@ def test_indices_are_checked_once_and_first() -> None:
         "check for embedding",
         "embedding embedding add",
     ]
+
+
+def test_an_epilogue_ends_in_f32_and_knows_no_sizes() -> None:
+    """What templates store is f32, and nothing has a place in their epilogue, or a size of the function."""
+
+    def after(follow: Any) -> list[str]:
+        def build(op: Any, x: Value, w: Value) -> Value:
+            return follow(op, op.aten.linear(x, w, None))
+
+        return kernels(build, *W[:2], constants=(1,))
+
+    rows = parse_type("f32[B]").shape[0]
+    places = {"dtype": DType.F32}
+    assert after(lambda op, y: op.aten.gt.Scalar(y, 0)) == ["LINEAR", "gt"]
+    assert after(lambda op, y: op.aten._to_copy(y, dtype=DType.F64)) == ["LINEAR", "_to_copy"]
+    assert after(lambda op, y: op.aten.mul.Scalar(y, rows)) == ["LINEAR", "mul"]
+    assert after(lambda op, y: op.aten.add.Tensor(op.aten.full((), rows, **places), y)) == [
+        "LINEAR",
+        "full add",
+    ]
+    assert after(lambda op, y: op.aten.add.Tensor(y, op.aten.full((), rows, **places))) == [
+        "LINEAR",
+        "full add",
+    ]
+    assert after(lambda op, y: op.aten.add.Tensor(y, op.aten.full((), 2.0, **places))) == ["LINEAR full add"]
+    chosen = lambda op, y: op.aten.where.self(op.aten.gt.Scalar(y, 0), y, op.aten.neg(y))  # noqa: E731
+    assert after(chosen) == ["LINEAR gt neg where"]
+
+
+def test_what_has_places_is_computed_before_a_product() -> None:
+    def build(op: Any, x: Value, w: Value) -> Value:
+        places = op.aten.arange.start_step(0, 16, 1, dtype=DType.F32)
+        return op.aten.add.Tensor(op.aten.linear(x, w, None), places)
+
+    steps = kernels(build, *W[:2], constants=(1,))
+    assert sorted(steps) == ["LINEAR add", "arange"]

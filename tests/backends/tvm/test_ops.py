@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
+from regraft.backends import LowerOptions
 from regraft.backends.tvm import LOWERINGS, TvmBackend
 from regraft.conformance import BUILT_IN, Case, check_backend, check_case
-from regraft.ir import OPS, Function, Op
+from regraft.ir import OPS, Function, Op, Value
+from regraft.testing import GraphConstants
 from tests.backends.sample_cases import sample_cases
 
 #: Why samples of ops that have kernels may be refused.
@@ -60,3 +63,46 @@ def test_reasons_say_what_is_missing(tvm: Any) -> None:
     )
     assert reason(lambda op, x: op.aten.remainder.Scalar(x, 3), "i64[4]") is None
     assert LOWERINGS.keys().isdisjoint({"cf.cond", "rg.const"})
+
+
+def run(tvm: Any, build: Any, x: torch.Tensor, type: str) -> list[torch.Tensor]:
+    executable = tvm.lower(Case("", build, (type,)).function(), GraphConstants(), LowerOptions())
+    return executable.run([x], {})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+def test_integers_wrap_around(tvm: Any, dtype: torch.dtype) -> None:
+    def build(op: Any, x: Value) -> tuple[Value, Value]:
+        return op.aten.add.Scalar(x, -1), op.aten.mul.Scalar(x, 200)
+
+    info = torch.iinfo(dtype)
+    x = torch.tensor([info.min, 0, 1, 2, 100, info.max], dtype=dtype)
+    less, more = run(tvm, build, x, "u8[6]" if dtype == torch.uint8 else "i8[6]")
+    wide = x.long()
+    assert torch.equal(less, (wide - 1).to(dtype))
+    assert torch.equal(more, (wide * 200).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("build", "type", "reason"),
+    [
+        (lambda op, x: op.aten.lt.Scalar(x, 300), "u8[4]", "u8 is compared with 300"),
+        (lambda op, x: op.aten.ge.Scalar(x, -1), "u8[4]", "u8 is compared with -1"),
+        (lambda op, x: op.aten.eq.Scalar(x, 128), "i8[4]", "i8 is compared with 128"),
+        (lambda op, x: op.aten.remainder.Scalar(x, 256), "u8[4]", "u8 is divided by 256, which is none"),
+        (lambda op, x: op.aten.clamp(x, -1, 9), "u8[4]", "u8 is clamped at -1"),
+        (lambda op, x: op.aten.clamp(x, -1, 9), "i8[4]", None),
+        (lambda op, x: op.aten.eq.Scalar(x, -128), "i8[4]", None),
+    ],
+)
+def test_numbers_that_a_type_has_not(tvm: Any, build: Any, type: str, reason: str | None) -> None:
+    assert tvm.supports(op_of(Case("", build, (type,)).function())) == reason
+
+
+@pytest.mark.parametrize(("dtype", "type"), [(torch.float32, "f32[40]"), (torch.float64, "f64[40]")])
+def test_remainders_are_exact(tvm: Any, dtype: torch.dtype, type: str) -> None:
+    """Quotients far beyond what a float has digits for."""
+    x = torch.logspace(0, 30, 40, dtype=torch.float64).to(dtype)
+    x = torch.where(torch.arange(40) % 2 == 0, x, -x)
+    (found,) = run(tvm, lambda op, x: op.aten.remainder.Scalar(x, 0.7), x, type)
+    assert torch.equal(found, x.remainder(0.7))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from regraft.backends import LowerOptions, backend
 from regraft.backends.tvm import arena, library
 from regraft.conformance import Case
 from regraft.errors import BackendError
+from regraft.ir import Location, Value
 from regraft.testing import GraphConstants
 
 
@@ -74,6 +76,22 @@ def test_an_index_out_of_range_is_an_error(tvm: Any) -> None:
         with pytest.raises(BackendError, match=r"aten\.embedding.*an index is out of range"):
             executable.run([weight, torch.tensor([0, index])], {"B": 2})
     assert torch.equal(executable.run([weight, torch.tensor([4, 0])], {"B": 2})[0], weight[[4, 0]])
+
+
+def test_an_index_out_of_range_names_its_own_line(tvm: Any) -> None:
+    """Both checks compute the same, and tell of other lines."""
+
+    def build(op: Any, w: Value, i: Value, j: Value) -> tuple[Value, Value]:
+        return op.aten.embedding(w, i), op.aten.embedding(w, j)
+
+    function = Case("", build, ("f32[5, 4]", "i64[3]", "i64[3]")).function()
+    for line, op in enumerate((op for op in function.body.ops if op.name == "aten.embedding"), 1):
+        op.loc = Location("model.py", line)
+    executable = tvm.lower(function, GraphConstants(), LowerOptions())
+    good, bad = torch.tensor([0, 1, 2]), torch.tensor([0, 9, 2])
+    for line, indices in ((1, (bad, good)), (2, (good, bad))):
+        with pytest.raises(BackendError, match=rf"model\.py:{line}\b"):
+            executable.run([torch.randn(5, 4), *indices], {})
 
 
 def test_threads_are_bounded(tvm: Any) -> None:
@@ -181,6 +199,23 @@ def test_a_worker_that_ends_is_an_error_and_is_started_again() -> None:
     lowered(tvm, lambda op, x: op.aten.exp(x), "f32[3]")
     tvm._builder._process.kill()
     tvm._builder._process.wait()
+    x = torch.randn(3)
+    executable = lowered(tvm, lambda op, x: op.aten.neg(x), "f32[3]")
+    assert torch.equal(executable.run([x], {})[0], -x)
+
+
+def test_an_interrupted_request_is_not_answered_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    tvm: Any = backend("tvm")
+    lowered(tvm, lambda op, x: op.aten.exp(x), "f32[3]")
+    process = tvm._builder._process
+
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(process, "stdout", SimpleNamespace(readline=interrupted, close=process.stdout.close))
+    with pytest.raises(KeyboardInterrupt):
+        lowered(tvm, lambda op, x: op.aten.abs(x), "f32[3]")
+    assert process.returncode is not None
     x = torch.randn(3)
     executable = lowered(tvm, lambda op, x: op.aten.neg(x), "f32[3]")
     assert torch.equal(executable.run([x], {})[0], -x)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from regraft.backends.tvm.lower.kinds import Check, Expr, Index, Pointwise, accept, broadcast
+from regraft.backends.tvm.lower.kinds import (
+    Check,
+    Expr,
+    Index,
+    Pointwise,
+    accept,
+    broadcast,
+    highest,
+    lowest,
+)
 from regraft.ir import DType, Op, dims
 from regraft.ir import Expr as Expression
 
@@ -49,6 +58,13 @@ def _known_sum(op: Op) -> str | None:
     return "a size is scaled by alpha" if is_size else None
 
 
+def _fits(value: object, dtype: DType) -> bool:
+    """Whether the number ``value`` is one of ``dtype``; a size, any i64, is one of these."""
+    if isinstance(value, Expression):
+        return dtype.is_float or dtype == DType.I64
+    return dtype.is_float or (isinstance(value, int) and lowest(dtype) <= value <= highest(dtype))
+
+
 # -- integers ----------------------------------------------------------------------------------
 
 
@@ -56,7 +72,9 @@ def _no_zero_divisor(op: Op) -> str | None:
     """torch raises where an integer is divided by zero, and a kernel would end the process."""
     if op.result.tensor.dtype.is_float:
         return None
-    divisor = op.attrs.get("other", 0)
+    divisor, dtype = op.attrs.get("other", 0), op.operands[0].tensor.dtype
+    if not _fits(divisor, dtype):
+        return f"{dtype} is divided by {divisor}, which is none"
     if isinstance(divisor, int) and divisor:
         return None
     if isinstance(divisor, Expression) and (dims.bounds(divisor)[0] or 0) > 0:
@@ -253,10 +271,16 @@ def _comparison(compare: Scalar) -> dict[str, Pointwise]:
 
 
 def _comparable(op: Op) -> str | None:
-    """An integer is compared with a fraction as it is, not with what is left of it in the integer's type."""
+    """An integer is compared with a number as it is, not with what is left of it in the integer's type."""
     dtype, other = op.operands[0].tensor.dtype, op.attr("other")
-    fits = dtype.is_float or isinstance(other, int)
+    fits = _fits(other, dtype)
     return None if fits else f"{dtype} is compared with {other}"
+
+
+def _bounded(op: Op) -> str | None:
+    dtype = op.result.tensor.dtype
+    wrong = [op.attr(n) for n in ("min", "max") if op.attr(n) is not None and not _fits(op.attr(n), dtype)]
+    return f"{dtype} is clamped at {wrong[0]}" if wrong else None
 
 
 _COMPARISONS: dict[str, Scalar] = {
@@ -273,6 +297,9 @@ def calls_library(op: Op) -> bool:
     """Whether an element is computed by the C library, one at a time: its function takes no vectors."""
     if op.name in ("aten.log1p", "aten.softplus", "aten.atan2"):
         return True
+    is_floored = op.name.startswith("aten.div.") and op.attrs.get("rounding_mode") == "floor"
+    if is_floored or op.name.startswith("aten.remainder."):
+        return op.result.tensor.dtype.is_float
     is_exact_gelu = op.name == "aten.gelu" and op.attr("approximate") == "none"
     return (op.name == "aten.erf" or is_exact_gelu) and op.result.tensor.dtype == DType.F64
 
@@ -305,7 +332,7 @@ LOWERINGS: dict[str, Pointwise] = {
     "aten.elu": elementwise(_elu),
     "aten.leaky_relu": elementwise(_leaky),
     "aten.softplus": elementwise(_softplus),
-    "aten.clamp": elementwise(_clamp),
+    "aten.clamp": elementwise(_clamp, _bounded),
     "aten.add.Tensor": elementwise(lambda k, op, x, y: k.math.plus(x, _scaled(k, op, y))),
     "aten.sub.Tensor": elementwise(lambda k, op, x, y: x - _scaled(k, op, y)),
     "aten.mul.Tensor": elementwise(lambda k, op, x, y: k.math.times(x, y)),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from regraft.ir import Op, Trait, Value, dims
+from regraft.ir import DType, Op, Trait, Value, dims
 
 Expr = Any
 """A TIR expression."""
@@ -86,3 +86,17 @@ def broadcast(index: Index, value: Value, rank: int) -> list[Expr]:
     shape = value.tensor.shape
     own = list(index[rank - len(shape) :])
     return [0 if dims.eq(size, 1) is True else place for place, size in zip(own, shape, strict=True)]
+
+
+def lowest(dtype: DType) -> Any:
+    """The least number of ``dtype``."""
+    if dtype.is_float:
+        return float("-inf")
+    return False if dtype == DType.BOOL else 0 if dtype.kind == "uint" else -(1 << (dtype.bits - 1))
+
+
+def highest(dtype: DType) -> Any:
+    """The greatest number of ``dtype``."""
+    if dtype.is_float:
+        return float("inf")
+    return True if dtype == DType.BOOL else (1 << (dtype.bits - (dtype.kind == "int"))) - 1

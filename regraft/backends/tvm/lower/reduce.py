@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regraft.backends.tvm.lower.elementwise import larger, smaller
-from regraft.backends.tvm.lower.kinds import Expr, Loops
+from regraft.backends.tvm.lower.kinds import Expr, Loops, highest, lowest
 from regraft.ir import Dim, DType, Op, TensorType, dims
 
 
@@ -137,18 +137,6 @@ def _reduction(
 
 def _mean(k: Any, op: Op, axes: Axes, total: Expr) -> Expr:
     return total / k.number(axes.count, op.result.tensor.dtype)
-
-
-def lowest(dtype: DType) -> Any:
-    if dtype.is_float:
-        return float("-inf")
-    return False if dtype == DType.BOOL else 0 if dtype.kind == "uint" else -(1 << (dtype.bits - 1))
-
-
-def highest(dtype: DType) -> Any:
-    if dtype.is_float:
-        return float("inf")
-    return True if dtype == DType.BOOL else (1 << (dtype.bits - (dtype.kind == "int"))) - 1
 
 
 def _no_bools(op: Op) -> str | None:
