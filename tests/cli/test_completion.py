@@ -51,5 +51,5 @@ def test_all_names_are_offered_and_filtered() -> None:
     assert names.complete_stage("")[0] == "captured"
     assert set(names.complete_pass("fold.")) == {p for p in names.passes() if p.startswith("fold.")}
     assert names.complete_rewrite("Gelu") == ["GeluErf", "GeluTanh"]
-    assert names.complete_backends("ort,") == ["ort,eager", "ort,example"]
+    assert names.complete_backends("ort,") == ["ort,eager", "ort,example", "ort,tvm"]
     assert names.complete_exactness("a") == ["approx:"]

@@ -12,6 +12,7 @@ from regraft.backends.ort.lower.elementwise import dtype_of, select
 from regraft.backends.ort.lower.indexing import common_shape, joined, placed
 from regraft.backends.ort.lower.views import permuted, sliced
 from regraft.ir import Dim, DType, Op, Value
+from regraft.ir import dims as algebra
 
 Shape = tuple[Dim, ...]
 
@@ -98,9 +99,39 @@ def _index_put(e: Emitter, op: Op) -> ir.Value:
     front = (*picked, *(shape[i] for i in kept))
     values = e.expand(e.operand(op, "values"), op.operand("values").tensor.shape, [front[i] for i in place])
     values = permuted(e, values, inverse(place))
-    reduction = "add" if op.attr("accumulate") else "none"
-    made = e.op("ScatterND", permuted(e, x, order), joined(e, present, picked), values, reduction=reduction)
+    front_first, turned = tuple(shape[i] for i in order), permuted(e, x, order)
+    if op.attr("accumulate"):
+        made = _added(e, turned, front_first, present, picked, values)
+    else:
+        made = e.op("ScatterND", turned, joined(e, present, picked), values)
     return permuted(e, made, inverse(order))
+
+
+def _added(
+    e: Emitter, x: ir.Value, shape: Shape, indices: Sequence[Value], picked: Shape, values: ir.Value
+) -> ir.Value:
+    """``x`` with ``values[*picked, *rest]`` added where the indices of its first axes say.
+
+    Not by ``ScatterND``, whose threads lose what goes to one place (onnxruntime 1.32); ``ScatterElements``
+    has one thread.
+    """
+    first, rest = shape[: len(indices)], shape[len(indices) :]
+    width, count = algebra.product(rest), algebra.product(picked)
+    places: ir.Value | None = None
+    for axis, index in enumerate(indices):
+        stride, size = algebra.maximum(1, algebra.product(first[axis + 1 :])), first[axis]
+        bounds = (0, size * stride, stride)
+        # Reading from a table of places takes negative indices, and raises on one out of range.
+        table = e.op("Range", *(e.size_scalar(bound) for bound in bounds))
+        column = e.cast(e.get(index), index.tensor.dtype, DType.I64)
+        place = e.op("Gather", table, e.expand(column, index.tensor.shape, picked), axis=0)
+        places = place if places is None else e.op("Add", places, place)
+    assert places is not None, "the verifier has seen an index"
+    each = e.expand(e.reshape(places, picked, (count, 1)), (count, 1), (count, width))
+    flat = e.reshape(x, shape, (algebra.product(first), width))
+    added = e.reshape(values, (*picked, *rest), (count, width))
+    made = e.op("ScatterElements", flat, each, added, axis=0, reduction="add")
+    return e.reshape(made, (algebra.product(first), width), shape)
 
 
 def inverse(order: Sequence[int]) -> tuple[int, ...]:
