@@ -16,7 +16,18 @@ from regraft.runtime import lazy_names
 
 if TYPE_CHECKING:
     # Modules, imported when they are asked for: a saved artefact runs without most of them.
-    from regraft.backends.tvm import arena, bench, cluster, cpu, library, packing, space, templates, tune
+    from regraft.backends.tvm import (
+        arena,
+        bench,
+        building,
+        cluster,
+        cpu,
+        library,
+        packing,
+        space,
+        templates,
+        tune,
+    )
     from regraft.backends.tvm.backend import TvmBackend
     from regraft.backends.tvm.lower import LOWERINGS
 
@@ -26,6 +37,7 @@ __all__ = [
     "TvmExecutable",
     "arena",
     "bench",
+    "building",
     "cluster",
     "cpu",
     "library",

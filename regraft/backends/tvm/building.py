@@ -7,7 +7,7 @@ their uses). Neither is needed: buffers are as large as they must be, and LLVM f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -32,11 +32,21 @@ def build(functions: Sequence[Any]) -> Any:
 
 @cache
 def host_target() -> Any:
-    """This machine's CPU as a target, by LLVM's name for it."""
+    """This machine's CPU as a target, by LLVM's name for it.
+
+    The name alone stands for all that such a CPU has; what this machine lets programs use may be less.
+    """
     import tvm
 
     name = tvm.get_global_func("target.llvm_get_system_cpu")()
-    return tvm.target.Target({"kind": "llvm", "mcpu": name})
+    usable = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    return tvm.target.Target({"kind": "llvm", "mcpu": name, "mattr": attributes(usable)})
+
+
+def attributes(usable: Mapping[str, bool]) -> list[str]:
+    """Features as LLVM takes them: those that are off come last, and turn off what builds on them."""
+    on = sorted(f"+{feature}" for feature, is_usable in usable.items() if is_usable)
+    return on + sorted(f"-{feature}" for feature, is_usable in usable.items() if not is_usable)
 
 
 @cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import shutil
 import tempfile
 import threading
 from importlib import metadata
@@ -21,6 +22,8 @@ from regraft.errors import BackendError
 PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post0"}
 GET = "pip install 'regraft[tvm]'"
 
+#: What TVM links by, where no variable names it (CXX, CC).
+_COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
 _SETTINGS = {"TVM_BIND_THREADS": "0", "TVM_THREAD_POOL_SPIN_COUNT": "2000"}
 #: How the pool takes the list of cores: as the cores that all threads share.
 _SHARED_CORES = -3
@@ -35,6 +38,8 @@ def missing() -> str | None:
             return f"the back end 'tvm' needs {package}=={wanted}, which is not installed: {GET}"
         if found != wanted:
             return f"the back end 'tvm' needs {package}=={wanted}, and {found} is installed: {GET}"
+    if not (os.environ.get("CXX") or os.environ.get("CC") or any(map(shutil.which, _COMPILERS))):
+        return "the back end 'tvm' links kernels with a C compiler, and there is none: install gcc or clang"
     return None
 
 

@@ -144,20 +144,19 @@ def test_an_epilogue_ends_in_f32_and_knows_no_sizes() -> None:
         return kernels(build, *W[:2], constants=(1,))
 
     rows = parse_type("f32[B]").shape[0]
-    places = {"dtype": DType.F32}
     assert after(lambda op, y: op.aten.gt.Scalar(y, 0)) == ["LINEAR", "gt"]
     assert after(lambda op, y: op.aten._to_copy(y, dtype=DType.F64)) == ["LINEAR", "_to_copy"]
     assert after(lambda op, y: op.aten.mul.Scalar(y, rows)) == ["LINEAR", "mul"]
-    assert after(lambda op, y: op.aten.add.Tensor(op.aten.full((), rows, **places), y)) == [
-        "LINEAR",
-        "full add",
-    ]
-    assert after(lambda op, y: op.aten.add.Tensor(y, op.aten.full((), rows, **places))) == [
-        "LINEAR",
-        "full add",
-    ]
-    assert after(lambda op, y: op.aten.add.Tensor(y, op.aten.full((), 2.0, **places))) == ["LINEAR full add"]
-    chosen = lambda op, y: op.aten.where.self(op.aten.gt.Scalar(y, 0), y, op.aten.neg(y))  # noqa: E731
+    for number, steps in ((rows, ["LINEAR", "full add"]), (2.0, ["LINEAR full add"])):
+
+        def added(op: Any, y: Value, number: Any = number) -> Value:
+            return op.aten.add.Tensor(y, op.aten.full((), number, dtype=DType.F32))
+
+        assert after(added) == steps
+
+    def chosen(op: Any, y: Value) -> Value:
+        return op.aten.where.self(op.aten.gt.Scalar(y, 0), y, op.aten.neg(y))
+
     assert after(chosen) == ["LINEAR gt neg where"]
 
 

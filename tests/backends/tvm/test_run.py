@@ -194,6 +194,16 @@ def test_no_tvm_or_another_one(monkeypatch: pytest.MonkeyPatch, pins: dict[str, 
     assert any("left out" in note for note in compiled.report.to_dict()["notes"])
 
 
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CXX", "CC"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(BackendError, match="links kernels with a C compiler, and there is none: install gcc"):
+        backend("tvm")
+    monkeypatch.setenv("CC", "/opt/cc")
+    assert library.missing() is None
+
+
 def test_a_worker_that_ends_is_an_error_and_is_started_again() -> None:
     tvm: Any = backend("tvm")
     lowered(tvm, lambda op, x: op.aten.exp(x), "f32[3]")

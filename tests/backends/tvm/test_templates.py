@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from regraft.backends.tvm import bench, cpu, space, templates
+from regraft.backends.tvm import bench, building, cpu, space, templates
 from regraft.errors import BackendError
 
 HOST = cpu.host_cpu(threads=2)
@@ -225,6 +225,11 @@ def test_packing_pads_and_keeps_each_block_together() -> None:
     expected[:, :5] = weight.T
     assert torch.equal(packed.permute(1, 0, 2).reshape(3, -1), expected)
     assert packed.data_ptr() != weight.data_ptr()
+
+
+def test_features_that_are_masked_are_turned_off_last() -> None:
+    found = building.attributes({"avx512f": False, "avx512bw": True, "avx2": True})
+    assert found == ["+avx2", "+avx512bw", "-avx512f"]
 
 
 def test_what_tvm_refuses_to_build_is_a_clear_error() -> None:
