@@ -346,6 +346,7 @@ def export_onnx(
         adapters=adapters,
         max_trips=max_trips,
         batch=batch,
+        switched=adapter is None,
     )
     given_adapters = options.adapters if adapter is None else options.adapters.only(adapter)
     phases = Phases(options.progress)

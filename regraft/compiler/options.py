@@ -77,8 +77,9 @@ class Options:
         max_trips: Any = None,
         batch: Any = None,
         rows: Sequence[int] = (),
+        switched: bool = True,
     ) -> Options:
-        """Options from a user's arguments.
+        """Options from a user's arguments; ``switched`` says that a call tells which of ``adapters`` applies.
 
         Raises:
             OptionError: one has a value it cannot have; the message names it.
@@ -118,7 +119,7 @@ class Options:
             _cache(cache),
             Adapters.checked(adapters),
             max_trips,
-            _batch(batch, verify),
+            _batch(batch, verify, adapters if switched else None),
             tuple(rows),
         )
 
@@ -133,9 +134,11 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _batch(value: Any, verify: Any) -> str | None:
+def _batch(value: Any, verify: Any, switched: Any) -> str | None:
     _require(value in (None, PER_SAMPLE), "batch", value, f"None or {PER_SAMPLE!r}")
     _require(value is None or verify != "each", "verify", verify, "True or False, since 'batch' is set")
+    names = ", ".join(switched or ())
+    _require(value is None or not switched, "adapters", names, "None, since 'batch' is set")
     return value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from regraft.ir import Pass, Rewrite
-from regraft.rewrites import batching, dynamic, fold
+from regraft.rewrites import batching, dynamic, fold, sequence
 from regraft.rewrites.activation import ACTIVATION
 from regraft.rewrites.attention import ATTENTION
 from regraft.rewrites.canonical import CANONICAL, CanonicalSpellings
@@ -41,6 +41,7 @@ __all__ = [
     "default_passes",
     "dynamic",
     "fold",
+    "sequence",
 ]
 
 #: Family name -> its rewrites.

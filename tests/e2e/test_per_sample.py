@@ -186,6 +186,38 @@ class Writes(nn.Module):
         return x * self.seen
 
 
+class Noisy(nn.Module):
+    """Draws numbers that depend on no sample: one draw would be the same for all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn(1, 4) * torch.rand(4)
+
+
+def test_draws_are_refused_that_do_not_depend_on_a_sample() -> None:
+    with pytest.raises(UnsupportedOpError, match="draws random numbers") as caught:
+        regraft.compile(Noisy().eval(), (torch.randn(1, 4),), batch="per_sample", cache=False)
+    assert {op.name for op in caught.value.ops} == {"aten.randn", "aten.rand"}
+
+
+def test_adapters_that_a_call_switches_are_refused(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 2)).eval(), torch.randn(1, 4)
+    adapters = {"a": {"0.lora_A.weight": torch.randn(1, 4), "0.lora_B.weight": torch.randn(2, 1)}}
+    with pytest.raises(OptionError, match=r"adapters.*'batch' is set"):
+        regraft.compile(model, (x,), batch="per_sample", adapters=adapters, cache=False)
+    with pytest.raises(OptionError, match=r"adapters.*'batch' is set"):
+        regraft.export_onnx(model, (x,), tmp_path / "two.onnx", batch="per_sample", adapters=adapters)
+    path = tmp_path / "one.onnx"
+    regraft.export_onnx(model, (x,), path, batch="per_sample", adapters=adapters, adapter="a")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    many = torch.randn(5, 4)
+    (found,) = session.run(None, {session.get_inputs()[0].name: many.numpy()})
+    change = adapters["a"]["0.lora_B.weight"] @ adapters["a"]["0.lora_A.weight"]
+    with torch.no_grad():
+        merged = copy.deepcopy(model)
+        merged[0].weight += change
+        assert_close(torch.from_numpy(found), copy.deepcopy(merged).double()(many.double()), merged(many))
+
+
 def test_what_has_no_meaning_is_refused_by_name() -> None:
     x = torch.randn(1, 4)
     with pytest.raises(UnsupportedOpError, match=r"aten\.nonzero") as caught:

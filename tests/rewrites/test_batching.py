@@ -118,6 +118,17 @@ def op_over(name: str, *types: object, **attrs: object) -> Op:
     return Builder(OPS, region).create(name, tuple(region.args), dict(attrs))
 
 
+def test_the_input_of_a_gate_may_vary() -> None:
+    rows, weight, back = (TensorType(DType.F32, shape) for shape in ((2, 3), (5, 3), (3, 5)))
+    region = Region([rows, weight, back, weight, rows])
+    x, up, down, gate, given = region.args
+    builder = Builder(OPS, region)
+    op = builder.rg.ffn(x, up, down, gate, gate_input=given, activation="silu").op
+    for varying in ({x}, {given}, {x, given}):
+        assert batching.obstacle(op, varying) is None
+    assert "weights" in (batching.obstacle(op, {gate}) or "")
+
+
 def test_what_has_no_form_says_so() -> None:
     x, w = TensorType(DType.F32, (2, 3)), TensorType(DType.F32, (4, 3))
     product = op_over("aten.linear", x, w)

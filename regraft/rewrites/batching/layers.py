@@ -62,6 +62,13 @@ def _is_by_matrix(op: Op, varying: Set[Value]) -> str | None:
     return _fixed_but("input")(op, varying)
 
 
+def _feed_forward(call: Call) -> Sequence[Value]:
+    """A network over the last axis of its input and of its gate's own, which have the same rows."""
+    names, rank = ("x", "gate_input"), call.op.result.tensor.rank
+    given = {name: call.op.optional(name) for name in names}
+    return call.again({name: call.lifted(value, rank) for name, value in given.items() if value is not None})
+
+
 # -- products ----------------------------------------------------------------------------------
 
 
@@ -141,7 +148,7 @@ LAYERS: Mapping[str, Rule] = {
     "aten.linear": Rule(_through, _is_by_matrix),
     "aten.layer_norm": _only("input"),
     "aten.rms_norm": _only("input"),
-    "rg.ffn": _only("x"),
+    "rg.ffn": Rule(_feed_forward, _fixed_but("x", "gate_input")),
     "aten.matmul": Rule(_matmul),
     "aten.scaled_dot_product_attention": Rule(_attention, _attention_fits),
     "rg.recurrent": Rule(_recurrent, _fixed_but("x", "hidden", "memory")),

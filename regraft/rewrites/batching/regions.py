@@ -39,18 +39,23 @@ def varying_in(region: Region, first: Set[Value]) -> set[Value]:
 
 
 def obstacles(region: Region, first: Set[Value]) -> Iterator[tuple[Op, str]]:
-    """The ops of ``region`` without a form for many samples where the values in ``first`` vary, and why."""
+    """The ops of ``region`` without a form for many samples where the values in ``first`` vary, and why.
+
+    Random draws have none, whatever varies.
+    """
     varying = varying_in(region, first)
     for op in region.ops:
-        if varying.isdisjoint(op.operands) or op.has(Trait.TERMINATOR):
+        if op.name == "rg.check" or op.has(Trait.TERMINATOR):
             continue
+        varies = not varying.isdisjoint(op.operands)
         if op.name not in _BRANCHING:
-            reason = None if op.name == "rg.check" else obstacle(op, varying)
+            # What is drawn once would be the same for all samples, whatever it is drawn from.
+            reason = obstacle(op, varying) if varies or op.has(Trait.RANDOM) else None
             if reason is not None:
                 yield op, reason
             continue
         names = bool(op.symbols) or any(inner.symbols for inner in op.regions)
-        if names:
+        if varies and names:
             yield op, "a size differs from path to path or from trip to trip"
         for inner in op.regions:
             yield from obstacles(inner, _entering(op, inner, varying))

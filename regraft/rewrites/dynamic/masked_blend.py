@@ -23,8 +23,9 @@ class MaskedBlend(Rewrite):
     """x + m * f = cond(m){x + f}{x}; m * f + (1 - m) * x = cond(m){f}{x}, where m is one number, 0 or 1
 
     The number is a bool that was cast, or the straight-through ``(bool(p > t) - p) + p`` of a probability.
-    The two sides differ where the skipped one holds infinities or nan, which 0 does not remove, and in the
-    sign of zeros: so this is applied only with ``exactness=Exactness.APPROX(0.0)`` or more.
+    The two sides differ where the skipped one holds infinities or nan, which 0 does not remove, where the
+    probability is nan, which its bool is not, and in the sign of zeros: so this is applied only with
+    ``exactness=Exactness.APPROX(0.0)`` or more.
     """
 
     exactness = Exactness.APPROX(0.0)

@@ -6,10 +6,11 @@ from regraft.ir import Rewrite
 from regraft.rewrites.sequence import samples
 from regraft.rewrites.sequence.batched_steps import BatchedSteps
 from regraft.rewrites.sequence.counted_loop import CountedLoop
+from regraft.rewrites.sequence.counting import number_of
 from regraft.rewrites.sequence.recurrent_cell import RecurrentCell
 from regraft.rewrites.sequence.stacked_steps import StackedSteps
 
-__all__ = ["SEQUENCE", "samples"]
+__all__ = ["SEQUENCE", "number_of", "samples"]
 
 SEQUENCE: tuple[Rewrite, ...] = (
     BatchedSteps(),

@@ -145,8 +145,9 @@ class _Plan:
         for (i, (_, where)), stacked in zip(self.written.items(), made[len(kept) :], strict=True):
             results[i] = _unstacked(op, stacked, where, loop.results[i].tensor)
         for i, number in ends.items():
-            dtype = loop.results[i].tensor.dtype
-            results[i] = op.aten.full((), bool(number) if dtype == DType.BOOL else number, dtype=dtype)
+            type = loop.operands[i].tensor
+            value = bool(number) if type.dtype == DType.BOOL else number
+            results[i] = op.aten.full(type.shape, value, dtype=type.dtype)
         return [results[i] for i in range(len(loop.operands))]
 
     def _slices(self, op: Builder, value: Value) -> Value:
@@ -209,7 +210,10 @@ def _counted(op: Builder, argument: Value, numbers: Sequence[int]) -> Value:
     step = _steps(numbers)
     assert step is not None
     counted = op.aten.arange.start_step(numbers[0], numbers[0] + step * len(numbers), step, dtype=DType.I64)
-    shape = (len(numbers), *argument.tensor.shape)
+    type = argument.tensor
+    if type.dtype != DType.I64:
+        counted = op.aten._to_copy(counted, dtype=type.dtype)
+    shape = (len(numbers), *type.shape)
     return counted if len(shape) == 1 else op.aten.view(counted, shape)
 
 
@@ -274,6 +278,30 @@ def _scaled_by_number(op: Builder, h: Value, x: Value) -> Sequence[Value]:
     return loop(op, (_zero(op), h, x), below(3), trip)
 
 
+def _after_first(op: Builder, h: Value, x: Value, *, trips: int = 2) -> Sequence[Value]:
+    """``h = x[n] if flag else h + x[n]; flag = not flag`` for n below ``trips``, with a flag that is set."""
+
+    def trip(op: Builder, n: Value, flag: Value, h: Value, x: Value) -> tuple[Value, ...]:
+        row = op.aten.index.Tensor(x, (op.aten.view(n, (1,)),))
+        h = op.aten.where.self(flag, row, op.aten.add.Tensor(h, row))
+        return op.aten.add.Scalar(n, 1), op.aten.bitwise_not(flag), h, x
+
+    return loop(op, (_zero(op), op.aten.full((), True, dtype=DType.BOOL), h, x), below(trips), trip)
+
+
+def _counted_in_a_vector(op: Builder, h: Value, x: Value) -> Sequence[Value]:
+    """``h = relu(h + x[n])`` for n below 3, where n is a vector of one element."""
+
+    def test(op: Any, n: Value, *_: Value) -> Any:
+        return op.aten.view(op.aten.lt.Scalar(n, 3), ())
+
+    def trip(op: Builder, n: Value, h: Value, x: Value) -> tuple[Value, ...]:
+        row = op.aten.index.Tensor(x, (n,))
+        return op.aten.add.Scalar(n, 1), op.aten.relu(op.aten.add.Tensor(h, row)), x
+
+    return loop(op, (op.aten.full((1,), 0, dtype=DType.I64), h, x), test, trip)
+
+
 _ROWS = ("f32[1, 4]", "f32[3, 4]", "f32[3, 4]")
 
 CountedLoop.examples = (
@@ -281,6 +309,8 @@ CountedLoop.examples = (
     Example(_from_zero, ("f32[1, B]", "f32[3, B]", "f32[3, B]")),
     Example(lambda op, h, x: _by_columns(op, h, x)[1], ("f32[4, 1]", "f32[4, 5]")),
     Example(lambda op, h, x: _scaled_by_number(op, h, x)[:2], ("f32[1, 4]", "f32[3, 4]")),
+    Example(lambda op, h, x: _after_first(op, h, x)[1:3], ("f32[1, 4]", "f32[2, 4]")),
+    Example(lambda op, h, x: _counted_in_a_vector(op, h, x)[:2], ("f32[1, 4]", "f32[3, 4]")),
 )
 CountedLoop.counterexamples = (
     Example(_cumulated, ("i64[]", *_ROWS), reason="how many trips"),
@@ -288,5 +318,10 @@ CountedLoop.counterexamples = (
         lambda op, h, x, y: _from_zero(op, h, x, y, at=_at_zero)[1],
         ("f32[1, 4]", "f32[B, 4]", "f32[4, 4]"),
         reason="a row of its own",
+    ),
+    Example(
+        lambda op, h, x: _after_first(op, h, x, trips=3)[2],
+        ("f32[1, 4]", "f32[3, 4]"),
+        reason="changes unevenly",
     ),
 )

@@ -13,6 +13,8 @@ Numbers = Mapping[Value, int]
 MAX_TRIPS = 1 << 16
 """Loops of more trips are not looked through."""
 
+_I64 = range(-(1 << 63), 1 << 63)
+
 
 @dataclass(frozen=True)
 class Trips:
@@ -73,7 +75,12 @@ def number_of(value: Value, known: Numbers) -> int | None:
     if value.type.dtype not in (DType.I64, DType.BOOL):  # narrower ones wrap around
         return None
     rule = _RULES.get(op.name)
-    return None if rule is None else rule(op, known)
+    number = None if rule is None else rule(op, known)
+    if number is None:
+        return None
+    if value.type.dtype == DType.BOOL:
+        return int(number != 0)
+    return number if number in _I64 else None  # beyond, torch wraps around
 
 
 def _constant(op: Op, _: Numbers) -> int | None:
@@ -93,13 +100,6 @@ def _filled(op: Op, _: Numbers) -> int | None:
 
 def _same(op: Op, known: Numbers) -> int | None:
     return number_of(op.operands[0], known)
-
-
-def _cast(op: Op, known: Numbers) -> int | None:
-    number = number_of(op.operands[0], known)
-    if number is None:
-        return None
-    return int(number != 0) if op.result.tensor.dtype == DType.BOOL else number
 
 
 def _pair(op: Op, known: Numbers) -> Sequence[int] | None:
@@ -161,7 +161,7 @@ _RULES: Mapping[str, Callable[[Op, Numbers], int | None]] = {
     "aten.full": _filled,
     "aten.view": _same,
     "aten.expand": _same,
-    "aten._to_copy": _cast,
+    "aten._to_copy": _same,
     "aten.bitwise_not": _not,
     "aten.neg": _negated,
     "aten.where.self": _where,
