@@ -60,6 +60,9 @@ class Scalars:
 
     def differ(self, x: Expr, y: Expr) -> Expr:
         x, y = _matched(x, y)
+        if _is_float(x):  # TVM's question is false for nan, which is no number's equal
+            x, y = self.bind(x), self.bind(y)
+            return tirx.Or(tirx.NE(x, y), tirx.Or(self.isnan(x), self.isnan(y)))
         if not _is_bool(x):
             return tirx.NE(x, y)
         x, y = self.bind(x), self.bind(y)
@@ -75,8 +78,15 @@ class Scalars:
         return self.both(x, y) if _is_bool(x) else x * y
 
     def isnan(self, x: Expr) -> Expr:
-        x = self.bind(x)
-        return self.differ(x, x) if _is_float(x) else _falses(x)
+        if not _is_float(x):
+            return _falses(x)
+        # By its bits: TVM's simplifier takes questions about nan for those about numbers.
+        wide, bits = ("int32", 0x7FFFFFFF) if _is_single(x) else ("int64", 0x7FFFFFFFFFFFFFFF)
+        infinity = 0x7F800000 if _is_single(x) else 0x7FF0000000000000
+        lanes = _dtype(x).lanes
+        whole = tirx.reinterpret(f"{wide}x{lanes}" if lanes > 1 else wide, x)
+        size, largest = (_widened(tirx.IntImm(wide, number), lanes) for number in (bits, infinity))
+        return tirx.bitwise_and(whole, size) > largest
 
     # -- rounding --------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import torch
 from regraft.backends import LowerOptions
 from regraft.backends.tvm import LOWERINGS, TvmBackend
 from regraft.conformance import BUILT_IN, Case, check_backend, check_case
-from regraft.ir import OPS, Function, Op, Value
+from regraft.ir import OPS, DType, Function, Op, Value
 from regraft.testing import GraphConstants
 from tests.backends.sample_cases import sample_cases
 
@@ -106,3 +106,26 @@ def test_remainders_are_exact(tvm: Any, dtype: torch.dtype, type: str) -> None:
     x = torch.where(torch.arange(40) % 2 == 0, x, -x)
     (found,) = run(tvm, lambda op, x: op.aten.remainder.Scalar(x, 0.7), x, type)
     assert torch.equal(found, x.remainder(0.7))
+
+
+@pytest.mark.parametrize(("dtype", "type"), [(torch.float32, "f32[36]"), (torch.float64, "f64[36]")])
+def test_nan_is_no_number_s_equal(tvm: Any, dtype: torch.dtype, type: str) -> None:
+    def build(op: Any, x: Value) -> tuple[Value, ...]:
+        zero = op.aten.full((), 0.0, dtype=x.tensor.dtype)
+        return (
+            op.aten.ne.Tensor(x, x),
+            op.aten.ne.Scalar(x, 1.0),
+            op.aten.ne.Scalar(x, float("-inf")),
+            op.aten.isnan(x),
+            op.aten.maximum(zero, x),
+            op.aten._to_copy(x, dtype=DType.BOOL),
+        )
+
+    x = torch.tensor([float("nan"), 1.0, 0.0, float("-inf")] * 9, dtype=dtype)
+    different, not_one, not_least, is_nan, most, truth = run(tvm, build, x, type)
+    assert torch.equal(different, x.isnan())
+    assert torch.equal(not_one, x != 1)
+    assert torch.equal(not_least, x != float("-inf"))
+    assert torch.equal(is_nan, x.isnan())
+    assert torch.equal(most.isnan(), x.isnan())
+    assert torch.equal(truth, x.bool())
