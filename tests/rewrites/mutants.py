@@ -173,7 +173,7 @@ def folded_linear(x: Tensor) -> Tensor:
 
 
 def permuted_twice(x: Tensor) -> Tensor:
-    return x.permute(1, 0, 2).permute(0, 2, 1)
+    return x.permute(1, 0, 2).permute(2, 0, 1)
 
 
 def sliced_twice(x: Tensor) -> Tensor:

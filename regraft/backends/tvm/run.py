@@ -106,6 +106,8 @@ class TvmExecutable:
                 backend=self.backend,
             ) from error
         assert tensor.is_cpu, f"an argument is on {tensor.device}, expected the cpu"
+        if not tensor.numel():  # whatever its strides are
+            return torch.empty(0, dtype=tensor.dtype, device="cpu")
         if is_aligned and tensor.is_contiguous() and not tensor.is_neg():
             return tensor.detach().view(-1)
         self.copied += 1
