@@ -419,14 +419,20 @@ class Kernel:
                     total.add(lane, term([*before, start + lane] if sizes else []))
 
             self.tiles(last, (lanes, 1) if lanes > 1 else (1,), block)
-        return self._joined(how, [total[lane] for lane in range(lanes)])
+        return self._joined(total, lanes)
 
-    def _joined(self, how: Fold, parts: list[Expr]) -> Expr:
-        """The parts combined pair by pair."""
-        while len(parts) > 1:
-            pairs = zip(parts[::2], parts[1::2], strict=True)
-            parts = [self.bind(how.combine(self, a, b)) for a, b in pairs]
-        return self.bind(parts[0])
+    def _joined(self, total: Local, lanes: int) -> Expr:
+        """The first ``lanes`` places combined pair by pair, in place.
+
+        TVM's simplifier puts bound expressions back wherever they are used: only in memory do pairs of pairs
+        not grow.
+        """
+        while lanes > 1:
+            lanes //= 2
+            for lane in range(lanes):
+                joined = total.how.combine(self, total[2 * lane], total[2 * lane + 1])
+                T.buffer_store(total.buffer, joined, [lane])
+        return self.bind(total[0])
 
 
 def _wrapped(value: int, dtype: DType) -> int:
