@@ -7,6 +7,30 @@ from typing import Any
 from regraft.ir import Builder, Example, Match, PatternBuilder, Rewrite, Value, Var
 
 
+def gated_network(
+    op: PatternBuilder,
+    x: Var,
+    y: Var,
+    gate: Var,
+    up: Var,
+    down: Var,
+    gate_bias: Var,
+    up_bias: Var,
+    down_bias: Var,
+) -> Any:
+    """linear(f(linear(y, gate)) * linear(x, up), down), for an activation ``f`` of ``rg.ffn``."""
+    gated = op.aten.linear(y, gate, op.optional(gate_bias))
+    activated = op.one_of(
+        op.aten.silu(gated),
+        op.aten.gelu(gated, approximate=op.attr("approximate")),
+        op.aten.relu(gated),
+        op.aten.sigmoid(gated),
+        op.aten.tanh(gated),
+    )
+    product = op.aten.mul.Tensor(activated, op.aten.linear(x, up, op.optional(up_bias)))
+    return op.aten.linear(product, down, op.optional(down_bias))
+
+
 class GatedFFN(Rewrite):
     """down(act(gate(x)) * up(x)) = ffn(x). Source: ``LlamaMLP`` and its many copies in transformers."""
 
@@ -23,16 +47,7 @@ class GatedFFN(Rewrite):
         up_bias: Var,
         down_bias: Var,
     ) -> Any:
-        gated = op.aten.linear(x, gate, op.optional(gate_bias))
-        activated = op.one_of(
-            op.aten.silu(gated),
-            op.aten.gelu(gated, approximate=op.attr("approximate")),
-            op.aten.relu(gated),
-            op.aten.sigmoid(gated),
-            op.aten.tanh(gated),
-        )
-        product = op.aten.mul.Tensor(activated, op.aten.linear(x, up, op.optional(up_bias)))
-        return op.aten.linear(product, down, op.optional(down_bias))
+        return gated_network(op, x, x, gate, up, down, gate_bias, up_bias, down_bias)
 
     def rewrite(self, op: Builder, m: Match) -> Value:
         return op.rg.ffn(

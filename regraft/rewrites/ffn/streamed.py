@@ -21,7 +21,7 @@ from regraft.ir import (
     Var,
     dims,
 )
-from regraft.rewrites.ffn.gated import activation_of
+from regraft.rewrites.ffn.gated import activation_of, gated_network
 from regraft.rewrites.support import same_dims
 
 #: Rows at a time: enough for a product to run at full speed, few enough to stay in the cache.
@@ -59,16 +59,7 @@ class LowRankGatedFFN(Rewrite):
         up_bias: Var,
         down_bias: Var,
     ) -> Any:
-        gated = op.aten.linear(y, gate, op.optional(gate_bias))
-        activated = op.one_of(
-            op.aten.silu(gated),
-            op.aten.gelu(gated, approximate=op.attr("approximate")),
-            op.aten.relu(gated),
-            op.aten.sigmoid(gated),
-            op.aten.tanh(gated),
-        )
-        product = op.aten.mul.Tensor(activated, op.aten.linear(x, up, op.optional(up_bias)))
-        return op.aten.linear(product, down, op.optional(down_bias))
+        return gated_network(op, x, y, gate, up, down, gate_bias, up_bias, down_bias)
 
     def check(self, m: Match) -> Declined | None:
         if m.x is m.y:
