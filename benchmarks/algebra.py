@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 import regraft
 from benchmarks import machine
@@ -15,7 +17,7 @@ from benchmarks.peers import Run, error_of, tensors, torch_onnx
 from benchmarks.zoo import without
 from regraft.testing import randomise
 from regraft.timing import race
-from tests.zoo.test_flash_svd import SVDFeedForward
+from tests.zoo.test_flash_svd import SVDFeedForward, SVDSwiGLU
 from tests.zoo.test_low_rank import MLP, BlockShuffle
 from tests.zoo.test_products import LAMA, SoftmaxFreeAttention
 
@@ -31,7 +33,7 @@ class SoftmaxFreeProducts(SoftmaxFreeAttention):
 
 
 def run(rounds: int = 20, patience: float = 30.0) -> None:
-    """Race SOFT and block-shuffle FFNs against torch.onnx, and the low-rank FFN of 2048 rows against itself
+    """Race SOFT and block-shuffle FFNs against torch.onnx, and low-rank FFNs of many rows against themselves
     unfused; writes ``algebra.json``."""
     torch.set_num_threads(machine.THREADS)
     where = machine.describe()
@@ -49,7 +51,7 @@ def run(rounds: int = 20, patience: float = 30.0) -> None:
         "streamed_ffn": _streamed(rounds, patience),
         "lama_flops": _lama(),
     }
-    for name, each in {**races, "streamed ffn": result["streamed_ffn"]}.items():
+    for name, each in {**races, **result["streamed_ffn"]}.items():
         found = {k: (v["ratio"], v["verdict"]) for k, v in each["race"]["entrants"].items() if "verdict" in v}
         print(name, found)
     print(machine.save("algebra", result).name)
@@ -76,19 +78,45 @@ def _eager(model: nn.Module) -> Run:
 
 
 def _streamed(rounds: int, patience: float) -> dict[str, Any]:
-    """The low-rank FFN d=768 f=3072 r=96 on 2048 rows, streamed, and as its four products."""
+    """FFNs of rank 96 on 2048 rows, streamed, and as their separate products; plain and gated, of a number of
+    rows that is known and one that is not (then on few rows as well)."""
     torch.manual_seed(0)
-    model, x = randomise(SVDFeedForward(768, 3072, 96).eval()), torch.randn(1, 2048, 768)
-    streamed = regraft.compile(model, (x,), threads=machine.THREADS, cache=False)
-    with without("StreamedFFN", "PlainFFN"):
-        unfused = regraft.compile(model, (x,), threads=machine.THREADS, cache=False)
-    calls = {"streamed": lambda: streamed(x), "unfused": lambda: unfused(x)}
-    found = race(calls, rounds=rounds, inner=1, patience=patience).to_dict()
-    memory = {
-        "streamed": streamed.report.memory["intermediates"],
-        "unfused": unfused.report.memory["intermediates"],
+    models: dict[str, nn.Module] = {
+        "plain": SVDFeedForward(768, 3072, 96),
+        "gated": SVDSwiGLU(1024, 2816, 96),
     }
-    return {"intermediate_bytes": memory, "race": found}
+    found: dict[str, Any] = {}
+    for name, model in models.items():
+        width = 1024 if name == "gated" else 768
+        model = randomise(model.eval())
+        fixed, symbolic = (_forms(model, width, dynamic=each) for each in (False, True))
+        found[f"{name}, 2048 rows"] = _race_forms(fixed, torch.randn(1, 2048, width), rounds, patience)
+        for count in (100, 500, 2048):
+            x = torch.randn(1, count, width)
+            found[f"{name}, {count} rows of any number"] = _race_forms(symbolic, x, rounds, patience)
+    return found
+
+
+def _forms(model: nn.Module, width: int, dynamic: bool) -> dict[str, Any]:
+    """``model`` for rows of ``width``, streamed and not."""
+    x = torch.randn(1, 2048, width)
+    sizes = ({1: Dim.AUTO},) if dynamic else None
+
+    def compiled() -> Any:
+        return regraft.compile(model, (x,), dynamic_shapes=sizes, threads=machine.THREADS, cache=False)
+
+    streamed = compiled()
+    with without("StreamedFFN", "PlainFFN", "LowRankGatedFFN"):
+        return {"streamed": streamed, "unfused": compiled()}
+
+
+def _race_forms(forms: Mapping[str, Any], x: Tensor, rounds: int, patience: float) -> dict[str, Any]:
+    calls = {name: partial(form, x) for name, form in forms.items()}
+    memory = {name: form.report.memory["intermediates"] for name, form in forms.items()}
+    return {
+        "intermediate_bytes": memory,
+        "race": race(calls, rounds=rounds, inner=1, patience=patience).to_dict(),
+    }
 
 
 def _lama() -> dict[str, Any]:

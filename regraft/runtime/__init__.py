@@ -13,6 +13,7 @@ from regraft.runtime.effects import Effects, overlap
 from regraft.runtime.executable import ArtefactReader, ArtefactWriter, Executable, NativeCode
 from regraft.runtime.files import read_file
 from regraft.runtime.lazy import lazy_names
+from regraft.runtime.memory import LARGE, ResultMemory
 from regraft.runtime.model import CompiledModel, refreshed
 from regraft.runtime.plan import Plan, Step
 from regraft.runtime.profile import Profile, StepTime, profile
@@ -33,6 +34,7 @@ from regraft.runtime.torch_ops import MEMORY_ORDER, is_random, torch_op
 __all__ = [
     "ACTIVE_ADAPTER",
     "DTYPE_NAMES",
+    "LARGE",
     "MEMORY_ORDER",
     "TORCH_DTYPES",
     "ArtefactReader",
@@ -48,6 +50,7 @@ __all__ = [
     "Plan",
     "Profile",
     "ReadableReport",
+    "ResultMemory",
     "SavedReport",
     "Signature",
     "Step",

@@ -8,11 +8,12 @@ to bind, ``add_initializer`` shares and ``add_external_initializers`` copies.)
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnxruntime
 import torch
@@ -20,7 +21,14 @@ from torch import Tensor
 
 from regraft.backends.ort.optimiser import OTHERS
 from regraft.errors import ArtefactError, BackendError, RegraftError
-from regraft.runtime import TORCH_DTYPES, ArtefactReader, ArtefactWriter, compile_dim
+from regraft.runtime import (
+    LARGE,
+    TORCH_DTYPES,
+    ArtefactReader,
+    ArtefactWriter,
+    ResultMemory,
+    compile_dim,
+)
 
 #: Names of element types -> ONNX's numbers for them.
 ELEMENT_TYPES = {
@@ -241,6 +249,22 @@ class _Place:
         return _Place(port.name, TORCH_DTYPES[port.dtype], ELEMENT_TYPES[port.dtype], _shape(port.shape))
 
 
+class _Dense(NamedTuple):
+    """A result's shape, its strides in row-major order, and whether its memory is kept."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    is_large: bool
+
+    @staticmethod
+    def of(shape: tuple[int, ...], dtype: torch.dtype) -> _Dense:
+        strides = [1]
+        for size in reversed(shape[1:]):
+            strides.append(strides[-1] * max(size, 1))
+        is_large = math.prod(shape) * dtype.itemsize >= LARGE
+        return _Dense(shape, tuple(reversed(strides[: len(shape)])), is_large)
+
+
 @dataclass(frozen=True)
 class _Layout:
     """What the sizes of a call determine: shapes and strides of its results, and the sizes as tensors.
@@ -248,13 +272,16 @@ class _Layout:
     A result that ONNX Runtime has to allocate has None.
     """
 
-    shapes: tuple[tuple[tuple[int, ...], tuple[int, ...]] | None, ...]
+    shapes: tuple[_Dense | None, ...]
     sizes: tuple[Tensor, ...]
     is_complete: bool
 
     @staticmethod
     def of(outputs: Sequence[_Place], values: Sequence[int], sizes: Mapping[str, int]) -> _Layout:
-        shapes = tuple(None if output.shape is None else _dense(output.shape(sizes)) for output in outputs)
+        shapes = tuple(
+            None if output.shape is None else _Dense.of(output.shape(sizes), output.dtype)
+            for output in outputs
+        )
         tensors = tuple(torch.tensor([value], dtype=torch.int64, device=_CPU) for value in values)
         return _Layout(shapes, tensors, None not in shapes)
 
@@ -275,6 +302,7 @@ class _Binding:
         self._inputs = inputs
         self._outputs = outputs
         self._like = [torch.empty(0, dtype=port.dtype, device=_CPU) for port in outputs]
+        self._memory = [ResultMemory() for _ in outputs]
         self._bound: list[tuple[Any, int] | None] = [None] * len(inputs)
 
     def bind_inputs(self, tensors: Sequence[Tensor]) -> None:
@@ -294,15 +322,19 @@ class _Binding:
     def bind_results(self, layout: _Layout) -> list[Tensor]:
         """New tensors for the results, bound; ``_NOTHING`` in place of one that ONNX Runtime allocates."""
         results: list[Tensor] = []
-        for port, dense, like in zip(self._outputs, layout.shapes, self._like, strict=True):
+        for i, (port, dense) in enumerate(zip(self._outputs, layout.shapes, strict=True)):
             if dense is None:
                 self._bare.bind_output(port.name, self._device)
                 results.append(_NOTHING)
+                continue
+            shape, strides, is_large = dense
+            if is_large:
+                tensor = self._memory[i].empty(shape, port.dtype)
             else:
-                tensor = like.new_empty_strided(*dense)  # does less than new_empty
-                place = tensor.data_ptr() or _NOWHERE
-                self._bare.bind_output(port.name, self._device, port.element, dense[0], place)
-                results.append(tensor)
+                tensor = self._like[i].new_empty_strided(shape, strides)  # does less than new_empty
+            place = tensor.data_ptr() or _NOWHERE
+            self._bare.bind_output(port.name, self._device, port.element, shape, place)
+            results.append(tensor)
         return results
 
     def completed(self, results: Sequence[Tensor]) -> list[Tensor]:
@@ -329,14 +361,6 @@ def register(options: Any, libraries: Mapping[str, str]) -> None:
                 f"the library '{library}' (OnnxOp.library of {domains}) cannot be loaded: {error}",
                 backend="ort",
             ) from error
-
-
-def _dense(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """``shape`` and its strides in row-major order."""
-    strides = [1]
-    for size in reversed(shape[1:]):
-        strides.append(strides[-1] * max(size, 1))
-    return shape, tuple(reversed(strides[: len(shape)]))
 
 
 def _shape(dims: tuple[int | str, ...] | None) -> Callable[[Mapping[str, int]], tuple[int, ...]] | None:

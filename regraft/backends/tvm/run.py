@@ -29,6 +29,7 @@ from regraft.runtime import (
     ArtefactWriter,
     Executable,
     NativeCode,
+    ResultMemory,
     compile_dim,
 )
 
@@ -300,6 +301,7 @@ class _Binding:
             if all(counts[n] for n in call.writes or call.reads):  # a kernel of no element computes nothing
                 self._calls.append((call.function, self._arguments(call, memory, sizes)))
         self._shapes = [tuple(size(sizes) for size in result.shape) for result in program.results]
+        self._memory = [ResultMemory() for _ in program.results]
 
     def _arguments(self, call: _Call, memory: Mapping[int, Tensor], sizes: Sizes) -> list[Any]:
         buffers = (*call.reads, *call.writes)
@@ -318,8 +320,8 @@ class _Binding:
         program = self._program
         given = {program.inputs[number]: tensor for number, tensor in enumerate(inputs)}
         made: list[Tensor] = []
-        for result, shape in zip(program.results, self._shapes, strict=True):
-            tensor = torch.empty(shape, dtype=program.buffers[result.buffer].dtype, device="cpu")
+        for result, shape, memory in zip(program.results, self._shapes, self._memory, strict=True):
+            tensor = memory.empty(shape, program.buffers[result.buffer].dtype)
             made.append(tensor)
             if not result.is_copy:
                 given[result.buffer] = tensor.view(-1)
