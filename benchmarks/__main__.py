@@ -14,6 +14,7 @@ from benchmarks import dynamic_peers as dynamic_peers_benchmark
 from benchmarks import kernels as kernels_benchmark
 from benchmarks import low_rank as low_rank_benchmark
 from benchmarks import memory as memory_benchmark
+from benchmarks import mixed as mixed_benchmark
 from benchmarks import networks as networks_benchmark
 from benchmarks import overhead as overhead_benchmark
 from benchmarks import per_sample as per_sample_benchmark
@@ -41,6 +42,7 @@ def everything(context: typer.Context) -> None:
         dynamic_benchmark.run()
         per_sample_benchmark.run()
         kernels_benchmark.run()
+        mixed_benchmark.run()
         siblings_benchmark.run()
         zoo_benchmark.run()
 
@@ -141,6 +143,17 @@ def kernels(
         tuned,
         name,
     )
+
+
+@app.command()
+def mixed(
+    models: Annotated[list[str] | None, typer.Argument(help="bert, llama; both by default.")] = None,
+    rounds: Rounds = 20,
+    patience: Annotated[float, typer.Option(help="As above.")] = 60.0,
+    budget: Annotated[str, typer.Option(help="Time to measure what goes where in one model.")] = "5min",
+) -> None:
+    """Transformers on ONNX Runtime, on our kernels, and on both, against OpenVINO."""
+    mixed_benchmark.run(models or mixed_benchmark.MODELS, rounds, patience, budget)
 
 
 @app.command()

@@ -66,8 +66,8 @@ def compile(
             fixed as they are.
         dynamic_shapes: the sizes that may vary, as in ``torch.export.export`` or by argument name:
             ``{"input_ids": {0: Dim.AUTO, 1: Dim.AUTO}}``.
-        backends: back ends in order of preference. One whose library is missing is left out, and
-            the report says so.
+        backends: back ends in order of preference; with ``tune`` measured times decide which of them runs
+            what. One whose library is missing is left out, and the report says so.
         fallback: for an op that no back end takes: ``"error"``, or ``"eager"`` to run it in torch.
         rewrites: rewrites of your own, besides regraft's.
         passes: pairs ``(stage, pass)`` of your own.
@@ -83,8 +83,9 @@ def compile(
         threads: worker threads of the back ends; None leaves it to each library.
         progress: called with a ``Progress`` as each phase begins and ends.
         tune: measure the forms of computations that have several (low-rank factors, or merged) on this
-            machine, and keep the times for later compiles. Without it they are chosen by what was
-            measured before, else by estimates.
+            machine, and what several back ends take on each of them, and keep the times for later
+            compiles. Without it forms are chosen by what was measured before, else by estimates, and back
+            ends by what was measured of the same function, else in their order.
         budget: the most time to measure, such as ``"30s"`` (which is the default).
         memory_limit: bytes of constants that chosen forms may need beside those of the model; None
             allows as much again as the model's own.

@@ -47,7 +47,7 @@ def choosing_pass(
 ) -> ChooseForms:
     """The pass for one compile. ``notes`` receives what the user should know, also while the pass runs."""
     folder = state_folder()
-    database = _database(folder, notes, needed=tuning.budget is not None)
+    database = open_database(folder, notes, needed=tuning.budget is not None)
     names = [each.name for each in backends] if database is not None else []
     databases = {name: database.of(machine_name(threads, name)) for name in names if database is not None}
     executors = Executors(backends, databases)
@@ -86,7 +86,7 @@ def tuning_path(folder: Path | None) -> Path:
     return folder / "tuning.db"
 
 
-def _database(folder: Path | None, notes: list[str], *, needed: bool) -> TuningDatabase | None:
+def open_database(folder: Path | None, notes: list[str], *, needed: bool) -> TuningDatabase | None:
     """The tuning database; a compile that measures nothing goes on without one that cannot be read."""
     if not needed and (folder is None or not tuning_path(folder).exists()):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -114,7 +114,12 @@ def refusal(backend: Backend, op: Op) -> str | None:
     )
 
 
-def _lower(piece: Piece, store: ConstantStore, options: LowerOptions) -> Executable:
+def lower_piece(piece: Piece, store: ConstantStore, options: LowerOptions) -> Executable:
+    """The executable of ``piece``.
+
+    Raises:
+        BackendError: its back end refuses it, or gives something else than an executable.
+    """
     backend = piece.backend
     try:
         executable: Any = backend.lower(piece.function, store, options)
@@ -171,9 +176,9 @@ def cut(function: Function, assignment: Assignment) -> list[Piece]:
     Raises:
         BackendError: a piece reads a size that values decide in another piece.
     """
-    groups = _groups(function, assignment)
+    found = groups(function, assignment)
     results = set(function.results)
-    pieces = [_piece(function, backend, ops, results) for backend, ops in groups]
+    pieces = [piece_of(function, backend, ops, results) for backend, ops in found]
     for piece in pieces:
         _refuse_foreign_sizes(piece, assignment)
     return pieces
@@ -198,7 +203,7 @@ def _refuse_foreign_sizes(piece: Piece, assignment: Assignment) -> None:
             )
 
 
-def _groups(function: Function, assignment: Assignment) -> list[tuple[Backend, list[Op]]]:
+def groups(function: Function, assignment: Assignment) -> list[tuple[Backend, list[Op]]]:
     """Runs of ops for one back end: take all that is ready for it before turning to the next."""
     waiting: dict[Op, set[Op]] = {}
     last_draw: set[Op] = set()
@@ -208,7 +213,7 @@ def _groups(function: Function, assignment: Assignment) -> list[tuple[Backend, l
             if _draws(op):
                 waiting[op] |= last_draw
                 last_draw = {op}
-    groups: list[tuple[Backend, list[Op]]] = []
+    found: list[tuple[Backend, list[Op]]] = []
     done: set[Op] = set()
     while waiting:
         ready = next(op for op, needs in waiting.items() if needs <= done)
@@ -219,8 +224,8 @@ def _groups(function: Function, assignment: Assignment) -> list[tuple[Backend, l
                 taken.append(op)
                 done.add(op)
                 del waiting[op]
-        groups.append((backend, taken))
-    return groups
+        found.append((backend, taken))
+    return found
 
 
 def _producers(op: Op, assignment: Assignment) -> set[Op]:
@@ -232,7 +237,8 @@ def _draws(op: Op) -> bool:
     return op.has(Trait.RANDOM) or any(i.has(Trait.RANDOM) for region in op.regions for i in region.walk())
 
 
-def _piece(function: Function, backend: Backend, ops: Sequence[Op], results: set[Value]) -> Piece:
+def piece_of(function: Function, backend: Backend, ops: Sequence[Op], results: Collection[Value]) -> Piece:
+    """``ops``, which are in order, as a piece that gives ``results`` and what others read of them."""
     inside = set(ops)
     made = {r for op in ops for r in op.results}
     read = dict.fromkeys(v for op in ops for v in op.operands if v not in made)
@@ -282,7 +288,7 @@ def make_plan(
     kept = {*function.args, *function.results}
     steps = tuple(
         Step(
-            _lower(piece, store, options),
+            lower_piece(piece, store, options),
             tuple(slots[v] for v in piece.inputs),
             tuple(slots[v] for v in piece.results),
             tuple(slots[v] for v, i in last_read.items() if i == index and v not in kept),

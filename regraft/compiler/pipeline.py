@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from regraft.backends import LowerOptions, backend
-from regraft.compiler.choose import ChooseForms, RooflineModel, load_profile
+from regraft.compiler.choose import ChooseForms, Layout, Picks, RooflineModel, load_profile
 from regraft.compiler.choosing import state_folder
 from regraft.compiler.dump import Dumper
 from regraft.compiler.materialise import Store
 from regraft.compiler.memory import peak_intermediates
 from regraft.compiler.options import Options
-from regraft.compiler.partition import assign, cut, executor_counts, make_plan
+from regraft.compiler.partition import Assignment, assign, cut, executor_counts, make_plan
 from regraft.compiler.per_sample import PER_SAMPLE, PerSample
+from regraft.compiler.placing import Bench, place
 from regraft.compiler.progress import Phases
 from regraft.compiler.report import Estimate, Report
 from regraft.compiler.verify_each import EachApplication
@@ -79,6 +80,7 @@ class Compilation:
 
     ``inputs`` are the flat tensors of the example arguments, ``sizes`` the symbols' values for them.
     ``read`` are the leaves whose values a pass has looked at: the module holds for these values only.
+    ``picks`` are the back ends of its sections, once they are decided.
     """
 
     module: Module
@@ -89,6 +91,7 @@ class Compilation:
     inputs: Sequence[Tensor] | None = None
     limit: Limit = WHOLE
     read: list[Leaf] = field(default_factory=list[Leaf])
+    picks: Picks | None = None
 
     def rewrite(self) -> None:
         """Run every stage over the module, which changes in place."""
@@ -140,7 +143,8 @@ class Compilation:
             self.phases.step("rewrites", f"measured {done} of {total}", 0.0, share=done / total)
 
     def _each_application(self) -> EachApplication:
-        if self.inputs is None:
+        inputs = self._example()
+        if inputs is None:
             raise OptionError(
                 "verify='each' compares on example arguments, and the exported program has none; "
                 "export it with its example, or pass the model itself"
@@ -150,9 +154,7 @@ class Compilation:
         def told(name: str) -> None:
             self.phases.step("rewrites", f"compared {name}", 0.0)
 
-        function = self.module.main
-        inputs = [*self.inputs, *(leaf.storage for leaf in function.state)]
-        return EachApplication(function, inputs, sizes, self.options.table, told)
+        return EachApplication(self.module.main, inputs, sizes, self.options.table, told)
 
     def _count(self, when: str) -> None:
         ops = list(_executed(self.module.main.body, self.sizes))
@@ -173,18 +175,55 @@ class Compilation:
         """Partition the module, lower its pieces and join them into a plan."""
         function: Function = self.module.main
         eager = backend("eager")
+        # Arguments that are returned as they are come last, and no plan computes them.
+        results = function.results[: len(function.results) - len(function.signature.returned)]
+        options = LowerOptions(self.options.threads)
+
+        def plan_of(assignment: Assignment) -> Plan:
+            return make_plan(function, cut(function, assignment), eager, store, options, results)
+
         with self.phases.phase("partition"):
             fallback = eager if self.options.fallback == "eager" else None
             assignment = assign(function, self.options.backends, fallback, self.options.table, random=eager)
-            pieces = cut(function, assignment)
-        # Arguments that are returned as they are come last, and no plan computes them.
-        results = function.results[: len(function.results) - len(function.signature.returned)]
         with self.phases.phase("lower"):
-            plan = make_plan(function, pieces, eager, store, LowerOptions(self.options.threads), results)
+            plan = None
+            if len(self.options.backends) > 1:
+                assignment, plan = self._placed(assignment, plan_of, store)
+            plan = plan or plan_of(assignment)
             store.drop_results()
         self.report.executors = executor_counts(assignment)
         self.report.fallbacks = dict(assignment.fallbacks)
         return plan
+
+    def _placed(
+        self, preferred: Assignment, plan_of: Callable[[Assignment], Plan], store: Store
+    ) -> tuple[Assignment, Plan | None]:
+        """The assignment by measured cost, which is decided once, and its plan where that was made."""
+        model = RooflineModel(load_profile(state_folder(), self.options.threads))
+        layout = Layout.of(self.module.main, preferred, self.options.backends, self.sizes, model)
+        if self.picks is not None:
+            return layout.assigned(self.picks), None
+        placed = place(layout, self.options, self._bench(plan_of, store), self.report.notes)
+        self.picks = placed.picks
+        self.report.choices += placed.choices
+        return layout.assigned(placed.picks), placed.plan
+
+    def _bench(self, plan_of: Callable[[Assignment], Plan], store: Store) -> Bench | None:
+        inputs = self._example()
+        if inputs is None:
+            return None
+
+        def told(done: int, total: int) -> None:
+            self.phases.step("lower", f"measured {done} of {total}", 0.0, share=done / max(total, 1))
+
+        sizes = {symbol.name: value for symbol, value in self.sizes.items()}
+        return Bench(store, LowerOptions(self.options.threads), plan_of, inputs, sizes, told)
+
+    def _example(self) -> list[Tensor] | None:
+        """The plan's inputs in the example: its tensors and the state."""
+        if self.inputs is None:
+            return None
+        return [*self.inputs, *(leaf.storage for leaf in self.module.main.state)]
 
 
 def _computes(op: Op) -> bool:

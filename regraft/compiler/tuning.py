@@ -13,6 +13,7 @@ from regraft.compiler.capture import capture_model
 from regraft.compiler.choose import Choice, TuningDatabase, machine_name
 from regraft.compiler.choosing import state_folder, tuning_path
 from regraft.compiler.extensions import refuse
+from regraft.compiler.materialise import Store
 from regraft.compiler.options import Options
 from regraft.compiler.progress import Observer, Phases
 from regraft.ir import Exactness, Leaf, Rewrite
@@ -91,12 +92,16 @@ def _table(choice: Choice, shown: Sequence[int]) -> Any:
     for rows in shown:
         cells = [f"{us:.1f}" for us in choice.times[rows]]
         if rows in choice.measured_at:
-            estimates = choice.estimated.get(rows, ())
-            cells = [f"{cell} (estimated {us:.1f})" for cell, us in zip(cells, estimates, strict=True)]
+            estimates = choice.estimated.get(rows) or [None] * len(cells)
+            cells = [_beside(cell, us) for cell, us in zip(cells, estimates, strict=True)]
         else:
             cells = [f"estimated {cell}" for cell in cells]
         table.add_row(str(rows), *cells, choice.forms[choice.form_at(rows)])
     return Padding(table, (0, 0, 0, 2), expand=False)
+
+
+def _beside(measured: str, estimate: float | None) -> str:
+    return measured if estimate is None else f"{measured} (estimated {estimate:.1f})"
 
 
 def tune(
@@ -149,6 +154,8 @@ def tune(
     constants = [c for c in captured.module.constants() if isinstance(c, Leaf)]
     compilation = rewritten(captured, options, phases)
     report, machine = compilation.report, machine_name(threads, options.backends[0].name)
+    if len(options.backends) > 1:
+        compilation.lower(Store(compilation.module))
     path = tuning_path(state_folder())
     return TuneReport(
         tuple(report.choices),

@@ -90,7 +90,7 @@ def test_the_report_is_for_people(invoke: Invoke, models: Path) -> None:
         result = invoke("tune", f"{models}:varying", "--tokens", "1,16")
     assert result.exit_code == 0, result.output
     assert "(and 1 more like it)" in result.stdout
-    assert "measured at 1 to 16 rows, else estimated" in result.stdout
+    assert "measured at 1 to 16 rows, else estimated" in " ".join(result.stdout.split())
     rows = [line.split()[0] for line in result.stdout.splitlines() if "(estimated" in line]
     assert rows == ["1", "16"]
     assert "MB beside the model's own" in result.stdout

@@ -10,6 +10,8 @@ from regraft.compiler.choose.machine import (
     store_profile,
 )
 from regraft.compiler.choose.model import RooflineModel
+from regraft.compiler.choose.placement import Kind, Layout, Picks, Prices
+from regraft.compiler.choose.sections import Section
 from regraft.compiler.choose.tune import Executors, Timetable, Tuner, parse_budget
 from regraft.timing import Measured
 
@@ -17,9 +19,14 @@ __all__ = [
     "Choice",
     "ChooseForms",
     "Executors",
+    "Kind",
+    "Layout",
     "MachineProfile",
     "Measured",
+    "Picks",
+    "Prices",
     "RooflineModel",
+    "Section",
     "Times",
     "Timetable",
     "Tuner",

@@ -268,17 +268,17 @@ def _intervals(
     counts: Sequence[int], times: Callable[[int], Times]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Where the fastest form changes, and the forms between."""
-    best = [_fastest(times(count)) for count in counts]
+    best = [fastest(times(count)) for count in counts]
     cuts: list[int] = []
     order = [best[0]]
     for (low, a), (high, b) in pairwise(zip(counts, best, strict=True)):
         if a != b and len(order) < MAX_INTERVALS:
-            cuts.append(_change(low, high, lambda rows, now=a: _fastest(times(rows)) != now))
+            cuts.append(_change(low, high, lambda rows, now=a: fastest(times(rows)) != now))
             order.append(b)
     return tuple(cuts), tuple(order)
 
 
-def _fastest(each: Times) -> int:
+def fastest(each: Times) -> int:
     """The form to take: the reference, unless another one is faster by more than margin and noise.
 
     Where the noise hides which one is faster, the form is taken that is by estimate and by measurement.

@@ -81,10 +81,12 @@ class MachineProfile:
 def machine_name(threads: int | None = None, executor: str = "ort") -> str:
     """What a profile, or a measured time, depends on besides the computation.
 
-    ``executor`` is the back end that was timed; a profile is measured through ONNX Runtime.
+    ``executor`` is the back end that was timed, or several that were compared, joined by ``+``; a profile is
+    measured through ONNX Runtime.
     """
     flags = ",".join(sorted(_VECTORS & cpu_features()))
-    packages = ("torch", "onnxruntime", *_LIBRARIES.get(executor, ()))
+    others = [package for name in executor.split("+") for package in _LIBRARIES.get(name, ())]
+    packages = ("torch", "onnxruntime", *others)
     versions = ",".join(f"{p} {metadata.version(p)}" for p in packages)
     cpu = f"{platform.machine()} {cpu_model()} [{flags}]"
     return f"{executor} on {cpu}; threads {threads or cores()}; {versions}"

@@ -136,8 +136,8 @@ class Tuner:
                     spent = f"the budget of {self.budget:g} s sufficed for {done} of {total} measurements"
                     return [*notes, f"{spent}; the next run goes on from there"]
                 forms = forms or self._lowered(op, backend)
-                measured = self._measure(op, forms, rows)
-                self.executors.databases[backend.name].record(key, op.attr("forms"), measured)
+                found = self._measure(op, forms, rows)
+                self.executors.databases[backend.name].record(key, op.attr("forms"), found)
                 done += 1
                 self.told(done, total)
         return notes
@@ -161,14 +161,23 @@ class Tuner:
         sizes = sizes_at(op, rows)
         inputs = [_example(v, sizes) for v in op.operands]
         named = {s.name: size for s, size in sizes.items()}
-        calls = [partial(form.run, inputs, named) for form in forms]
-        taken: list[Measured] = []
-        while len(taken) < _ATTEMPTS and (not taken or taken[-1].noise > _QUIET):
-            times, again = interleaved(calls)
-            medians = tuple(1e6 * statistics.median(each) for each in times)
-            noise = noise_of([a / b for a, b in zip(again, times[0], strict=True)])
-            taken.append(Measured(rows, medians, noise))
-        return min(taken, key=lambda each: each.noise)
+        return measured(rows, [partial(form.run, inputs, named) for form in forms])
+
+
+def measured(rows: int, calls: Sequence[Callable[[], object]], deadline: float = float("inf")) -> Measured:
+    """The times of ``calls`` in turns, taken again while they are noisy and the clock is not at ``deadline``.
+
+    The least noisy of a few measurements counts.
+    """
+    taken: list[Measured] = []
+    while not taken or (
+        taken[-1].noise > _QUIET and len(taken) < _ATTEMPTS and time.perf_counter() < deadline
+    ):
+        times, again = interleaved(calls)
+        medians = tuple(1e6 * statistics.median(each) for each in times)
+        noise = noise_of([a / b for a, b in zip(again, times[0], strict=True)])
+        taken.append(Measured(rows, medians, noise))
+    return min(taken, key=lambda each: each.noise)
 
 
 def interleaved(calls: Sequence[Callable[[], object]]) -> tuple[list[list[float]], list[float]]:

@@ -1,0 +1,239 @@
+"""Which back end runs which section, by what sections and calls were measured to cost.
+
+The order of the list decides until something was measured. Prices of sections only suggest a mixed plan:
+whether it is better than giving all to one back end is measured of the plans as wholes (``placing.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from regraft.backends import Backend
+from regraft.compiler.choose.decide import MARGIN, Choice, Times, fastest
+from regraft.compiler.choose.model import RooflineModel
+from regraft.compiler.choose.sections import Section, rows_of, sections, signature
+from regraft.compiler.partition import Assignment, groups, refusal
+from regraft.ir import Function, Op, Symbol, Trait, symbols_in
+from regraft.timing import Measured
+
+#: For each kind of section, the place of its back end in the list.
+Picks = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Sections that cost the same: what is decided for one holds for all.
+
+    Fields:
+        rows: of the result of the op that does most.
+        estimated: microseconds of one, by the roofline, which does not tell back ends apart.
+    """
+
+    signature: str
+    sections: tuple[Section, ...]
+    rows: int
+    estimated: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A function of which several back ends take parts.
+
+    Fields:
+        preferred: each op with the first back end that takes it.
+        signature: of the whole function.
+    """
+
+    function: Function
+    preferred: Assignment
+    backends: tuple[Backend, ...]
+    kinds: tuple[Kind, ...]
+    signature: str
+
+    @staticmethod
+    def of(
+        function: Function,
+        preferred: Assignment,
+        backends: Sequence[Backend],
+        sizes: Mapping[Symbol, int],
+        model: RooflineModel,
+    ) -> Layout:
+        """The layout of ``function`` at ``sizes``."""
+        known = frozenset(function.symbols)
+
+        def is_free(op: Op) -> bool:
+            return all(refusal(backend, op) is None for backend in backends) and _stands_alone(op, known)
+
+        ops = [op for op in function.body.ops if op in preferred.backend]
+        alike: dict[str, list[Section]] = {}
+        for section in sections(function, ops, is_free, sizes):
+            if section.is_free:
+                alike.setdefault(signature(section.ops, sizes), []).append(section)
+        kinds = (
+            Kind(key, tuple(found), rows_of(found[0].lead, sizes), _estimate(found[0], model, sizes))
+            for key, found in alike.items()
+        )
+        return Layout(function, preferred, tuple(backends), tuple(kinds), signature(ops, sizes))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the back ends."""
+        return tuple(backend.name for backend in self.backends)
+
+    def all_on(self, index: int) -> Picks:
+        """Every section to one back end."""
+        return (index,) * len(self.kinds)
+
+    def assigned(self, picks: Picks) -> Assignment:
+        """The assignment that ``picks`` describe."""
+        moved = {
+            op: self.backends[pick]
+            for kind, pick in zip(self.kinds, picks, strict=True)
+            for section in kind.sections
+            for op in section.ops
+        }
+        return replace(self.preferred, backend=self.preferred.backend | moved)
+
+    def calls(self, picks: Picks) -> Counter[str]:
+        """How often a call of the plan calls each back end."""
+        return Counter(backend.name for backend, _ in groups(self.function, self.assigned(picks)))
+
+    def form(self, picks: Picks) -> str:
+        """The name under which a plan is kept in the tuning database."""
+        if len(set(picks)) == 1:
+            return self.names[picks[0]]
+        return f"mixed {hashlib.sha256(repr(picks).encode()).hexdigest()[:12]}"
+
+
+def _stands_alone(op: Op, known: frozenset[Symbol]) -> bool:
+    """Whether ``op`` draws nothing, and neither reads nor defines a size that values decide."""
+    ops = [op, *(inner for region in op.regions for inner in region.walk())]
+    sizes = {symbol for value in (*op.operands, *op.results) for symbol in symbols_in(value.type)}
+    return sizes <= known and not any(each.has(Trait.RANDOM) or each.symbols for each in ops)
+
+
+def _estimate(section: Section, model: RooflineModel, sizes: Mapping[Symbol, int]) -> float:
+    return sum(model.estimate(op, "cpu", sizes).us for op in section.ops)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What was measured, in microseconds for each back end of the list.
+
+    Fields:
+        sections: by the signature of a kind; with them one call.
+        call: of a call that does next to nothing.
+    """
+
+    sections: Mapping[str, Measured]
+    call: tuple[float, ...]
+
+    def know(self, layout: Layout, picks: Picks) -> bool:
+        """Whether totals of ``picks`` compare with those of others: what was not measured is as in these."""
+        pairs = zip(layout.kinds, picks, strict=True)
+        return all(pick == 0 or kind.signature in self.sections for kind, pick in pairs)
+
+    def total(self, layout: Layout, picks: Picks) -> float:
+        """What a call costs besides the sections that were not measured."""
+        inside = sum(
+            len(kind.sections) * (self.sections[kind.signature].us[pick] - self.call[pick])
+            for kind, pick in zip(layout.kinds, picks, strict=True)
+            if kind.signature in self.sections
+        )
+        per_call = dict(zip(layout.names, self.call, strict=True))
+        return inside + sum(count * per_call.get(name, 0.0) for name, count in layout.calls(picks).items())
+
+
+def cheapest(layout: Layout, prices: Prices) -> Picks:
+    """The picks of least total price that one change of a kind after another leads to.
+
+    A kind that was not measured stays where the order of the list has it.
+    """
+    starts = [
+        tuple(index if kind.signature in prices.sections else 0 for kind in layout.kinds)
+        for index in range(len(layout.backends))
+    ]
+    found = [_descended(layout, prices, start) for start in starts]
+    return min(found, key=lambda picks: prices.total(layout, picks))
+
+
+def _descended(layout: Layout, prices: Prices, picks: Picks) -> Picks:
+    best, total = picks, prices.total(layout, picks)
+    changed = True
+    while changed:
+        changed = False
+        for place, kind in enumerate(layout.kinds):
+            for index in range(len(layout.backends)) if kind.signature in prices.sections else ():
+                tried = (*best[:place], index, *best[place + 1 :])
+                price = prices.total(layout, tried)
+                if price < total:
+                    best, total, changed = tried, price, True
+    return best
+
+
+def alternatives(layout: Layout, prices: Prices | None) -> list[Picks]:
+    """The plans to choose from: all to each back end, in the order of the list, and the cheapest mixed one.
+
+    A mixed plan is there only if it should be cheaper, by the margin of a choice, than each other one whose
+    price is known.
+    """
+    found = [layout.all_on(index) for index in range(len(layout.backends))]
+    if prices is not None:
+        mixed = cheapest(layout, prices)
+        least = min(prices.total(layout, picks) for picks in found if prices.know(layout, picks))
+        if prices.total(layout, mixed) < least * (1 - MARGIN):
+            found.append(mixed)
+    return list(dict.fromkeys(found))
+
+
+# -- what the report says ------------------------------------------------------------------------
+
+
+def choice_of_whole(layout: Layout, plans: Sequence[Picks], measured: Measured) -> tuple[Picks, Choice]:
+    """The best of ``plans`` as measured in turns: the first unless another one is faster beyond the noise."""
+    best = fastest(Times(measured.us, True, measured.noise))
+    forms = tuple(layout.form(picks) for picks in plans)
+    times = _listed([form.partition(" ")[0] for form in forms], measured.us)
+    reason = f"{times}; noise {100 * measured.noise:.1f} %"
+    return plans[best], Choice(
+        "back ends of the whole",
+        layout.signature,
+        str(measured.rows),
+        forms,
+        (),
+        (best,),
+        {measured.rows: measured.us},
+        measured_at=(measured.rows,),
+        reason=reason,
+    )
+
+
+def choices_of_kinds(layout: Layout, picks: Picks, prices: Prices | None) -> list[Choice]:
+    """One choice for each kind of section, in the order of the function."""
+    return [_choice(layout, kind, pick, prices) for kind, pick in zip(layout.kinds, picks, strict=True)]
+
+
+def _choice(layout: Layout, kind: Kind, pick: int, prices: Prices | None) -> Choice:
+    lead, more = kind.sections[0].lead, len(kind.sections[0].ops) - 1
+    found = None if prices is None else prices.sections.get(kind.signature)
+    known = "not measured" if found is None else _listed(layout.names, found.us)
+    what = f"{lead.name} and {more} more ops" if more else lead.name
+    return Choice(
+        str(lead.loc),
+        kind.signature,
+        str(kind.rows),
+        layout.names,
+        (),
+        (pick,),
+        {} if found is None else {kind.rows: found.us},
+        {kind.rows: (kind.estimated,) * len(layout.names)},
+        () if found is None else (kind.rows,),
+        reason=f"{what}, {len(kind.sections)} times: {known}, estimated {kind.estimated:.0f} us",
+    )
+
+
+def _listed(names: Sequence[str], us: Sequence[float]) -> str:
+    return ", ".join(f"{name} {each:.0f} us" for name, each in zip(names, us, strict=True))

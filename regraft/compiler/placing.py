@@ -1,0 +1,248 @@
+"""Giving parts of a function to back ends by measured cost: what ``tune=True`` measures, and its later use.
+
+Sections are timed alone on each back end; what they cost together suggests a mixed plan; the whole plans are
+timed in turns, and the best one is kept. Without ``tune`` what was measured before is looked up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from regraft.backends import Backend, ConstantStore, LowerOptions, backend
+from regraft.compiler.choose import Choice, TuningDatabase, machine_name
+from regraft.compiler.choose.placement import (
+    Kind,
+    Layout,
+    Picks,
+    Prices,
+    alternatives,
+    choice_of_whole,
+    choices_of_kinds,
+)
+from regraft.compiler.choose.tune import measured
+from regraft.compiler.choosing import open_database, state_folder
+from regraft.compiler.options import Options
+from regraft.compiler.partition import Assignment, Piece, lower_piece, piece_of
+from regraft.compiler.trial import same_draws, to_double
+from regraft.errors import BackendError, NumericsMismatch
+from regraft.ir import OPS, Builder, DType, Function, Region, TensorType, Value
+from regraft.numerics import assert_close
+from regraft.runtime import Executable, Plan
+from regraft.timing import Measured
+
+#: Under this name the database has what a call of each back end costs.
+_CALL = "call"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What was decided.
+
+    Fields:
+        picks: the back end of each kind of section.
+        choices: for the report; none where nothing was measured.
+        plan: the chosen plan, where it was made to be timed.
+    """
+
+    picks: Picks
+    choices: tuple[Choice, ...] = ()
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What it takes to run a function and parts of it.
+
+    Fields:
+        plan_of: the plan of an assignment.
+        inputs: the tensors of an example, those of the state after them.
+        sizes: the values of all symbols.
+        told: hears how many measurements are done, and of how many.
+    """
+
+    store: ConstantStore
+    options: LowerOptions
+    plan_of: Callable[[Assignment], Plan]
+    inputs: Sequence[Tensor]
+    sizes: Mapping[str, int]
+    told: Callable[[int, int], None]
+
+
+def place(layout: Layout, options: Options, bench: Bench | None, notes: list[str]) -> Placed:
+    """What is measured on ``bench``, where ``options`` ask for it, or was before.
+
+    There is no bench where there is no example. ``notes`` receives what there is to say.
+
+    Raises:
+        BackendError: a plan is to be measured, and that of the list's order cannot be made.
+    """
+    database = comparisons(options, notes)
+    if database is None or not layout.kinds:
+        return Placed(layout.all_on(0))
+    if options.budget is None:
+        return looked_up(layout, database)
+    if bench is None:
+        notes.append("nothing was measured to choose back ends by, since there are no example arguments")
+        return looked_up(layout, database)
+    return Placer(layout, database, bench, options.budget, notes).run()
+
+
+def comparisons(options: Options, notes: list[str]) -> TuningDatabase | None:
+    """The database of times that compare the back ends of a compile; None where there is none."""
+    names = "+".join(sorted(backend.name for backend in options.backends))
+    said: list[str] = []
+    database = open_database(state_folder(), said, needed=options.budget is not None)
+    notes += [note for note in said if note not in notes]
+    return None if database is None else database.of(machine_name(options.threads, names))
+
+
+def looked_up(layout: Layout, database: TuningDatabase) -> Placed:
+    """What earlier measurements of the same function decide; without any, the order of the list."""
+    prices = known_prices(layout, database)
+    plans = alternatives(layout, prices)
+    pure = [picks for picks in plans if len(set(picks)) == 1]
+    for tried in dict.fromkeys((tuple(plans), tuple(pure))):
+        found = database.lookup(layout.signature, [layout.form(picks) for picks in tried])
+        if found:
+            return _chosen(layout, tried, found[0], prices)
+    return Placed(layout.all_on(0))
+
+
+def known_prices(layout: Layout, database: TuningDatabase) -> Prices | None:
+    """The prices that were measured; None while it is not known what a call costs."""
+    call = database.lookup(_CALL, layout.names)
+    if not call:
+        return None
+    found = {kind.signature: database.lookup(kind.signature, layout.names) for kind in layout.kinds}
+    return Prices({key: each[0] for key, each in found.items() if each}, call[0].us)
+
+
+def _chosen(
+    layout: Layout,
+    plans: Sequence[Picks],
+    times: Measured,
+    prices: Prices | None,
+    made: Mapping[Picks, Plan] | None = None,
+) -> Placed:
+    picks, whole = choice_of_whole(layout, plans, times)
+    choices = (whole, *choices_of_kinds(layout, picks, prices))
+    return Placed(picks, choices, None if made is None else made[picks])
+
+
+@dataclass
+class Placer:
+    """Measures what the database lacks, and decides.
+
+    Fields:
+        budget: seconds after which nothing more is begun.
+        notes: receives what there is to say.
+    """
+
+    layout: Layout
+    database: TuningDatabase
+    bench: Bench
+    budget: float
+    notes: list[str]
+    _deadline: float = field(init=False, default=0.0)
+
+    def run(self) -> Placed:
+        """The decision, its measurements kept.
+
+        Raises:
+            BackendError: the plan that the order of the list asks for cannot be made.
+        """
+        self._deadline = time.perf_counter() + self.budget
+        with torch.no_grad(), same_draws():
+            self._measure_sections()
+            if time.perf_counter() >= self._deadline:
+                text = f"the budget of {self.budget:g} s did not suffice to measure whole plans"
+                self.notes.append(f"{text}: back ends are in the order of the list")
+                return Placed(self.layout.all_on(0))
+            prices = known_prices(self.layout, self.database)
+            plans = self._made(alternatives(self.layout, prices))
+            calls = [partial(self._run, plan) for plan in plans.values()]
+            times = measured(1, calls, self._deadline)
+            self.database.record(self.layout.signature, [self.layout.form(p) for p in plans], times)
+        return _chosen(self.layout, list(plans), times, prices, plans)
+
+    # -- sections --------------------------------------------------------------------------------
+
+    def _measure_sections(self) -> None:
+        """Time each kind that the database lacks, those of most estimated time first."""
+        if not self.database.lookup(_CALL, self.layout.names):
+            self._record(_CALL, 1, [_smallest(each) for each in self.layout.backends], [torch.ones(1)])
+        missing = [k for k in self.layout.kinds if not self.database.lookup(k.signature, self.layout.names)]
+        missing.sort(key=lambda kind: -kind.estimated * len(kind.sections))
+        values = self._values_of(missing)
+        for done, kind in enumerate(missing):
+            self.bench.told(done, len(missing))
+            if time.perf_counter() >= self._deadline:
+                text = f"the budget of {self.budget:g} s sufficed for {done} of {len(missing)} sections"
+                self.notes.append(f"{text}; the next run goes on from there")
+                return
+            pieces = [self._piece(each, kind) for each in self.layout.backends]
+            self._record(kind.signature, kind.rows, pieces, [values[v] for v in pieces[0].inputs])
+        self.bench.told(len(missing), len(missing))
+
+    def _piece(self, backend: Backend, kind: Kind) -> Piece:
+        function = self.layout.function
+        return piece_of(function, backend, kind.sections[0].ops, set(function.results))
+
+    def _record(self, key: str, rows: int, pieces: Sequence[Piece], inputs: Sequence[Tensor]) -> None:
+        try:
+            calls = [
+                self._call(lower_piece(piece, self.bench.store, self.bench.options), inputs)
+                for piece in pieces
+            ]
+            self.database.record(key, self.layout.names, measured(rows, calls, self._deadline))
+        except BackendError as error:
+            self.notes.append(f"not measured, a section of {pieces[0].ops} ops: {error.message}")
+
+    def _call(self, executable: Executable, inputs: Sequence[Tensor]) -> Callable[[], object]:
+        return lambda: executable.run(inputs, self.bench.sizes)
+
+    def _values_of(self, kinds: Sequence[Kind]) -> dict[Value, Tensor]:
+        """What the first section of each kind reads when the function is called with the example."""
+        eager, function = backend("eager"), self.layout.function
+        read = {value for kind in kinds for value in self._piece(eager, kind).inputs}
+        ops = list(self.layout.preferred.backend)
+        piece = piece_of(function, eager, ops, read | set(function.results))
+        known = dict(zip(function.args, self.bench.inputs, strict=True))
+        executable = lower_piece(piece, self.bench.store, LowerOptions())
+        made = executable.run([known[value] for value in piece.inputs], self.bench.sizes)
+        return known | dict(zip(piece.results, made, strict=True))
+
+    # -- wholes ----------------------------------------------------------------------------------
+
+    def _made(self, picked: Sequence[Picks]) -> dict[Picks, Plan]:
+        """The plans that can be made and agree with the first one, which the list asks for."""
+        first, *others = picked
+        made = {first: self.bench.plan_of(self.layout.assigned(first))}
+        expected = [to_double(result) for result in self._run(made[first])]
+        for picks in others:
+            try:
+                plan = self.bench.plan_of(self.layout.assigned(picks))
+                assert_close(self._run(plan), expected)
+            except (BackendError, NumericsMismatch) as error:
+                self.notes.append(f"left out, the plan '{self.layout.form(picks)}': {error.message}")
+            else:
+                made[picks] = plan
+        return made
+
+    def _run(self, plan: Plan) -> list[Tensor]:
+        return plan.run(self.bench.inputs, self.bench.sizes)
+
+
+def _smallest(backend: Backend) -> Piece:
+    """A piece that does next to nothing."""
+    region = Region([TensorType(DType.F32, (1,))])
+    builder = Builder(OPS, region)
+    result = builder.aten.abs(region.args[0])
+    builder.create("cf.yield", ((result,),))
+    return Piece(backend, Function("smallest", region), (region.args[0],), (result,), 1)
