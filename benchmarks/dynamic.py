@@ -1,4 +1,8 @@
-"""Networks that branch on data, compiled in one call: each path against eager torch and inductor."""
+"""Networks that branch on data, compiled in one call: each path against eager torch and inductor.
+
+Beside them stand, on each path, the ops of that path alone, traced and compiled by others: they know the path
+beforehand.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import regraft
 from benchmarks import machine
-from benchmarks.peers import Inputs, error_of, inductor
+from benchmarks.peers import STATIC_PEERS, Inputs, Peer, error_of, inductor, values
 from regraft.errors import RegraftError
 from regraft.timing import race
 from tests.models import in_double
@@ -34,8 +37,19 @@ NAMES = (
     "captioning_resnext",
     "captioning_googlenet",
     "blockdrop",
+    "skipnet_ff",
+    "skipnet_rnn",
+    "lstm_loop",
+    "gru_loop",
+    "mamba_loop",
 )
-"""The workloads with exits and skipped layers, and DyCL's nine networks."""
+"""The workloads with exits and skipped layers, DyCL's nine, SkipNet as published, and loops over steps."""
+
+BLENDS = ("skipnet_ff", "skipnet_rnn")
+"""Those that compute every block and blend by a 0/1 mask: skipped where the user allows it."""
+
+LOOPS = ("lstm_loop", "gru_loop", "mamba_loop")
+"""Those that run hundreds of trips: inductor and tracers unroll them, and are not asked."""
 
 
 def run(networks: Sequence[str] = NAMES, rounds: int = 30, patience: float = 60.0) -> None:
@@ -64,7 +78,7 @@ def race_paths(network: DynamicNetwork, size: str, rounds: int, patience: float)
         path: dict(zip(names, network.inputs(seed, size), strict=True))
         for path, seed in network.form(size).paths.items()
     }
-    calls, seconds, refused = _entrants(model, list(inputs.values()))
+    calls, seconds, refused = _entrants(network.name, model, list(inputs.values()))
     return {
         "benchmark": "dynamic",
         "workload": network.workload,
@@ -74,14 +88,14 @@ def race_paths(network: DynamicNetwork, size: str, rounds: int, patience: float)
         "build_seconds": seconds,
         "refused": refused,
         "paths": [
-            {"decisions": list(path), **_race_path(model, given, calls, rounds, patience)}
+            {"decisions": list(path), **_race_path(network.name, model, given, calls, rounds, patience)}
             for path, given in inputs.items()
         ],
     }
 
 
 def _entrants(
-    model: nn.Module, inputs: Sequence[Inputs]
+    name: str, model: nn.Module, inputs: Sequence[Inputs]
 ) -> tuple[dict[str, CallWith], dict[str, float], dict[str, str]]:
     """Calls, seconds to build, and errors, by name; regraft comes first where it compiles the model."""
 
@@ -93,35 +107,47 @@ def _entrants(
     seconds: dict[str, float] = {}
     refused: dict[str, str] = {}
     start = time.perf_counter()
+    exactness = regraft.Exactness.APPROX(0.0) if name in BLENDS else regraft.Exactness.REASSOCIATES
     try:
-        compiled = regraft.compile(model, kwargs=dict(inputs[0]), threads=machine.THREADS)
+        compiled = regraft.compile(
+            model, kwargs=dict(inputs[0]), threads=machine.THREADS, exactness=exactness, cache=False
+        )
     except RegraftError as error:
         refused["regraft"] = str(error)
     else:
         calls["regraft"] = lambda given: compiled(**given)
         seconds["regraft"] = round(time.perf_counter() - start, 2)
     calls["eager"] = eager
-    theirs = inductor(model, inputs)
-    calls["inductor"] = theirs.call
-    seconds["inductor"] = round(theirs.build_seconds, 2)
+    if name not in LOOPS:
+        theirs = inductor(model, inputs)
+        calls["inductor"] = theirs.call
+        seconds["inductor"] = round(theirs.build_seconds, 2)
     return calls, seconds, refused
 
 
-def _values(result: Any) -> list[Tensor]:
-    """The values of a result; a number that the data decide, such as an exit, may come as a tensor."""
-    return [leaf if isinstance(leaf, Tensor) else torch.tensor(leaf) for leaf in pytree.tree_leaves(result)]
+def _static_peers(name: str, model: nn.Module, given: Inputs) -> list[Peer]:
+    """The path of ``given`` alone, by each who can trace it."""
+    found: list[Peer] = []
+    for make in () if name in LOOPS else STATIC_PEERS:
+        try:
+            found.append(make(model, given))
+        except Exception as error:  # whatever a tool raises, it takes no part
+            print(f"  {make.__name__}: {type(error).__name__}: {str(error)[:100]}", flush=True)
+    return found
 
 
 def _race_path(
-    model: nn.Module, given: Inputs, calls: Mapping[str, CallWith], rounds: int, patience: float
+    name: str, model: nn.Module, given: Inputs, calls: Mapping[str, CallWith], rounds: int, patience: float
 ) -> dict[str, Any]:
     def reference(other: Inputs) -> list[Tensor]:
-        return _values(in_double(model, **other))
+        return values(in_double(model, **other))
 
-    runs = {name: (lambda other, call=call: _values(call(other))) for name, call in calls.items()}
-    errors = {name: error_of(run, reference, runs["eager"], given) for name, run in runs.items()}
-    counted = {
-        name: (lambda call=call: call(given)) for name, call in calls.items() if errors[name]["counts"]
-    }
+    static = _static_peers(name, model, given)
+    runs = {who: (lambda other, call=call: values(call(other))) for who, call in calls.items()}
+    runs |= {peer.name: peer.run for peer in static}
+    errors = {who: error_of(run, reference, runs["eager"], given) for who, run in runs.items()}
+    entrants = {who: (lambda call=call: call(given)) for who, call in calls.items()}
+    entrants |= {peer.name: peer.call for peer in static}
+    counted = {who: call for who, call in entrants.items() if errors[who]["counts"]}
     assert "regraft" in counted or "regraft" not in calls, errors["regraft"]
     return {"errors": errors, "race": race(counted, rounds=rounds, patience=patience).to_dict()}

@@ -30,8 +30,8 @@ from regraft.errors import NumericsMismatch
 from regraft.testing import assert_close
 
 Inputs = Mapping[str, Tensor]
-Run = Callable[[Inputs], list[Tensor]]
 
+Run = Callable[[Inputs], list[Tensor]]
 
 _OPENVINO = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -106,6 +106,56 @@ def torch_onnx(model: nn.Module, inputs: Inputs) -> Peer:
         program.save(str(path), external_data=True)
 
     return _session_peer("torch.onnx", export, inputs)
+
+
+class _Values(nn.Module):
+    """A model whose results are all tensors, as tracing wants them."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = list(names)
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        return tuple(values(self.model(**dict(zip(self.names, given, strict=True)))))
+
+
+def traced_onnx(model: nn.Module, inputs: Inputs) -> Peer:
+    """The ops that ``model`` runs for ``inputs``, without its conditions, on ONNX Runtime.
+
+    Traced by TorchScript: right for inputs that take the same path, and what anybody gets who knows the path.
+    """
+
+    def export(path: Path) -> None:
+        wrapped = _Values(model, list(inputs)).eval()
+        names = list(inputs)
+        with _without_fast_path():  # which has no ONNX
+            torch.onnx.export(wrapped, tuple(inputs.values()), str(path), dynamo=False, input_names=names)
+
+    return _session_peer("traced onnx", export, inputs)
+
+
+def traced_openvino(model: nn.Module, inputs: Inputs) -> Peer:
+    """The same on OpenVINO, in f32."""
+    import openvino as ov
+
+    start = time.perf_counter()
+    wrapped = _Values(model, list(inputs)).eval()
+    with _quiet(), _without_fast_path():
+        converted = ov.convert_model(wrapped, example_input=tuple(inputs.values()))
+    compiled = ov.Core().compile_model(converted, "CPU", _OPENVINO)
+    request = compiled.create_infer_request()
+    seconds = time.perf_counter() - start
+
+    def run(given: Inputs) -> list[Tensor]:
+        found = request.infer([tensor.numpy() for tensor in given.values()])
+        return [torch.from_numpy(np.array(found[port])) for port in compiled.outputs]
+
+    feed = [tensor.numpy() for tensor in inputs.values()]
+    return Peer("traced openvino", lambda: request.infer(feed, share_inputs=True), run, seconds)
+
+
+STATIC_PEERS: tuple[Callable[[nn.Module, Inputs], Peer], ...] = (traced_onnx, traced_openvino)
 
 
 def torch_onnx_in_f32(model: nn.Module, inputs: Inputs) -> Peer:
@@ -254,6 +304,17 @@ def _feed(names: list[str], inputs: Inputs) -> dict[str, np.ndarray]:
 
 
 @contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """torch's encoder layers as single ops, not as one."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Exporters talk on both streams and through warnings; what they say is not a result."""
     level = logging.root.manager.disable
@@ -281,6 +342,13 @@ def error_of(
     except NumericsMismatch as mismatch:
         return {"error": mismatch.error, "counts": False, "why": str(mismatch)}
     return {"error": error, "counts": True}
+
+
+def values(result: Any) -> list[Tensor]:
+    """The values of a result; a number that the data decide, such as an exit, may come as a tensor."""
+    from torch.utils import _pytree as pytree
+
+    return [torch.as_tensor(leaf) for leaf in pytree.tree_leaves(result)]
 
 
 def tensors(result: Any) -> list[Tensor]:

@@ -11,7 +11,6 @@ from regraft.backends.ort.emit import Emission, Target, emit_function
 from regraft.backends.ort.export import DEFAULT_OPSET, argument_names, export_onnx_file, libraries_of
 from regraft.backends.ort.files import OpenFile, open_file
 from regraft.backends.ort.lower import LOWERINGS, can_write, lowering_of, supports
-from regraft.backends.ort.optimiser import constants_read
 from regraft.backends.ort.run import Interface, OrtExecutable, Port
 from regraft.backends.protocol import ConstantStore, LowerOptions
 from regraft.ir import Function, Op, Value
@@ -90,12 +89,13 @@ def _interface(function: Function, emission: Emission) -> Interface:
         for name, result in zip(emission.outputs[:count], function.results, strict=True)
     ]
     checks = [Port(name, "bool", ()) for name in emission.outputs[count:]]
-    nodes = [
-        (n.op_type, tuple((v.name or "") if v else "" for v in n.inputs))
-        for n in emission.model.graph.all_nodes()
-    ]
-    blocked = constants_read(nodes)
-    return Interface(tuple(inputs), (*outputs, *checks), dict(emission.size_inputs), emission.checks, blocked)
+    return Interface(
+        tuple(inputs),
+        (*outputs, *checks),
+        dict(emission.size_inputs),
+        emission.checks,
+        emission.blocked,
+    )
 
 
 def _result_port(function: Function, name: str, result: Value) -> Port:

@@ -11,6 +11,8 @@ import onnx_ir as ir
 
 from regraft.backends.ort.dtypes import ONNX_TYPES, ORT_DOMAINS, carrier, kernel_type
 from regraft.backends.ort.graph import Input
+from regraft.backends.ort.optimiser import constants_read
+from regraft.backends.ort.placing import place_constants
 from regraft.backends.ort.run import STAND_IN, plain
 from regraft.backends.ort.sizes import SizeBuilder
 from regraft.backends.protocol import ConstantStore
@@ -65,6 +67,7 @@ class Emission:
         size_inputs: symbol name -> the input that takes its value.
         shared: external initializers -> their constants.
         checks: a message for each output that must be true.
+        blocked: what ONNX Runtime reads of ``shared`` when it loads the model.
     """
 
     model: ir.Model
@@ -73,6 +76,7 @@ class Emission:
     size_inputs: Mapping[str, str]
     shared: Mapping[str, Constant] = field(default_factory=dict[str, Constant])
     checks: tuple[str, ...] = ()
+    blocked: tuple[str, ...] = ()
 
 
 class Emitter(SizeBuilder):
@@ -338,13 +342,19 @@ def _emission(
         opset_imports=imports,
         name=name,
     )
-    model = ir.Model(graph, ir_version=10, producer_name="regraft")
+    nodes = ((n.op_type, tuple((v.name or "") if v else "" for v in n.inputs)) for n in graph.all_nodes())
     names = {v.name for v in used}
+    shared = {n: c for n, c in emitter.shared.items() if n in names}
+    blocked = constants_read(nodes)
+    # Those of which the session gets copies can be replaced in the main graph alone.
+    copied = {n for n, c in shared.items() if n in blocked or carrier(c.type.dtype) != c.type.dtype}
+    place_constants(graph, stay=copied)
     return Emission(
-        model,
+        ir.Model(graph, ir_version=10, producer_name="regraft"),
         [v.name or "" for v in emitter.inputs if v.name not in emitter.size_inputs.values()],
         [v.name or "" for v in outputs],
         emitter.size_inputs,
-        {n: c for n, c in emitter.shared.items() if n in names},
+        shared,
         checks,
+        blocked,
     )
