@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         ConstantStore,
         FileExporter,
         FileRunner,
+        KernelTuning,
         LowerOptions,
         OnnxEmitter,
     )
@@ -26,7 +27,15 @@ BUILTIN: dict[str, tuple[str, str, str]] = {
     "example": ("regraft.backends.example", "ExampleBackend", "numpy"),
 }
 
-_LAZY = ("Backend", "ConstantStore", "FileExporter", "FileRunner", "LowerOptions", "OnnxEmitter")
+_LAZY = (
+    "Backend",
+    "ConstantStore",
+    "FileExporter",
+    "FileRunner",
+    "KernelTuning",
+    "LowerOptions",
+    "OnnxEmitter",
+)
 
 __all__ = [
     "BUILTIN",
@@ -34,6 +43,7 @@ __all__ = [
     "ConstantStore",
     "FileExporter",
     "FileRunner",
+    "KernelTuning",
     "LowerOptions",
     "OnnxEmitter",
     "backend",

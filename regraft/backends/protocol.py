@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regraft.ir import Constant, Dim, DType, Function, Op, Value
 from regraft.runtime import Executable
+from regraft.timing import Measured
 
 
 class ConstantStore(Protocol):
@@ -25,6 +26,39 @@ class ConstantStore(Protocol):
         ...
 
 
+class KernelTimes(Protocol):
+    """Measured times of one back end's kernels on this machine, kept between processes."""
+
+    def record(self, signature: str, forms: Sequence[str], measured: Measured) -> None:
+        """Keep the times of all ``forms`` of a kernel, in the place of earlier ones."""
+        ...
+
+    def times(self, signature: str) -> Mapping[int, Mapping[str, tuple[float, float]]]:
+        """Number of rows -> form -> microseconds and the relative noise of measuring."""
+        ...
+
+
+def _untold(note: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class KernelTuning:
+    """What a back end chooses between kernels of its own by.
+
+    Fields:
+        times: back end -> what was measured of it; none where nothing is kept.
+        deadline: what is not known is measured until then, by ``time.perf_counter``; None measures nothing.
+        rows: the numbers of rows to measure at where sizes vary; none leaves it to the back end.
+        tell: hears what the user should know.
+    """
+
+    times: Mapping[str, KernelTimes] = field(default_factory=dict[str, KernelTimes])
+    deadline: float | None = None
+    rows: Sequence[int] = ()
+    tell: Callable[[str], None] = _untold
+
+
 @dataclass(frozen=True)
 class LowerOptions:
     """Options that reach every back end.
@@ -33,17 +67,20 @@ class LowerOptions:
         threads: worker threads; None lets the library choose (one per core).
         portable: for back ends that make machine code: makes the executable of the function they were given
             that stands in where the code may not or cannot run (``NativeCode``). None where nobody saves.
+        tuning: for back ends that have several kernels for one computation.
     """
 
     threads: int | None = None
     portable: Callable[[Function], Executable] | None = None
+    tuning: KernelTuning = field(default_factory=KernelTuning)
 
 
 class Backend(Protocol):
     """Turns functions into executables.
 
     A back end is a class without arguments. ``supports`` must be true to ``lower``: a function all
-    of whose ops are supported is lowered, not refused.
+    of whose ops are supported is lowered, not refused. One that measures kernels of its own has an attribute
+    ``tunes_kernels``, which is true.
     """
 
     name: str

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from regraft.backends import Backend, LowerOptions
+from regraft.backends import Backend, KernelTuning, LowerOptions
 from regraft.compiler.choose import (
     ChooseForms,
     Executors,
@@ -47,9 +48,7 @@ def choosing_pass(
 ) -> ChooseForms:
     """The pass for one compile. ``notes`` receives what the user should know, also while the pass runs."""
     folder = state_folder()
-    database = open_database(folder, notes, needed=tuning.budget is not None)
-    names = [each.name for each in backends] if database is not None else []
-    databases = {name: database.of(machine_name(threads, name)) for name in names if database is not None}
+    databases = _databases(folder, backends, threads, notes, needed=tuning.budget is not None)
     executors = Executors(backends, databases)
     timetable = Timetable(RooflineModel(load_profile(folder, threads)), executors.known)
 
@@ -61,6 +60,30 @@ def choosing_pass(
             notes.extend(tuner.run(ops))
 
     return ChooseForms(timetable, memory_limit, prepare=tune, rows=tuning.rows)
+
+
+def kernel_tuning(
+    backends: Sequence[Backend], threads: int | None, tuning: Tuning, spent: float, notes: list[str]
+) -> KernelTuning:
+    """What back ends choose their own kernels by; ``spent`` seconds of the budget are gone already.
+
+    Where several back ends are compared, that has half of the time.
+    """
+    is_measured = tuning.budget is not None
+    databases = _databases(state_folder(), backends, threads, notes, needed=is_measured)
+    share = 0.5 if len(backends) > 1 else 1.0
+    deadline = None if tuning.budget is None else time.perf_counter() + share * (tuning.budget - spent)
+    return KernelTuning(databases, deadline, tuning.rows, notes.append)
+
+
+def _databases(
+    folder: Path | None, backends: Sequence[Backend], threads: int | None, notes: list[str], *, needed: bool
+) -> dict[str, TuningDatabase]:
+    """The tuning database for the times of each back end; none where none is kept."""
+    database = open_database(folder, notes, needed=needed)
+    if database is None:
+        return {}
+    return {each.name: database.of(machine_name(threads, each.name)) for each in backends}
 
 
 def state_folder() -> Path | None:

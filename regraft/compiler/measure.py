@@ -24,12 +24,14 @@ class Measurement:
         steps: (back end, seconds) of each step of the plan, from calls in which a clock stood around
             each step. They add up to less than a call: its arguments are checked besides.
         live_bytes: the most bytes of results held between steps.
+        copied: back end -> the arguments that it copied in each call, since their memory did not suit it.
     """
 
     calls: int
     seconds: float
     steps: tuple[tuple[str, float], ...]
     live_bytes: int
+    copied: Mapping[str, int]
 
     @property
     def executors(self) -> dict[str, float]:
@@ -47,6 +49,7 @@ class Measurement:
             "executors": self.executors,
             "steps": [{"backend": backend, "seconds": seconds} for backend, seconds in self.steps],
             "live_bytes": self.live_bytes,
+            "copied": dict(self.copied),
         }
 
 
@@ -68,6 +71,7 @@ def measure(
         tensors = compiled.signature.flatten(own_args, own_kwargs)
         sizes = compiled.signature.sizes(tensors)
         inputs = [*tensors, *(() if trial.effects is None else trial.effects.state)]
+        before = _copies(compiled)
         for round_ in range(calls + 1):
             start = time.perf_counter()
             trial(*own_args, **own_kwargs)
@@ -80,4 +84,18 @@ def measure(
         (same[0].backend, statistics.median(each.seconds for each in same))
         for same in zip(*(p.steps for p in stepwise), strict=True)
     )
-    return Measurement(calls, statistics.median(whole), steps, max(p.live_bytes for p in stepwise))
+    runs = 2 * (calls + 1)
+    copies = {name: (count - before[name]) // runs for name, count in _copies(compiled).items()}
+    live = max(p.live_bytes for p in stepwise)
+    return Measurement(
+        calls, statistics.median(whole), steps, live, {name: count for name, count in copies.items() if count}
+    )
+
+
+def _copies(compiled: CompiledModel) -> dict[str, int]:
+    """The arguments that each back end has copied so far."""
+    found: dict[str, int] = {}
+    for step in compiled.plan.steps:
+        name = step.executable.backend
+        found[name] = found.get(name, 0) + getattr(step.executable, "copied", 0)
+    return found

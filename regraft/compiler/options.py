@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from regraft.backends import BUILTIN, Backend, backend
+from regraft.backends import BUILTIN, Backend, KernelTuning, backend
 from regraft.compiler.adapters import Adapters
 from regraft.compiler.choose import ChooseForms, parse_budget
-from regraft.compiler.choosing import Tuning, choosing_pass
+from regraft.compiler.choosing import Tuning, choosing_pass, kernel_tuning
 from regraft.compiler.extensions import Extensions, checked_backend, refuse
 from regraft.compiler.per_sample import PER_SAMPLE
 from regraft.compiler.progress import Observer, unobserved
@@ -54,6 +54,10 @@ class Options:
         """The pass that chooses forms; what it has to say goes to ``notes``, how far it is to ``told``."""
         tuning = Tuning(self.budget, self.rows, told)
         return choosing_pass(self.backends, self.threads, tuning, self.memory_limit, notes)
+
+    def kernel_tuning(self, spent: float, notes: list[str]) -> KernelTuning:
+        """What back ends choose their own kernels by, where ``spent`` seconds were measured before."""
+        return kernel_tuning(self.backends, self.threads, Tuning(self.budget, self.rows), spent, notes)
 
     @staticmethod
     def checked(

@@ -177,7 +177,9 @@ class Compilation:
         eager = backend("eager")
         # Arguments that are returned as they are come last, and no plan computes them.
         results = function.results[: len(function.results) - len(function.signature.returned)]
-        options = LowerOptions(self.options.threads)
+        spent = sum(seconds for name, seconds in self.report.passes if name == ChooseForms.name)
+        tuning = self.options.kernel_tuning(spent, self.report.notes)
+        options = LowerOptions(self.options.threads, tuning=tuning)
 
         def plan_of(assignment: Assignment) -> Plan:
             return make_plan(function, cut(function, assignment), eager, store, options, results)
@@ -188,27 +190,36 @@ class Compilation:
         with self.phases.phase("lower"):
             plan = None
             if len(self.options.backends) > 1:
-                assignment, plan = self._placed(assignment, plan_of, store)
+                assignment, plan = self._placed(assignment, plan_of, store, options)
             plan = plan or plan_of(assignment)
             store.drop_results()
+        executables = [step.executable for step in plan.steps]
+        self.report.kernels = [kernel for each in executables for kernel in getattr(each, "kernels", ())]
+        self.report.memory["packed"] = sum(getattr(each, "packed_bytes", 0) for each in executables)
         self.report.executors = executor_counts(assignment)
         self.report.fallbacks = dict(assignment.fallbacks)
         return plan
 
     def _placed(
-        self, preferred: Assignment, plan_of: Callable[[Assignment], Plan], store: Store
+        self,
+        preferred: Assignment,
+        plan_of: Callable[[Assignment], Plan],
+        store: Store,
+        options: LowerOptions,
     ) -> tuple[Assignment, Plan | None]:
         """The assignment by measured cost, which is decided once, and its plan where that was made."""
         model = RooflineModel(load_profile(state_folder(), self.options.threads))
         layout = Layout.of(self.module.main, preferred, self.options.backends, self.sizes, model)
         if self.picks is not None:
             return layout.assigned(self.picks), None
-        placed = place(layout, self.options, self._bench(plan_of, store), self.report.notes)
+        placed = place(layout, self.options, self._bench(plan_of, store, options), self.report.notes)
         self.picks = placed.picks
         self.report.choices += placed.choices
         return layout.assigned(placed.picks), placed.plan
 
-    def _bench(self, plan_of: Callable[[Assignment], Plan], store: Store) -> Bench | None:
+    def _bench(
+        self, plan_of: Callable[[Assignment], Plan], store: Store, options: LowerOptions
+    ) -> Bench | None:
         inputs = self._example()
         if inputs is None:
             return None
@@ -217,7 +228,7 @@ class Compilation:
             self.phases.step("lower", f"measured {done} of {total}", 0.0, share=done / max(total, 1))
 
         sizes = {symbol.name: value for symbol, value in self.sizes.items()}
-        return Bench(store, LowerOptions(self.options.threads), plan_of, inputs, sizes, told)
+        return Bench(store, options, plan_of, inputs, sizes, told)
 
     def _example(self) -> list[Tensor] | None:
         """The plan's inputs in the example: its tensors and the state."""

@@ -55,6 +55,7 @@ class Report(ReadableReport):
         executors: ops by back end.
         fallbacks: (op, back end, reason) -> uses, for ops that a preferred back end refused.
         choices: for each computation with several forms, which one runs when, and why.
+        kernels: of each kernel that its back end had several of, as JSON: which one was taken, and its times.
         notes: what the user should know, such as a back end that is not installed.
         flops, bytes: of one call of the captured and of the final graph (``before`` and ``after``),
             symbols at the example's sizes, the body of a loop counted once. Bytes are those of each op's
@@ -64,9 +65,9 @@ class Report(ReadableReport):
         estimated: what a call takes by the roofline of this machine; None before there is a final graph.
         measured: what a call took; None until ``measure`` was called.
         error: max |y - reference| / max |reference| against eager in fp64; None when not verified.
-        memory: bytes of ``constants``, the estimated peak of ``intermediates`` in one call, and by how
-            much the compile made the process grow: ``growth`` at its end, ``peak_growth`` at most. None
-            where the system does not tell.
+        memory: bytes of ``constants``, of the weights that kernels have ``packed`` beside those, the
+            estimated peak of ``intermediates`` in one call, and by how much the compile made the process
+            grow: ``growth`` at its end, ``peak_growth`` at most. None where the system does not tell.
         cache: whether the graph came from the cache. On a hit, what is said of capture and passes is what
             the compile that made the entry had found.
     """
@@ -77,6 +78,7 @@ class Report(ReadableReport):
     executors: dict[str, int] = field(default_factory=dict[str, int])
     fallbacks: dict[tuple[str, str, str], int] = field(default_factory=dict[tuple[str, str, str], int])
     choices: list[Choice] = field(default_factory=list[Choice])
+    kernels: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     notes: list[str] = field(default_factory=list[str])
     flops: dict[str, int] = field(default_factory=dict[str, int])
     bytes: dict[str, int] = field(default_factory=dict[str, int])
@@ -122,6 +124,7 @@ class Report(ReadableReport):
                 for (op, backend, reason), uses in self.fallbacks.items()
             ],
             "choices": [{**choice.to_dict(), "text": str(choice)} for choice in self.choices],
+            "kernels": [dict(kernel) for kernel in self.kernels],
             "notes": list(self.notes),
             "flops": dict(self.flops),
             "bytes": dict(self.bytes),

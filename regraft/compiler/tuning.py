@@ -25,6 +25,7 @@ class TuneReport:
 
     Fields:
         choices: one for each computation that has several forms, in the order of the graph.
+        kernels: of each kernel that its back end has several of, which one it takes, and its times.
         constants: bytes of the model's own constants.
         notes: what the user should know, such as a budget that did not suffice.
         machine: what the times hold for: back end, CPU, threads and versions.
@@ -33,6 +34,7 @@ class TuneReport:
     """
 
     choices: tuple[Choice, ...]
+    kernels: tuple[dict[str, Any], ...]
     constants: int
     notes: tuple[str, ...]
     machine: str
@@ -56,6 +58,7 @@ class TuneReport:
         """The report as JSON values."""
         return {
             "choices": [{**choice.to_dict(), "text": str(choice)} for choice in self.choices],
+            "kernels": list(self.kernels),
             "constants": self.constants,
             "extra_bytes": sum(choice.extra_bytes for choice in self.choices),
             "notes": list(self.notes),
@@ -69,8 +72,8 @@ class TuneReport:
         return Group(*self._parts())
 
     def _parts(self) -> Iterator[Any]:
-        if not self.choices:
-            yield "nothing to choose: no computation of this model has several forms"
+        if not self.choices and not self.kernels:
+            yield "nothing to choose: no computation of this model has several forms or kernels"
         for choice, uses in self.unlike():
             times = f" (and {uses - 1} more like it)" if uses > 1 else ""
             yield f"{choice}{times}"
@@ -79,6 +82,8 @@ class TuneReport:
         if self.choices:
             extra = sum(choice.extra_bytes for choice in self.choices)
             yield f"memory   {extra / 1e6:.1f} MB beside the model's own {self.constants / 1e6:.1f} MB"
+        yield from (f"kernel   {kernel['text']}" for kernel in self.kernels)
+        if self.choices or self.kernels:
             yield f"kept in  {self.database}"
         yield from (f"note: {note}" for note in self.notes)
 
@@ -154,11 +159,12 @@ def tune(
     constants = [c for c in captured.module.constants() if isinstance(c, Leaf)]
     compilation = rewritten(captured, options, phases)
     report, machine = compilation.report, machine_name(threads, options.backends[0].name)
-    if len(options.backends) > 1:
+    if len(options.backends) > 1 or any(getattr(each, "tunes_kernels", False) for each in options.backends):
         compilation.lower(Store(compilation.module))
     path = tuning_path(state_folder())
     return TuneReport(
         tuple(report.choices),
+        tuple(report.kernels),
         sum(leaf.storage.nbytes for leaf in constants),
         (*report.notes, *_remarks(report.choices, tokens, path, machine)),
         machine,

@@ -50,6 +50,9 @@ class NativeCode:
 class Executable(Protocol):
     """A lowered piece of a model. One that is machine code has an attribute ``native: NativeCode``.
 
+    Further attributes go into reports where they are there: ``kernels`` (JSON, with a ``text`` each),
+    ``packed_bytes`` and ``copied``, how many arguments it has copied so far.
+
     ``run`` must be safe to call from several threads at once. Its results are fresh tensors: never
     arguments, constants or views of them, and part of no graph of gradients, whatever the grad mode.
     """

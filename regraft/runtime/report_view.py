@@ -60,7 +60,8 @@ def _facts(report: Content) -> Iterator[tuple[str, str]]:
     yield "error", "not verified" if error is None else f"{error:.2e} against eager in fp64"
     memory = report["memory"]
     constants, intermediates = (_megabytes(memory.get(key)) for key in ("constants", "intermediates"))
-    yield "memory", f"constants {constants}, intermediates {intermediates} (estimated)"
+    packed = f", packed {_megabytes(memory['packed'])}" if memory.get("packed") else ""
+    yield "memory", f"constants {constants}{packed}, intermediates {intermediates} (estimated)"
     growth, peak = (_megabytes(memory.get(key)) for key in ("growth", "peak_growth"))
     yield "process", f"grew by {growth} in the compile, at most by {peak}"
 
@@ -73,7 +74,8 @@ def _executor(name: str, ops: int, measured: Content | None) -> str:
 def _measured(measured: Content | None) -> str:
     if measured is None:
         return "not measured"
-    return f"{_milliseconds(measured['seconds'])} measured (median of {measured['calls']})"
+    copied = "".join(f", {count} arguments copied for {name}" for name, count in measured["copied"].items())
+    return f"{_milliseconds(measured['seconds'])} measured (median of {measured['calls']}{copied})"
 
 
 def _estimated(estimate: Content | None) -> str:
@@ -118,6 +120,7 @@ def _remarks(report: Content) -> list[str]:
         for f in report["fallbacks"]
     ]
     lines += [f"choice: {choice['text']}" for choice in report["choices"]]
+    lines += [f"kernel: {kernel['text']}" for kernel in report.get("kernels", [])]
     return lines + [f"note: {note}" for note in report["notes"]]
 
 

@@ -4,7 +4,8 @@
 There ``cluster`` says which ops make one kernel, ``lower/`` and ``kernel`` write it as TIR, ``schedule`` says
 how its loops run. Products have ``templates``, whose parameters are in ``space``; ``packing`` is what becomes
 of weights at load, ``tune`` and ``bench`` choose, measure and check. ``run`` runs what comes back and knows
-nothing of the compiler.
+nothing of the compiler. ``problems`` and ``following`` say what a template's kernel has to compute,
+``choices`` which config it gets.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         space,
         templates,
         tune,
+        worker,
     )
     from regraft.backends.tvm.backend import TvmBackend
     from regraft.backends.tvm.lower import LOWERINGS
@@ -45,6 +47,7 @@ __all__ = [
     "space",
     "templates",
     "tune",
+    "worker",
 ]
 
 # Lowering needs the IR, which a saved artefact runs without.

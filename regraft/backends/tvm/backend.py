@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from regraft.backends.protocol import ConstantStore, LowerOptions
+from regraft.backends.protocol import ConstantStore, KernelTuning, LowerOptions
 from regraft.backends.tvm.anonymous import forget_names, renamed
+from regraft.backends.tvm.choices import choices_of, reported
 from regraft.backends.tvm.client import Builder, BuiltProgram
+from regraft.backends.tvm.cluster import symbols_of
 from regraft.backends.tvm.cpu import Cpu, host_cpu
 from regraft.backends.tvm.expand import EXPANSIONS, expand
 from regraft.backends.tvm.library import missing, usable_threads
 from regraft.backends.tvm.lower import LOWERINGS, supports
 from regraft.backends.tvm.run import TvmExecutable
+from regraft.backends.tvm.tune import Choice
 from regraft.errors import BackendError
-from regraft.ir import Constant, Function, Leaf, Module, Op, Symbol, Trait, print_module, symbols_in
+from regraft.ir import Constant, Function, Leaf, Module, Op, Trait, print_module
 from regraft.runtime import cpu_features
 
 #: Most programs that are kept for functions of the same text.
@@ -30,6 +33,7 @@ class TvmBackend:
     """
 
     name = "tvm"
+    tunes_kernels = True
     #: Op name -> its lowering; what the support matrix is made from.
     lowerings: Mapping[str, Any] = MappingProxyType({**LOWERINGS, **EXPANSIONS})
 
@@ -38,7 +42,7 @@ class TvmBackend:
         if reason is not None:
             raise BackendError(reason, self.name)
         self._builder = Builder()
-        self._known: dict[tuple[str, Cpu], BuiltProgram] = {}
+        self._known: dict[Any, BuiltProgram] = {}
 
     def supports(self, op: Op) -> str | None:
         """None when ``op`` can be lowered, else the reason why not."""
@@ -50,8 +54,13 @@ class TvmBackend:
         Raises:
             BackendError: an op is not supported, or TVM refused a kernel.
         """
-        text, constants = _described(function, store)
-        built = self._built(text, host_cpu(usable_threads(options.threads)))
+        cpu = host_cpu(usable_threads(options.threads))
+        described, constants = _described(function, store, cpu)
+        text = print_module(Module({"forward": described}))
+        choices = self._choices(described, text, cpu, options.tuning)
+        built = self._built(text, cpu, choices)
+        for note in built.notes:
+            options.tuning.tell(note)
         names = {name: store.name(constant) for name, constant in constants.items()}
         portable = options.portable
         return TvmExecutable(
@@ -59,23 +68,38 @@ class TvmBackend:
             built.library,
             {names[name]: store.tensor(constant) for name, constant in constants.items()},
             features=cpu_features(),
+            own=frozenset(names[name] for name, each in constants.items() if not isinstance(each, Leaf)),
             threads=options.threads,
             portable=None if portable is None else lambda: portable(function),
+            kernels=reported(built.program, choices),
         )
 
-    def _built(self, text: str, cpu: Cpu) -> BuiltProgram:
-        """What was built of the same text, as of an equal layer, or is now."""
-        built = self._known.get((text, cpu))
+    def _built(self, text: str, cpu: Cpu, choices: Mapping[str, Choice]) -> BuiltProgram:
+        """What was built of the same text and configs, as of an equal layer, or is now."""
+        configs = {key: tuple(map(str, each.configs)) for key, each in choices.items() if each.is_measured}
+        key = text, cpu, tuple(configs.items())
+        built = self._known.get(key)
         if built is None:
-            built = self._builder.build(text, cpu)
+            built = self._builder.build(text, cpu, configs)
             if len(self._known) >= _KEPT:
                 self._known.clear()
-            self._known[text, cpu] = built
+            self._known[key] = built
         return built
 
+    def _choices(self, function: Function, text: str, cpu: Cpu, tuning: KernelTuning) -> dict[str, Choice]:
+        """The configs of kernels of templates, where something was or is to be measured."""
+        times = tuning.times.get(self.name)
+        if times is None:
+            return {}
 
-def _described(function: Function, store: ConstantStore) -> tuple[str, dict[str, Constant]]:
-    """The text of ``function`` with ops taken apart, its constants known by number and type alone.
+        def measure(key: str, rows: Sequence[int], budget: float) -> Any:
+            return self._builder.tune(text, cpu, key, rows, budget)
+
+        return choices_of(function, cpu, times, tuning, measure)
+
+
+def _described(function: Function, store: ConstantStore, cpu: Cpu) -> tuple[Function, dict[str, Constant]]:
+    """``function`` with ops taken apart for ``cpu``, its constants known by number and type alone.
 
     Raises:
         BackendError: an op is not supported.
@@ -92,14 +116,8 @@ def _described(function: Function, store: ConstantStore) -> tuple[str, dict[str,
             op.attrs["value"] = leaves.setdefault(name, Leaf(name, constant.type))
         elif (reason := supports(op)) is not None:
             raise BackendError(reason, backend=TvmBackend.name, op=op.name)
-    expand(copy)
+    expand(copy, cpu)
     forget_names(copy)
-    copy.symbols = tuple(dict.fromkeys((*function.symbols, *_symbols(copy))))
-    return print_module(Module({"forward": copy})), names
-
-
-def _symbols(function: Function) -> Iterator[Symbol]:
-    """Every symbol that is read: a piece of a function may know sizes that are none of its arguments'."""
-    for op in function.body.ops:
-        for each in (*(r.type for r in op.results), *op.attrs.values()):
-            yield from symbols_in(each)
+    # A piece of a function may know sizes that are none of its arguments'.
+    copy.symbols = tuple(dict.fromkeys((*function.symbols, *symbols_of(copy.body.ops))))
+    return copy, names

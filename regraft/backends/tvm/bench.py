@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from regraft.backends.tvm.building import build
+from regraft.backends.tvm.packing import Packing
 from regraft.backends.tvm.space import Config
 from regraft.backends.tvm.templates import Argument, Problem, Template
 from regraft.backends.tvm.templates.reference import example_values, reference
@@ -61,6 +62,7 @@ class KernelBench:
         self.template = template
         self._compile = compile
         self._cases: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+        self._weights: dict[tuple[str, Packing], Tensor] = {}
 
     def build(self, config: Config) -> Kernel:
         """The kernel of ``config``.
@@ -77,7 +79,7 @@ class KernelBench:
         values, expected = self._case(arguments, rows)
         packing = self.template.packing(self.problem, config)
         given = {
-            a.name: packing[a.name].apply(values[a.name])
+            a.name: self._packed(a.name, packing[a.name], values[a.name])
             if a.name in packing
             else values[a.name].view(getattr(torch, a.dtype))
             for a in arguments
@@ -85,12 +87,14 @@ class KernelBench:
         }
         outputs = {
             a.name: torch.empty(
-                [rows if size is None else size for size in a.shape], dtype=getattr(torch, a.dtype)
+                [rows if size is None else size for size in a.shape],
+                dtype=getattr(torch, a.viewed_from or a.dtype),
             )
             for a in arguments
             if a.role == "output"
         }
-        call = kernel(*given.values(), *outputs.values())
+        seen = [outputs[a.name].view(getattr(torch, a.dtype)) for a in arguments if a.role == "output"]
+        call = kernel(*given.values(), *seen)
 
         def fault() -> str | None:
             for output in outputs.values():
@@ -99,6 +103,12 @@ class KernelBench:
             return _fault(outputs, expected)
 
         return Trial(call, fault)
+
+    def _packed(self, name: str, packing: Packing, weight: Tensor) -> Tensor:
+        """A weight as ``packing`` lays it out; it has the same values at every number of rows."""
+        if (name, packing) not in self._weights:
+            self._weights[name, packing] = packing.apply(weight)
+        return self._weights[name, packing]
 
     def _case(self, arguments: Sequence[Argument], rows: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Arguments before packing, and the right results: the same for every config."""

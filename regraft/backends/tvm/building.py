@@ -58,7 +58,6 @@ def _pipeline() -> str:
 
     passes = (
         transform.FlattenBuffer(),
-        transform.BF16ComputeLegalize(),
         transform.NarrowDataType(32),
         transform.VectorizeLoop(True),
         transform.StorageRewrite(),
@@ -69,7 +68,6 @@ def _pipeline() -> str:
         transform.AnnotateEntryFunc(),
         transform.SplitHostDevice(),
         transform.MakePackedAPI(),
-        transform.BF16StorageLegalize(),
     )
 
     def factory() -> Any:

@@ -8,7 +8,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from regraft.backends.tvm.cluster import Check, Cluster
-from regraft.backends.tvm.kernel import TVM_TYPES, Built, Kernel
+from regraft.backends.tvm.kernel import MEMORY_TYPES, Built, Kernel
 from regraft.ir import Symbol, Value
 
 
@@ -21,7 +21,7 @@ def build_check(check: Check, memory: Value, symbols: Sequence[Symbol], name: st
         sizes = {symbol: T.arg(symbol.name, T.int64()) for symbol in symbols}
         k = Kernel(Cluster(check.op, {}), sizes)
         count = k.size(memory.tensor.numel)
-        values = T.match_buffer(handle, (count,), TVM_TYPES[memory.tensor.dtype], align=64)
+        values = T.match_buffer(handle, (count,), MEMORY_TYPES[memory.tensor.dtype], align=64)
         with T.serial(T.int64(0), count) as place:
             found = k.bind(k.place(values[place]))
             inside = T.And(found >= k.size(check.least), found < k.size(check.size))

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from regraft.backends.tvm.cpu import Cpu
 from regraft.errors import BackendError
+from regraft.timing import Measured
 
 #: Seconds that a process may take to end when it is asked to.
 _PATIENCE = 5.0
@@ -28,6 +29,7 @@ class BuiltProgram:
 
     program: Mapping[str, Any]
     library: bytes | None
+    notes: Sequence[str] = ()
 
 
 class Builder:
@@ -35,26 +37,47 @@ class Builder:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+        self._process: _Worker | None = None
         self._owner = 0
         self._asked = 0
 
-    def build(self, text: str, cpu: Cpu) -> BuiltProgram:
+    def build(self, text: str, cpu: Cpu, configs: Mapping[str, Sequence[str]]) -> BuiltProgram:
         """The program of the function in ``text``, its kernels for this machine, whose ``cpu`` this is.
+
+        ``configs`` are those of kernels of templates that are not to be the default, see ``worker.build``.
 
         Raises:
             BackendError: TVM refused it, or the process ended.
         """
         with self._lock, tempfile.TemporaryDirectory() as folder:
-            request = {"text": text, "cpu": asdict(cpu), "folder": folder}
-            answer = self._ask(request)
-            if "error" in answer:
-                raise BackendError(f"TVM refused a kernel: {answer['kind']}: {answer['error']}", "tvm")
+            answer = self._ask("build", text, cpu, configs=configs, folder=folder)
             library = answer["library"]
             content = None if library is None else Path(library).read_bytes()
-            return BuiltProgram(answer["program"], content)
+            return BuiltProgram(answer["program"], content, answer["notes"])
 
-    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def tune(
+        self, text: str, cpu: Cpu, key: str, rows: Sequence[int], budget: float
+    ) -> tuple[list[tuple[str, list[str], Measured]], list[str]]:
+        """Times of a kernel's candidates (signature, configs, times), and what the user should know.
+
+        Raises:
+            BackendError: TVM refused a kernel, or the process ended.
+        """
+        with self._lock:
+            answer = self._ask("tune", text, cpu, key=key, rows=rows, budget=budget)
+        found = [
+            (m["signature"], m["forms"], Measured(m["rows"], tuple(m["us"]), m["noise"]))
+            for m in answer["measured"]
+        ]
+        return found, answer["notes"]
+
+    def _ask(self, do: str, text: str, cpu: Cpu, **given: Any) -> dict[str, Any]:
+        answer = self._answered({"do": do, "text": text, "cpu": asdict(cpu), **given})
+        if "error" in answer:
+            raise BackendError(f"TVM refused a kernel: {answer['kind']}: {answer['error']}", "tvm")
+        return answer
+
+    def _answered(self, request: Mapping[str, Any]) -> dict[str, Any]:
         process = self._running()
         self._asked += 1
         try:
@@ -71,7 +94,7 @@ class Builder:
             raise BackendError(f"the process that runs TVM ended with status {process.wait()}", "tvm")
         return answer
 
-    def _running(self) -> subprocess.Popen[str]:
+    def _running(self) -> _Worker:
         is_ours = self._owner == os.getpid()  # a forked process must not answer for its parent's requests
         if self._process is None or not is_ours or self._process.poll() is not None:
             self._owner, self._process = os.getpid(), None
@@ -80,17 +103,30 @@ class Builder:
         return self._process
 
 
-def _started() -> subprocess.Popen[str]:
+class _Worker(subprocess.Popen[str]):
+    """The process, and this end of the pipe whose closing ends it: upon our own end, the system closes it."""
+
+    def __init__(self) -> None:
+        found = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
+        other, ours = os.pipe()
+        self.lifeline = os.fdopen(ours, "wb")
+        try:
+            super().__init__(
+                [sys.executable, "-m", "regraft.backends.tvm.worker", str(other)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found))},
+                pass_fds=(other,),
+                start_new_session=True,  # Ctrl-C is for the caller
+            )
+        finally:
+            os.close(other)
+
+
+def _started() -> _Worker:
     """A worker that has loaded TVM."""
-    found = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "regraft.backends.tvm.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found))},
-        start_new_session=True,  # Ctrl-C is for the caller, upon whose end the worker ends too
-    )
+    process = _Worker()
     assert process.stdout is not None
     try:
         ready = process.stdout.readline()
@@ -114,7 +150,7 @@ def _exchanged(process: subprocess.Popen[str], line: str) -> str:
         return ""
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: _Worker) -> None:
     """End the worker, whatever it is at. A forked process, whose child it is not, sends it no signal."""
     process.terminate()
     try:
@@ -122,7 +158,7 @@ def _end(process: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    for pipe in (process.stdin, process.stdout):
+    for pipe in (process.stdin, process.stdout, process.lifeline):
         if pipe is not None:
             with suppress(BrokenPipeError):  # what it never read
                 pipe.close()

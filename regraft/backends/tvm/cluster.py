@@ -12,14 +12,15 @@ nothing, join any number of them. What is a result, or read by a product or as a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from regraft.backends.tvm.epilogue import can_follow, is_number
 from regraft.backends.tvm.lower import LOWERINGS
 from regraft.backends.tvm.lower.indexing import needs_division
 from regraft.backends.tvm.lower.kinds import Pointwise, Templated, is_elementwise
-from regraft.ir import Dim, Function, Op, Trait, Value, dims
+from regraft.ir import Dim, Function, Op, Symbol, Trait, Type, Value, dims, symbols_in
 
 
 @dataclass(eq=False)
@@ -30,6 +31,7 @@ class Cluster:
         root: the last of them, whose result is stored.
         inlined: all of them.
         anchor: the one that writes the loops; None where each element is computed by itself.
+        twin: a second product of what the anchor multiplies: both sums are joined (a gate).
         inputs: what is read from memory, each once.
         is_closed: nothing joins any more but numbers: a template reads its operands from memory, those of its
             epilogue too.
@@ -38,6 +40,7 @@ class Cluster:
     root: Op
     inlined: dict[Op, None]
     anchor: Op | None = None
+    twin: Op | None = None
     inputs: tuple[Value, ...] = ()
     is_closed: bool = False
     memories: Mapping[Value, Value] = field(default_factory=dict[Value, Value], repr=False)
@@ -45,6 +48,11 @@ class Cluster:
     @property
     def result(self) -> Value:
         return self.root.result
+
+    @property
+    def products(self) -> tuple[Op, ...]:
+        """The anchor and its twin."""
+        return tuple(op for op in (self.anchor, self.twin) if op is not None)
 
     def memory(self, value: Value) -> Value:
         """The value in whose memory ``value`` lies."""
@@ -87,7 +95,7 @@ class _Forming:
 
     def run(self) -> Clusters:
         roots: list[Cluster] = []
-        for op in reversed(self.ops):
+        for op in reversed(_beside_siblings(self.ops)):
             homes = self._homes(op)
             if homes is None:
                 cluster = Cluster(op, {})
@@ -102,7 +110,9 @@ class _Forming:
     def _join(self, op: Op, cluster: Cluster) -> None:
         cluster.inlined[op] = None
         lowering = LOWERINGS[op.name]
-        if not isinstance(lowering, Pointwise):
+        if cluster.anchor is not None and isinstance(lowering, Templated):
+            cluster.twin = op
+        elif not isinstance(lowering, Pointwise):
             cluster.anchor = op
             cluster.is_closed = isinstance(lowering, Templated)
 
@@ -131,7 +141,7 @@ class _Forming:
             if not self.homes[user]:  # a view of memory
                 return None
             is_closed = any(home.is_closed for home in self.homes[user])
-            if _repeats(op, user) or (is_closed and not is_number(op)):
+            if _repeats(op, user) or (is_closed and not (is_number(op) or _is_product(op))):
                 return None
             found |= self.homes[user]
         return frozenset(found)
@@ -141,8 +151,10 @@ class _Forming:
         if len(wanted) != 1:
             return False
         (cluster,) = wanted
-        if cluster.anchor is not None or not self._in_step(op.result, cluster):
+        if not self._in_step(op.result, cluster):
             return False
+        if cluster.anchor is not None:
+            return cluster.twin is None and _are_siblings(op, cluster.anchor)
         is_template = isinstance(LOWERINGS[op.name], Templated)
         return not is_template or can_follow(op, tuple(cluster.inlined), cluster.root)
 
@@ -176,6 +188,45 @@ class _Forming:
                         checked.add(bound)
                         yield Check(*bound, op)
             yield cluster
+
+
+def symbols_of(ops: Iterable[Op], values: Iterable[Value] = ()) -> tuple[Symbol, ...]:
+    """Every symbol in the types and attributes of ``ops`` and in the types of ``values``, once, in order."""
+    found: dict[Symbol, None] = {}
+    for op in ops:
+        for each in (*(v.type for v in (*op.operands, *op.results)), *op.attrs.values()):
+            found |= dict.fromkeys(symbols_in(each))
+    for value in values:
+        found |= dict.fromkeys(symbols_in(value.type))
+    return tuple(found)
+
+
+def _beside_siblings(ops: Sequence[Op]) -> list[Op]:
+    """``ops`` with each product right behind its first sibling, if it has one.
+
+    What follows both, which may join one kernel with them, then comes after both.
+    """
+    groups: dict[Any, list[Op]] = {}
+    for op in ops:
+        groups.setdefault(_siblings_key(op) or op, []).append(op)
+    return [op for group in groups.values() for op in group]
+
+
+def _are_siblings(op: Op, other: Op) -> bool:
+    key = _siblings_key(op)
+    return key is not None and key == _siblings_key(other)
+
+
+def _siblings_key(op: Op) -> tuple[Value, Type] | None:
+    """Equal for products of one input by constant matrices of one shape; None for all others."""
+    if op.name != "aten.linear" or not _is_product(op):
+        return None
+    x, *constants = op.operands
+    return (x, op.operand("weight").type) if all(value.is_const for value in constants) else None
+
+
+def _is_product(op: Op) -> bool:
+    return isinstance(LOWERINGS[op.name], Templated)
 
 
 def _is_computed(op: Op) -> bool:

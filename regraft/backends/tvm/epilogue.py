@@ -7,22 +7,26 @@ from typing import Literal
 
 from regraft.backends.tvm.lower.elementwise import calls_library
 from regraft.backends.tvm.lower.kinds import is_elementwise
+from regraft.backends.tvm.problems import last_bias
 from regraft.ir import Dim, DType, Op, Value, dims, symbols_in
 
 Axes = tuple[Literal["batch", "rows", "columns", "depth"], ...]
 
 
+#: What templates store, and read besides their matrices.
+TYPES = frozenset({DType.F32, DType.BF16})
+
+
 def can_follow(product: Op, inlined: Collection[Op], root: Op) -> bool:
     """Whether ``inlined``, with ``root`` the last of them, can be computed from the sums of ``product``."""
     shape = root.result.tensor.shape
-    if root.result.tensor.dtype != DType.F32:  # what templates store
+    if root.result.tensor.dtype not in TYPES:
         return False
     for op in inlined:
         if not (is_number(op) or _is_step(op)):
             return False
-        if any(v.tensor.dtype != DType.F32 for v in _outer(op, product, inlined)):
-            return False
-        if any(_axes(v, shape) is None for v in _outer(op, product, inlined)):
+        outer = _outer(op, (product,), inlined)
+        if any(v.tensor.dtype not in TYPES or _axes(v, shape) is None for v in outer):
             return False
     return True
 
@@ -42,11 +46,11 @@ def _has_sizes(attr: object) -> bool:
     return next(symbols_in(attr), None) is not None
 
 
-def leaves(product: Op, inlined: Collection[Op]) -> tuple[Value, ...]:
-    """The values that the epilogue reads, each once; first of all the product's bias."""
-    bias = product.optional("bias")
-    read = (v for op in inlined if op is not product for v in _outer(op, product, inlined))
-    return tuple(dict.fromkeys((*([] if bias is None else [bias]), *read)))
+def leaves(products: Sequence[Op], inlined: Collection[Op]) -> tuple[Value, ...]:
+    """The values that the epilogue reads, each once; first of all the products' biases."""
+    biases = [bias for op in products if (bias := last_bias(op)) is not None]
+    read = (v for op in inlined if op not in products for v in _outer(op, products, inlined))
+    return tuple(dict.fromkeys((*biases, *read)))
 
 
 def axes_of_leaf(value: Value, root: Op) -> Axes:
@@ -56,8 +60,8 @@ def axes_of_leaf(value: Value, root: Op) -> Axes:
     return axes
 
 
-def _outer(op: Op, product: Op, inlined: Collection[Op]) -> Sequence[Value]:
-    return [v for v in op.operands if v.op is not product and v.op not in inlined]
+def _outer(op: Op, products: Collection[Op], inlined: Collection[Op]) -> Sequence[Value]:
+    return [v for v in op.operands if v.op not in products and v.op not in inlined]
 
 
 def _axes(value: Value, shape: Sequence[Dim]) -> Axes | None:

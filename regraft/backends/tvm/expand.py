@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from regraft.backends.tvm.cpu import Cpu
+from regraft.backends.tvm.problems import template_of
 from regraft.ir import OPS, DType, Function, Op, Rewriter, Value, dims
 
 
@@ -13,8 +15,12 @@ def _always(op: Op) -> str | None:
     return None
 
 
-def _every_use(op: Op) -> bool:
+def _every_use(op: Op, cpu: Cpu) -> bool:
     return True
+
+
+def _no_template(op: Op, cpu: Cpu) -> bool:
+    return template_of(op, cpu) is None
 
 
 @dataclass(frozen=True)
@@ -24,22 +30,22 @@ class Expansion:
     Fields:
         build: ``build(builder, op)`` gives the values that replace its results.
         check: why this use of the op cannot be lowered, or None.
-        applies: whether this use is taken apart; one that is not has a kernel of its own.
+        applies: whether this use is taken apart on a CPU; one that is not has a kernel of its own.
     """
 
     build: Callable[[Any, Op], Value | Sequence[Value]]
     check: Callable[[Op], str | None] = _always
-    applies: Callable[[Op], bool] = _every_use
+    applies: Callable[[Op, Cpu], bool] = _every_use
 
 
-def expand(function: Function) -> None:
-    """Take apart what is to be, in place, until nothing is left to."""
+def expand(function: Function, cpu: Cpu) -> None:
+    """Take apart what has no kernel of its own on ``cpu``, in place, until nothing is left to."""
     rewriter = Rewriter(OPS, "tvm")
     pending = list(function.body.ops)
     while pending:
         op = pending.pop(0)
         expansion = EXPANSIONS.get(op.name)
-        if expansion is None or not expansion.applies(op):
+        if expansion is None or not expansion.applies(op, cpu):
             continue
         builder = rewriter.before(op)
         made = expansion.build(builder, op)
@@ -55,20 +61,13 @@ def _feed_forward(b: Any, op: Op) -> Any:
 # -- products ----------------------------------------------------------------------------------
 
 
-def _needs_matmul(op: Op) -> bool:
-    """Only a constant matrix is packed once, and templates compute in f32."""
-    weight = op.operand("weight")
-    is_matrix = weight.is_const and weight.tensor.rank == 2 and 0 not in weight.tensor.shape
-    return not is_matrix or weight.tensor.dtype != DType.F32
-
-
 def _linear(b: Any, op: Op) -> Value:
     x, weight, bias = op.operand("input"), op.operand("weight"), op.optional("bias")
     product = b.aten.matmul(x, b.aten.permute(weight, (1, 0)) if weight.tensor.rank == 2 else weight)
     return product if bias is None else b.aten.add.Tensor(product, bias)
 
 
-def _has_vector(op: Op) -> bool:
+def _has_vector(op: Op, cpu: Cpu) -> bool:
     return op.operand("self").tensor.rank == 1 or op.operand("other").tensor.rank == 1
 
 
@@ -166,8 +165,8 @@ def _as(b: Any, x: Value, shape: tuple[Any, ...]) -> Value:
 
 
 EXPANSIONS: Mapping[str, Expansion] = {
-    "rg.ffn": Expansion(_feed_forward),
-    "aten.linear": Expansion(_linear, applies=_needs_matmul),
+    "rg.ffn": Expansion(_feed_forward, applies=_no_template),
+    "aten.linear": Expansion(_linear, applies=_no_template),
     "aten.matmul": Expansion(_matmul, applies=_has_vector),
     "aten.scaled_dot_product_attention": Expansion(_attention, _same_heads),
 }

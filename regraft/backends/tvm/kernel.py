@@ -26,10 +26,11 @@ from regraft.backends.tvm.lower.indexing import ravel, unravel
 from regraft.backends.tvm.lower.kinds import Expr, Loops, Pointwise, lowest
 from regraft.backends.tvm.lower.reduce import Fold
 from regraft.backends.tvm.scalars import Scalars
+from regraft.backends.tvm.templates import functions
 from regraft.ir import Dim, DType, Op, Symbol, Value
 from regraft.ir import Expr as Size
 
-#: Element types by TVM's names.
+#: What kernels compute elements in, by TVM's names.
 TVM_TYPES: Mapping[DType, str] = {
     DType.F32: "float32",
     DType.F64: "float64",
@@ -39,7 +40,10 @@ TVM_TYPES: Mapping[DType, str] = {
     DType.I8: "int8",
     DType.U8: "uint8",
     DType.BOOL: "bool",
+    DType.BF16: "float32",
 }
+#: What memory holds: of bf16 the bits (``templates.functions``).
+MEMORY_TYPES: Mapping[DType, str] = {**TVM_TYPES, DType.BF16: "uint16"}
 
 #: Numbers that are computed side by side.
 LANES = 16
@@ -65,7 +69,7 @@ def build(cluster: Cluster, symbols: Sequence[Symbol], name: str) -> Built:
         kernel = Kernel(cluster, sizes)
         for value, handle in zip(buffers, handles, strict=True):
             shape = (kernel.size(value.tensor.numel),)
-            kernel.buffers[value] = T.match_buffer(handle, shape, TVM_TYPES[value.tensor.dtype], align=64)
+            kernel.buffers[value] = T.match_buffer(handle, shape, MEMORY_TYPES[value.tensor.dtype], align=64)
         kernel.write()
     return Built(builder.get(), buffers, tuple(symbol.name for symbol in symbols))
 
@@ -172,7 +176,8 @@ class Kernel:
         if op is not None and op in self.cluster.inlined:
             return self._computed(op, index)
         source = self.cluster.memory(value)
-        return self.buffers[source][self.place(ravel(index, value.tensor.shape, self.size))]
+        found = self.buffers[source][self.place(ravel(index, value.tensor.shape, self.size))]
+        return functions.of_bf16_bits(found) if value.tensor.dtype == DType.BF16 else found
 
     def _computed(self, op: Op, index: Sequence[Expr]) -> Expr:
         if op is self.cluster.anchor:
@@ -206,6 +211,7 @@ class Kernel:
         """Write element ``index`` of the result."""
         out = self.cluster.root.result
         offset = self.place(ravel(index, out.tensor.shape, self.size))
+        value = functions.bf16_bits(self.bind(value)) if out.tensor.dtype == DType.BF16 else value
         T.buffer_store(self.buffers[self.cluster.result], value, [offset])
 
     @contextmanager
@@ -274,7 +280,8 @@ class Kernel:
             return value
         if to == DType.BOOL:
             return self.math.differ(value, self.zero(value))
-        return self.math.cast(value, TVM_TYPES[to])
+        value = self.math.cast(value, TVM_TYPES[to])
+        return functions.rounded_to_bf16(self.bind(value)) if to == DType.BF16 else value
 
     def only_if(self, condition: Expr, value: Callable[[], Expr], other: Expr) -> Expr:
         """``value()`` where ``condition`` holds, else ``other``; only then is it read."""

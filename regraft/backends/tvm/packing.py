@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
     from torch import Tensor
 
 
@@ -44,3 +47,11 @@ class Packing:
         if self.viewed_as is None:
             return packed
         return packed.view(getattr(torch, self.viewed_as)).squeeze(-1)
+
+    def undo(self, packed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The tensor of ``shape`` and ``dtype`` of which ``apply`` made ``packed``."""
+        laid_out = packed.view(dtype).reshape([self.shape[axis] for axis in self.permutation])
+        inverse = sorted(range(len(self.permutation)), key=self.permutation.__getitem__)
+        padded = [size + extra for size, extra in zip(shape, self.pad, strict=True)]
+        whole = laid_out.permute(inverse).reshape(padded)
+        return whole[tuple(slice(size) for size in shape)].contiguous()

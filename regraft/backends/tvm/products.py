@@ -1,119 +1,103 @@
-"""Kernels of products with constant weights, by the templates. Imports TVM.
-
-What follows a product in its kernel is one step of the template's epilogue: an expression over the sum and
-over elements of further buffers, each as large as the result, or a row or a column of it.
-"""
+"""Kernels of products with constant weights, by the templates. Imports TVM."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from regraft.backends.tvm import building, tune
 from regraft.backends.tvm.cluster import Cluster
 from regraft.backends.tvm.cpu import Cpu
-from regraft.backends.tvm.epilogue import axes_of_leaf, leaves
-from regraft.backends.tvm.kernel import Kernel
-from regraft.backends.tvm.lower.kinds import Expr
+from regraft.backends.tvm.following import kernel_key, problem_of_cluster, title
 from regraft.backends.tvm.packing import Packing
-from regraft.backends.tvm.templates import Extra, Gemm, Step, template_for
-from regraft.ir import Dim, Op, Value, dims
+from regraft.backends.tvm.problems import rows_of
+from regraft.backends.tvm.space import Config
+from regraft.backends.tvm.templates import TYPICAL_ROWS, Problem, Template, template_for
+from regraft.ir import Dim
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A buffer that the kernel takes: what ``values_of`` has under ``name``, packed if it is a weight."""
+    """A buffer that the kernel takes: what ``values_of`` has under ``name``, packed if it is a weight.
+
+    Fields:
+        view: the type that the kernel sees the buffer's elements as, several in one, where it is another.
+    """
 
     name: str
     shape: tuple[Dim, ...]
     packing: Packing | None
+    view: str | None
 
 
 @dataclass(frozen=True)
 class BuiltProduct:
-    """A kernel of a template, and what it takes, the result last."""
+    """A kernel of a template, and what it takes, the result last.
+
+    Fields:
+        facts: what a report says of it, as JSON.
+    """
 
     function: Any
     parameters: tuple[Parameter, ...]
+    facts: dict[str, Any]
 
 
-def build(cluster: Cluster, description: str, cpu: Cpu, name: str) -> BuiltProduct:
-    """The kernel of ``cluster``, whose anchor is a product.
+@dataclass(frozen=True)
+class Products:
+    """Builds kernels of templates.
 
-    ``description`` tells its epilogue from others; ``cpu`` is what configs are ranked for.
+    Fields:
+        cpu: what configs are ranked for.
+        configs: by ``kernel_key`` the configs to take, the best first, where it is not the default.
+        is_careful: each config that is not the default is built alone before it is taken.
+        notes: what the user should know.
     """
-    product = _product(cluster)
-    rows = dims.product(product.operand("input").tensor.shape[:-1])
-    problem = _problem(cluster, rows, description)
-    template = template_for(problem)
-    assert template is not None, "what no template takes is expanded"
-    config = template.default(problem, cpu)
-    packing = template.packing(problem, config)
-    parameters = (
-        Parameter(a.name, tuple(rows if size is None else size for size in a.shape), packing.get(a.name))
-        for a in template.arguments(problem, config)
-    )
-    return BuiltProduct(template.build(problem, config, name), tuple(parameters))
 
+    cpu: Cpu
+    configs: Mapping[str, Sequence[Config]]
+    is_careful: bool
+    notes: list[str]
 
-def values_of(cluster: Cluster) -> dict[str, Value]:
-    """The values in the buffers of the kernel of ``cluster``, by the names of its parameters."""
-    product = _product(cluster)
-    given = {"x": product.operand("input"), "w": product.operand("weight"), **_extras(cluster)}
-    return {name: cluster.memory(value) for name, value in given.items()} | {"out": cluster.result}
+    def build(self, cluster: Cluster, name: str) -> BuiltProduct:
+        """The kernel of ``cluster``, whose anchor is a template's op, as the function ``name``."""
+        assert cluster.anchor is not None
+        problem = problem_of_cluster(cluster)
+        template = template_for(problem, self.cpu)
+        assert template is not None, "what no template takes is expanded"
+        config, function = self._built(problem, template, name)
+        packing, rows = template.packing(problem, config), rows_of(cluster.anchor)
+        parameters = (
+            Parameter(
+                a.name,
+                tuple(rows if size is None else size for size in a.shape),
+                packing.get(a.name),
+                a.dtype if a.viewed_from is not None else None,
+            )
+            for a in template.arguments(problem, config)
+        )
+        return BuiltProduct(function, tuple(parameters), self._facts(problem, template, config))
 
+    def _built(self, problem: Problem, template: Template, name: str) -> tuple[Config, Any]:
+        default = template.default(problem, self.cpu)
+        wanted = self.configs.get(kernel_key(problem), (default,))
 
-def _product(cluster: Cluster) -> Op:
-    assert cluster.anchor is not None
-    return cluster.anchor
+        def build(config: Config) -> Any:
+            function = template.build(problem, config, name)
+            if self.is_careful and config != default:
+                building.build([function])
+            return function
 
+        return tune.built(wanted, build, self.notes)
 
-def _extras(cluster: Cluster) -> dict[str, Value]:
-    return {f"e{number}": value for number, value in enumerate(leaves(_product(cluster), cluster.inlined))}
-
-
-def _problem(cluster: Cluster, rows: Dim, description: str) -> Gemm:
-    op, named = _product(cluster), _extras(cluster)
-    columns, depth = op.operand("weight").tensor.shape
-    assert isinstance(columns, int)
-    assert isinstance(depth, int)
-    extras = tuple(Extra(name, axes_of_leaf(value, cluster.root)) for name, value in named.items())
-    is_bare = cluster.root is op and op.optional("bias") is None
-    steps = () if is_bare else (Step(description, _Following(cluster, tuple(named.values())), extras),)
-    return Gemm(rows if isinstance(rows, int) and rows else None, columns, depth, epilogue=steps)
-
-
-class _Following:
-    """The epilogue of a cluster as a template's step: what becomes of a sum."""
-
-    def __init__(self, cluster: Cluster, read: tuple[Value, ...]) -> None:
-        self.cluster, self.read = cluster, read
-
-    def __call__(self, math: Any, total: Expr, *elements: Expr) -> Expr:
-        op = self.cluster.anchor
-        assert op is not None
-        known = dict(zip(self.read, elements, strict=True))
-        bias = op.optional("bias")
-        product = total if bias is None else total + known[bias]
-        if self.cluster.root is op:
-            return product
-        return _Elements(self.cluster, known).following(product)
-
-
-class _Elements(Kernel):
-    """Evaluates elementwise ops whose operands' elements are given."""
-
-    def __init__(self, cluster: Cluster, known: dict[Value, Expr]) -> None:
-        super().__init__(cluster, {})
-        self.elements = known
-
-    def following(self, product: Expr) -> Expr:
-        """The element of the root, given that of the anchor."""
-        root = self.cluster.root.result
-        with self.scope():
-            return self.after(product, [0] * root.tensor.rank)
-
-    def at(self, value: Value, index: Sequence[Expr]) -> Expr:
-        if value in self.elements:
-            return self.elements[value]
-        return super().at(value, index)
+    def _facts(self, problem: Problem, template: Template, config: Config) -> dict[str, Any]:
+        rows = TYPICAL_ROWS if problem.rows is None else (problem.rows,)
+        return {
+            "key": kernel_key(problem),
+            "title": title(problem),
+            "template": template.name,
+            "config": str(config),
+            "rows": problem.rows,
+            "estimated_us": [[r, template.estimate(problem, config, self.cpu, r)] for r in rows],
+        }

@@ -7,18 +7,18 @@ one kernel: a model of equal layers has the kernels of one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from regraft.backends.tvm import cluster as clusters
 from regraft.backends.tvm import kernel as kernels
-from regraft.backends.tvm import products
 from regraft.backends.tvm.checks import build_check
-from regraft.backends.tvm.cluster import Check, Cluster
-from regraft.backends.tvm.cpu import Cpu
+from regraft.backends.tvm.cluster import Check, Cluster, symbols_of
+from regraft.backends.tvm.following import values_of
 from regraft.backends.tvm.packing import Packing
-from regraft.ir import Constant, Dim, Function, Symbol, Trait, Value, symbols_in
+from regraft.backends.tvm.products import BuiltProduct, Products
+from regraft.ir import Constant, Dim, DType, Function, Symbol, Trait, Value, symbols_in
 
 #: A kernel that no name tells: kernels are named by their number, calls of them by their ops.
 _KERNEL = "kernel_{}"
@@ -37,22 +37,20 @@ class Program:
     functions: Mapping[str, Any]
 
 
-def assemble(function: Function, cpu: Cpu) -> Program:
-    """The program of ``function``, whose ops all have lowerings, for ``cpu``."""
-    return _Assembly(function, cpu).run()
+def assemble(function: Function, products: Products) -> Program:
+    """The program of ``function``, whose ops all have lowerings; ``products`` builds kernels of templates."""
+    return _Assembly(function, products).run()
 
 
 @dataclass
 class _Assembly:
     function: Function
-    cpu: Cpu
+    products: Products
     buffers: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     numbers: dict[Value, int] = field(default_factory=dict[Value, int])
     packed: dict[tuple[Value, Packing], int] = field(default_factory=dict[Any, int])
     functions: dict[str, Any] = field(default_factory=dict[str, Any])
-    known: dict[str, tuple[str, kernels.Built | products.BuiltProduct]] = field(
-        default_factory=dict[str, Any]
-    )
+    known: dict[str, tuple[str, kernels.Built | BuiltProduct]] = field(default_factory=dict[str, Any])
 
     def run(self) -> Program:
         formed = clusters.form(self.function)
@@ -71,7 +69,8 @@ class _Assembly:
             {"buffer": self.numbers[formed.memories.get(v, v)], "shape": _texts(v.tensor.shape)}
             for v in self.function.results
         ]
-        record = {"buffers": self.buffers, "calls": steps, "results": results}
+        facts = {name: built.facts for name, built in self.known.values() if isinstance(built, BuiltProduct)}
+        record = {"buffers": self.buffers, "calls": steps, "results": results, "templates": facts}
         return Program(record, self.functions)
 
     def _buffer(self, value: Value, origin: Mapping[str, Any]) -> None:
@@ -93,27 +92,29 @@ class _Assembly:
         key, values = _described(step, memories)
         if key not in self.known:
             name = _KERNEL.format(len(self.known))
-            built = self._build(step, key, name, memories)
+            built = self._build(step, name, memories)
             self.functions[name] = built.function
             self.known[key] = name, built
         name, built = self.known[key]
         ops = [step.op.name] if isinstance(step, Check) else [op.name for op in step.inlined]
         call: dict[str, Any] = {"kernel": name, "ops": ops}
-        if isinstance(built, products.BuiltProduct):
+        if isinstance(built, BuiltProduct):
             assert isinstance(step, Cluster)
-            return call | self._taken(built, products.values_of(step))
+            return call | self._taken(built, values_of(step))
         reads = [self.numbers[v] for v in values]
         writes = [] if isinstance(step, Check) else [self.numbers[step.result]]
-        return call | {"reads": reads, "writes": writes, "symbols": list(built.symbols)}
+        views = _views("uint16" if v.tensor.dtype == DType.BF16 else None for v in built.buffers)
+        return call | {"reads": reads, "writes": writes, "symbols": list(built.symbols), **views}
 
-    def _taken(self, built: products.BuiltProduct, values: Mapping[str, Value]) -> dict[str, Any]:
+    def _taken(self, built: BuiltProduct, values: Mapping[str, Value]) -> dict[str, Any]:
         """What a template's kernel takes: buffers that have shapes, packed constants among them."""
         numbers = [
             self.numbers[values[p.name]] if p.packing is None else self._packed(values[p.name], p.packing)
             for p in built.parameters
         ]
         shapes = [_texts(p.shape) for p in built.parameters]
-        return {"reads": numbers[:-1], "writes": numbers[-1:], "symbols": [], "shapes": shapes}
+        views = _views(p.view for p in built.parameters)
+        return {"reads": numbers[:-1], "writes": numbers[-1:], "symbols": [], "shapes": shapes, **views}
 
     def _packed(self, value: Value, packing: Packing) -> int:
         """The buffer of the constant ``value`` as ``packing`` lays it out."""
@@ -125,25 +126,22 @@ class _Assembly:
         return self.packed[value, packing]
 
     def _build(
-        self, step: Cluster | Check, key: str, name: str, memories: Mapping[Value, Value]
-    ) -> kernels.Built | products.BuiltProduct:
+        self, step: Cluster | Check, name: str, memories: Mapping[Value, Value]
+    ) -> kernels.Built | BuiltProduct:
         symbols = _symbols(step)
         if isinstance(step, Check):
             return build_check(step, memories.get(step.value, step.value), symbols, name)
         if step.is_closed:
-            return products.build(step, key, self.cpu, name)
+            return self.products.build(step, name)
         return kernels.build(step, symbols, name)
 
 
 def _symbols(step: Cluster | Check) -> tuple[Symbol, ...]:
-    """The symbols that the kernel computes with, in order of appearance."""
+    """The symbols that the kernel computes with."""
     if isinstance(step, Check):
         found = [*symbols_in(step.value.type), *symbols_in((step.least, step.size))]
-    else:
-        values = [v for op in step.inlined for v in (*op.operands, *op.results)]
-        found = [s for v in (*values, *step.inputs) for s in symbols_in(v.type)]
-        found += [s for op in step.inlined for attr in op.attrs.values() for s in symbols_in(attr)]
-    return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(found))
+    return symbols_of(step.inlined, step.inputs)
 
 
 def _described(step: Cluster | Check, memories: Mapping[Value, Value]) -> tuple[str, Sequence[Value]]:
@@ -164,6 +162,12 @@ def _described(step: Cluster | Check, memories: Mapping[Value, Value]) -> tuple[
         lines.append(f"{op.name}({operands}) {op.segments} {op.attrs} {op.result.type}")
     ranges = [f"{s.name} in {s.lo}..{s.hi} by {s.divisor}" for s in _symbols(step)]
     return "\n".join([*lines, *ranges]), step.inputs
+
+
+def _views(types: Iterable[str | None]) -> dict[str, list[str | None]]:
+    """What a kernel sees the elements of its buffers as; nothing where it sees all as they are."""
+    listed = list(types)
+    return {"views": listed} if any(listed) else {}
 
 
 def _texts(shape: Sequence[Dim]) -> list[int | str]:

@@ -1,9 +1,10 @@
 """Runs programs of TVM kernels. An artefact needs this file and its siblings that import no compiler.
 
 A program is JSON: ``buffers``, flat pieces of memory with an element type and a size that may depend on the
-symbols; ``calls``, each with the name of a kernel, the buffers that it reads and writes and the symbols
-whose values it takes; ``results``, buffers in a shape. A buffer is an ``input``, a ``constant``, what a
-``result`` is made in, or scratch.
+symbols; ``calls``, each with the name of a kernel, the buffers that it reads and writes, the symbols whose
+values it takes, and where it sees buffers otherwise than as a row, their ``shapes`` and element types
+(``views``); ``results``, buffers in a shape. A buffer is an ``input``, a ``constant``, what a ``result`` is
+made in, or scratch.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class TvmExecutable:
 
     Fields:
         copied: how many arguments were copied so far, because they were not contiguous or not aligned.
+        packed_bytes: of the packed weights.
+        kernels: what a report says of each kernel of a template; its ``text`` is for people.
         portable: makes the same without machine code; None where nobody has said how.
     """
 
@@ -57,21 +60,30 @@ class TvmExecutable:
         constants: Mapping[str, Tensor],
         *,
         features: frozenset[str],
+        own: frozenset[str],
         threads: int | None = None,
         portable: Callable[[], Executable] | None = None,
+        kernels: Sequence[Record] = (),
     ) -> None:
         """Load the kernels of ``program`` from ``library``, a shared object.
 
         ``features`` are what the kernels need of a CPU; ``portable()`` makes the same without machine code.
+        Constants in ``own`` are nobody else's: those that kernels read packed alone are not kept as they are.
 
         Raises:
             BackendError: the library, or TVM's runtime, cannot be loaded.
         """
         self.copied = 0
+        self.kernels = tuple(kernels)
         self._record, self._library, self._threads = program, library, threads
         self._features, self.portable = features, portable
-        self._constants = {name: tensor.detach() for name, tensor in constants.items()}
-        self._program = _Program.of(program, library, self._constants)
+        self._names = tuple(constants)
+        held = {name: tensor.detach() for name, tensor in constants.items()}
+        self._program = _Program.of(program, library, held)
+        packed = _packed(program, self._program, held)
+        self._packed = {name: each for name, each in packed.items() if name in own}
+        self._constants = {name: tensor for name, tensor in held.items() if name not in self._packed}
+        self.packed_bytes = sum(self._program.constants[number].nbytes for number in self._packings())
         self._idle: OrderedDict[tuple[tuple[str, int], ...], list[_Binding]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -114,6 +126,10 @@ class TvmExecutable:
         self.copied += 1
         return _copy(tensor)
 
+    def _packings(self) -> list[int]:
+        """The buffers that have packed weights."""
+        return [n for n in self._program.constants if "packing" in self._record["buffers"][n]]
+
     def _take(self, key: tuple[tuple[str, int], ...]) -> _Binding | None:
         with self._lock:
             kept = self._idle.get(key)
@@ -128,7 +144,9 @@ class TvmExecutable:
 
     def save(self, writer: ArtefactWriter) -> dict[str, Any]:
         """The program, and its kernels as a file; the constants go to ``writer`` under their names."""
-        for name, tensor in self._constants.items():
+        held = self._constants | {name: each.original() for name, each in self._packed.items()}
+        constants = {name: held[name] for name in self._names}
+        for name, tensor in constants.items():
             writer.add_tensor(name, tensor)
         file = None
         if self._library is not None:
@@ -137,7 +155,7 @@ class TvmExecutable:
         return {
             "program": self._record,
             "library": file,
-            "constants": list(self._constants),
+            "constants": list(constants),
             "threads": self._threads,
             "features": sorted(self._features),
         }
@@ -157,6 +175,7 @@ def load(record: Record, reader: ArtefactReader) -> TvmExecutable:
             library,
             constants,
             features=frozenset(record["features"]),
+            own=frozenset(constants),
             threads=record["threads"],
         )
     except BackendError as error:
@@ -189,6 +208,8 @@ class _Call:
     symbols: tuple[str, ...]
     shapes: tuple[tuple[Callable[[Sizes], int], ...], ...] | None
     """Of the buffers, where the kernel takes more of them than a row."""
+    views: tuple[torch.dtype | None, ...]
+    """What the kernel sees the elements of each buffer as, where that is another type than the buffer's."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +249,7 @@ class _Program:
                 tuple(c["writes"]),
                 tuple(c["symbols"]),
                 tuple(tuple(map(_size, shape)) for shape in c["shapes"]) if "shapes" in c else None,
+                _views(c),
             )
             for c in record["calls"]
         )
@@ -253,6 +275,16 @@ class _Program:
         )
 
 
+def _views(call: Record) -> tuple[torch.dtype | None, ...]:
+    count = len(call["reads"]) + len(call["writes"])
+    names: Sequence[str | None] = call.get("views", [None] * count)
+    return tuple(None if name is None else _VIEWS[name] for name in names)
+
+
+#: The types that kernels may see elements as: the bits of bf16, and pairs of bf16.
+_VIEWS = {"uint16": torch.uint16, "int32": torch.int32}
+
+
 def _size(text: str | int) -> Callable[[Sizes], int]:
     return compile_dim(int(text) if isinstance(text, str) and text.isdigit() else text)
 
@@ -271,10 +303,41 @@ def _constant(buffer: Record, constants: Mapping[str, Tensor]) -> Tensor:
     tensor = constants[buffer["constant"]]
     if "packing" not in buffer:
         return _aligned(tensor)
+    return _packing(buffer).apply(tensor).view(-1)
+
+
+def _packing(buffer: Record) -> Packing:
     written: dict[str, Any] = buffer["packing"]
     fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in written.items()}
-    packing = Packing(**fields)
-    return packing.apply(tensor).view(-1)
+    return Packing(**fields)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A constant that is there only as ``row``, which has it packed."""
+
+    row: Tensor
+    packing: Packing
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def original(self) -> Tensor:
+        return self.packing.undo(self.row, self.shape, self.dtype)
+
+
+def _packed(record: Record, program: _Program, constants: Mapping[str, Tensor]) -> dict[str, _Packed]:
+    """The constants that calls read packed and in no other way, by name."""
+    found: dict[str, _Packed] = {}
+    plain: set[str] = set()
+    for number, row in program.constants.items():
+        buffer = record["buffers"][number]
+        name = buffer["constant"]
+        if "packing" not in buffer:
+            plain.add(name)
+            continue
+        tensor = constants[name]
+        found[name] = _Packed(row, _packing(buffer), tuple(tensor.shape), tensor.dtype)
+    return {name: each for name, each in found.items() if name not in plain}
 
 
 def _aligned(tensor: Tensor) -> Tensor:
@@ -296,7 +359,7 @@ class _Binding:
         self._arena, pieces = _arena(program, counts)
         memory = {**program.constants, **pieces}
         self._calls: list[tuple[Any, list[Any]]] = []
-        self._open: list[tuple[int, list[Any], int, tuple[int, ...] | None]] = []
+        self._open: list[tuple[int, list[Any], int, _Seen]] = []
         for call in program.calls:
             if all(counts[n] for n in call.writes or call.reads):  # a kernel of no element computes nothing
                 self._calls.append((call.function, self._arguments(call, memory, sizes)))
@@ -308,10 +371,11 @@ class _Binding:
         arguments: list[Any] = [None] * len(buffers)
         for place, number in enumerate(buffers):
             shape = None if call.shapes is None else tuple(size(sizes) for size in call.shapes[place])
+            seen = _Seen(shape, call.views[place])
             if number in memory:
-                arguments[place] = runtime().from_dlpack(_shaped(memory[number], shape))
+                arguments[place] = runtime().from_dlpack(seen.of(memory[number]))
             else:
-                self._open.append((number, arguments, place, shape))
+                self._open.append((number, arguments, place, seen))
         arguments += [sizes[symbol] for symbol in call.symbols]
         return arguments
 
@@ -325,8 +389,8 @@ class _Binding:
             made.append(tensor)
             if not result.is_copy:
                 given[result.buffer] = tensor.view(-1)
-        for number, arguments, place, shape in self._open:
-            arguments[place] = _shaped(given[number], shape)
+        for number, arguments, place, seen in self._open:
+            arguments[place] = seen.of(given[number])
         for function, arguments in self._calls:
             function(*arguments)
         for result, tensor in zip(program.results, made, strict=True):
@@ -343,8 +407,16 @@ class _Binding:
             arguments[place] = None
 
 
-def _shaped(row: Tensor, shape: tuple[int, ...] | None) -> Tensor:
-    return row if shape is None else row.view(shape)
+@dataclass(frozen=True)
+class _Seen:
+    """How a kernel sees a row of elements: in a shape, or as elements of another type."""
+
+    shape: tuple[int, ...] | None
+    view: torch.dtype | None
+
+    def of(self, row: Tensor) -> Tensor:
+        row = row if self.view is None or row.dtype == self.view else row.view(self.view)
+        return row if self.shape is None else row.view(self.shape)
 
 
 def _arena(program: _Program, counts: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:

@@ -12,10 +12,9 @@ from typing import Any
 from tvm import tirx
 
 from regraft.backends.tvm.templates import functions
+from regraft.backends.tvm.templates.functions import is_double, lanes_of, retyped, scalar_type, widened
 
 Expr = Any
-
-_HALF_PI_ROOT = 0.7978845608028654  # sqrt(2 / pi)
 
 
 class Scalars:
@@ -28,20 +27,16 @@ class Scalars:
 
     def like(self, number: float, other: Expr) -> Expr:
         """``number`` in the type and the lanes of ``other``."""
-        dtype = _dtype(other)
-        scalar = _scalar_type(dtype)
-        is_float = scalar.startswith("float")
-        value = tirx.FloatImm(scalar, float(number)) if is_float else tirx.IntImm(scalar, int(number))
-        return tirx.Broadcast(value, dtype.lanes) if dtype.lanes > 1 else value
+        if _is_float(other):
+            return functions.constant(float(number), other)
+        return widened(tirx.IntImm(scalar_type(other), int(number)), lanes_of(other))
 
     def cast(self, value: Expr, to: str) -> Expr:
-        lanes = _dtype(value).lanes
-        return value.astype(f"{to}x{lanes}" if lanes > 1 else to)
+        return value.astype(retyped(value, to))
 
     def select(self, condition: Expr, yes: Expr, no: Expr) -> Expr:
         """``yes`` where ``condition`` holds; both are computed."""
-        lanes = max(_dtype(each).lanes for each in (condition, yes, no))
-        return tirx.Select(*(_widened(each, lanes) for each in (condition, yes, no)))
+        return functions.select(condition, yes, no)
 
     # -- logic -----------------------------------------------------------------------------------
 
@@ -81,11 +76,10 @@ class Scalars:
         if not _is_float(x):
             return _falses(x)
         # By its bits: TVM's simplifier takes questions about nan for those about numbers.
-        wide, bits = ("int32", 0x7FFFFFFF) if _is_single(x) else ("int64", 0x7FFFFFFFFFFFFFFF)
-        infinity = 0x7F800000 if _is_single(x) else 0x7FF0000000000000
-        lanes = _dtype(x).lanes
-        whole = tirx.reinterpret(f"{wide}x{lanes}" if lanes > 1 else wide, x)
-        size, largest = (_widened(tirx.IntImm(wide, number), lanes) for number in (bits, infinity))
+        wide, bits = ("int64", 0x7FFFFFFFFFFFFFFF) if is_double(x) else ("int32", 0x7FFFFFFF)
+        infinity = 0x7FF0000000000000 if is_double(x) else 0x7F800000
+        whole = tirx.reinterpret(retyped(x, wide), x)
+        size, largest = (self.like(number, whole) for number in (bits, infinity))
         return tirx.bitwise_and(whole, size) > largest
 
     # -- rounding --------------------------------------------------------------------------------
@@ -95,9 +89,7 @@ class Scalars:
             return tirx.abs(x)
         x = self.bind(x)
         return (
-            x
-            if _scalar_type(_dtype(x)).startswith(("uint", "bool"))
-            else self.select(x < 0, self.like(0, x) - x, x)
+            x if scalar_type(x).startswith(("uint", "bool")) else self.select(x < 0, self.like(0, x) - x, x)
         )
 
     def floor(self, x: Expr) -> Expr:
@@ -129,7 +121,7 @@ class Scalars:
     # -- functions -------------------------------------------------------------------------------
 
     def exp(self, x: Expr) -> Expr:
-        return self.bind(functions.exp(self.bind(x)) if _is_single(x) else tirx.exp(x))
+        return self.bind(functions.exp(self.bind(x)))
 
     def exp2(self, x: Expr) -> Expr:
         return tirx.exp2(x)
@@ -163,66 +155,44 @@ class Scalars:
         return self._external("atan2", x, y)
 
     def pow(self, x: Expr, y: Expr) -> Expr:
-        lanes = max(_dtype(x).lanes, _dtype(y).lanes)
-        return tirx.power(_widened(x, lanes), _widened(y, lanes))
+        return tirx.power(*_matched(x, y))
 
     def tanh(self, x: Expr) -> Expr:
-        if _is_single(x):
-            return self.bind(functions.tanh(self.bind(x)))
-        return tirx.tanh(x)
+        return self.bind(functions.tanh(self.bind(x)))
 
     def erf(self, x: Expr) -> Expr:
-        return self.bind(functions.erf(self.bind(x)) if _is_single(x) else self._external("erf", x))
+        return self.bind(functions.erf(self.bind(x)))
 
     def sigmoid(self, x: Expr) -> Expr:
-        x = self.bind(x)
-        return self.like(1, x) / (self.like(1, x) + self.exp(self.like(0, x) - x))
+        return self.bind(functions.sigmoid(self.bind(x)))
+
+    def silu(self, x: Expr) -> Expr:
+        return self.bind(functions.silu(self.bind(x)))
 
     def gelu(self, x: Expr) -> Expr:
-        x = self.bind(x)
-        return self.like(0.5, x) * x * (self.like(1, x) + self.erf(x * self.like(0.5**0.5, x)))
+        return self.bind(functions.gelu(self.bind(x)))
 
     def gelu_tanh(self, x: Expr) -> Expr:
-        x = self.bind(x)
-        inner = self.like(_HALF_PI_ROOT, x) * (x + self.like(0.044715, x) * x * x * x)
-        return self.like(0.5, x) * x * (self.like(1, x) + self.tanh(inner))
+        return self.bind(functions.gelu_tanh(self.bind(x)))
 
     def _external(self, name: str, *values: Expr) -> Expr:
         """The C library's function, which takes no vectors: see ``calls_library``."""
-        scalar = _scalar_type(_dtype(values[0]))
+        scalar = scalar_type(values[0])
         return tirx.call_pure_extern(scalar, name if scalar == "float64" else f"{name}f", *values)
 
 
-def _dtype(value: Expr) -> Any:
-    return value.ty.dtype
-
-
-def _scalar_type(dtype: Any) -> str:
-    return str(dtype).partition("x")[0]
-
-
 def _is_bool(value: Expr) -> bool:
-    return _scalar_type(_dtype(value)) == "bool"
+    return scalar_type(value) == "bool"
 
 
 def _is_float(value: Expr) -> bool:
-    return _scalar_type(_dtype(value)).startswith("float")
-
-
-def _is_single(value: Expr) -> bool:
-    return _scalar_type(_dtype(value)) == "float32"
-
-
-def _widened(value: Expr, lanes: int) -> Expr:
-    if lanes == 1 or _dtype(value).lanes > 1:
-        return value
-    return tirx.Broadcast(value, tirx.IntImm("int32", lanes))
+    return scalar_type(value).startswith("float")
 
 
 def _matched(x: Expr, y: Expr) -> tuple[Expr, Expr]:
-    lanes = max(_dtype(x).lanes, _dtype(y).lanes)
-    return _widened(x, lanes), _widened(y, lanes)
+    lanes = max(lanes_of(x), lanes_of(y))
+    return widened(x, lanes), widened(y, lanes)
 
 
 def _falses(x: Expr) -> Expr:
-    return _widened(tirx.IntImm("bool", 0), _dtype(x).lanes)
+    return widened(tirx.IntImm("bool", 0), lanes_of(x))

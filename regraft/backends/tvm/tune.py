@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from regraft.backends.tvm.bench import Trial
 from regraft.backends.tvm.cpu import Cpu
-from regraft.backends.tvm.space import Config
+from regraft.backends.tvm.space import Config, Space
 from regraft.backends.tvm.templates import Problem, Template
 from regraft.errors import BackendError
 from regraft.timing import Measured, interpolated, noise_of
@@ -32,12 +32,16 @@ _HOPELESS = 1.5
 _SHORTEST_SAMPLE = 200e-6
 
 
+Times = Mapping[int, Mapping[str, tuple[float, float]]]
+"""Number of rows -> config -> microseconds of a kernel, and the relative noise of measuring."""
+
+
 class Records(Protocol):
     """Where times are kept: the tuning database, which the compiler hands in."""
 
     def record(self, signature: str, forms: Sequence[str], measured: Measured) -> None: ...
 
-    def lookup(self, signature: str, forms: Sequence[str]) -> Sequence[Measured]: ...
+    def times(self, signature: str) -> Times: ...
 
 
 class Bench(Protocol):
@@ -53,65 +57,138 @@ class Choice:
     """Configs in the order in which to build them, the best first.
 
     Fields:
-        is_measured: whether the order is by measured times, or by estimates.
+        default: the one to use where nothing was measured.
+        us: number of rows -> config -> measured microseconds, interpolated where they are not of just so
+            many rows; empty where the order is by estimates.
     """
 
     configs: tuple[Config, ...]
-    is_measured: bool
+    default: Config
+    us: Mapping[int, Mapping[Config, float]] = field(default_factory=dict[int, Mapping[Config, float]])
+
+    @property
+    def is_measured(self) -> bool:
+        return bool(self.us)
 
 
-def choose(
-    problem: Problem, template: Template, cpu: Cpu, records: Records | None = None, rows: int | None = None
-) -> Choice:
-    """The configs for ``problem``, whose rows are ``rows`` where that is not known from it.
+def record_key(problem: Problem) -> str:
+    """What the times of ``problem`` are kept under: kernels of any number of rows are other ones."""
+    return f"{problem.signature}, {'any' if problem.rows is None else 'fixed'} rows"
 
-    Nothing is measured. Times are interpolated between the numbers of rows that they were measured at; a
-    problem of any number of rows takes the config that is best over all of these.
+
+def choose(problem: Problem, template: Template, cpu: Cpu, records: Records | None = None) -> Choice:
+    """The configs for ``problem``; nothing is measured.
+
+    Of a known number of rows, times are interpolated between those that were measured; a kernel of any
+    number of rows has the config that is best over all of these.
     """
     candidates = template.ranked(problem, cpu, MOST_CANDIDATES)
-    known = records.lookup(problem.signature, _forms(candidates)) if records is not None else ()
-    rows = problem.rows if rows is None else rows
-    if rows is not None:
-        exact = interpolated(known, rows)
-        known = [exact] if exact is not None else []
+    default = candidates[0]
+    times = records.times(record_key(problem)) if records is not None else {}
+    known = _of_rows(times, problem.rows) if problem.rows is not None else _of_all(times)
     if not known:
-        return Choice(tuple(candidates), False)
-    return Choice(tuple(candidates[i] for i in _order(known)), True)
+        return Choice(tuple(candidates), default)
+    space = template.space(problem, cpu)
+    configs = {form: config for form in known[0].forms if (config := _config(form, space)) is not None}
+    measured = [configs[form] for form in _order(known, str(default)) if form in configs]
+    wrong = {form for each in known for form in each.forms if form not in each.us}
+    order = dict.fromkeys((*measured, *(config for config in candidates if str(config) not in wrong)))
+    us = {each.rows: {c: each.us[f] for f, c in configs.items() if f in each.us} for each in known}
+    return Choice(tuple(order or candidates), default, us if measured else {})
 
 
-def built(choice: Choice, build: Callable[[Config], Any], notes: list[str]) -> tuple[Config, Any]:
+@dataclass(frozen=True)
+class _Known:
+    """Times of configs at one number of rows; ``us`` has those with right values alone."""
+
+    rows: int
+    forms: tuple[str, ...]
+    us: Mapping[str, float]
+    noise: float
+
+
+def _of_rows(times: Times, rows: int) -> list[_Known]:
+    """What is known of ``rows`` rows: measured there, or in between; nothing beyond what was measured."""
+    below = max((r for r in times if r <= rows), default=None)
+    above = min((r for r in times if r >= rows), default=None)
+    if below is None or above is None:
+        return []
+    forms = [form for form in times[below] if form in times[above]]
+    ends = [_measured(r, times[r], forms) for r in dict.fromkeys((below, above))]
+    found = interpolated(ends, rows)
+    return [] if found is None or not forms else [_known(found, forms)]
+
+
+def _of_all(times: Times) -> list[_Known]:
+    """What was measured at all numbers of rows."""
+    forms = [form for form in next(iter(times.values()), {}) if all(form in each for each in times.values())]
+    return [_known(_measured(r, times[r], forms), forms) for r in sorted(times)] if forms else []
+
+
+def _measured(rows: int, found: Mapping[str, tuple[float, float]], forms: Sequence[str]) -> Measured:
+    return Measured(rows, tuple(found[f][0] for f in forms), max((found[f][1] for f in forms), default=0.0))
+
+
+def _known(measured: Measured, forms: Sequence[str]) -> _Known:
+    us = {form: us for form, us in zip(forms, measured.us, strict=True) if math.isfinite(us)}
+    return _Known(measured.rows, tuple(forms), us, measured.noise)
+
+
+def _order(known: Sequence[_Known], default: str) -> list[str]:
+    """What is right everywhere, the best first: the default, unless another is faster beyond the noise.
+
+    A default that was not measured gives way to what was.
+    """
+    right = [form for form in known[0].forms if all(form in each.us for each in known)]
+    if not right:
+        return []
+    scores = {
+        form: math.prod(each.us[form] / min(each.us.values()) for each in known) ** (1 / len(known))
+        for form in right
+    }
+    order = sorted(right, key=scores.__getitem__)
+    noise = max(each.noise for each in known)
+    if default in scores and scores[default] <= scores[order[0]] * (1 + noise):
+        order.remove(default)
+        order.insert(0, default)
+    return order
+
+
+def _config(form: str, space: Space) -> Config | None:
+    """The config that a record names; None where the template has none such here any more."""
+    try:
+        config = Config.parse(form)
+    except ValueError:  # the record of another version
+        return None
+    return config if space.refusal(config) is None else None
+
+
+def built(
+    choice: Sequence[Config], build: Callable[[Config], Any], notes: list[str], origin: str = "tuned"
+) -> tuple[Config, Any]:
     """The first config that builds, and its kernel; what did not is added to ``notes``.
 
     Raises:
         BackendError: none builds.
     """
-    for config in choice.configs:
+    for config in choice:
         try:
             return config, build(config)
         except BackendError as error:
-            origin = "tuned" if choice.is_measured else "untuned"
             notes.append(
                 f"the {origin} kernel {config} does not build, the next one is taken: {error.message}"
             )
     raise BackendError("no config of the kernel builds", backend="tvm")
 
 
-def _order(known: Sequence[Measured]) -> list[int]:
-    """Numbers of the forms, the best one first: the default, unless another is faster beyond the noise."""
-    scores = [
-        math.prod(m.us[form] / min(m.us) for m in known) ** (1 / len(known))
-        for form in range(len(known[0].us))
-    ]
-    order = sorted(range(len(scores)), key=scores.__getitem__)
-    noise = max(m.noise for m in known)
-    if scores[0] <= scores[order[0]] * (1 + noise):
-        order.remove(0)
-        order.insert(0, 0)
-    return order
-
-
-def _forms(candidates: Iterable[Config]) -> list[str]:
-    return [str(config) for config in candidates]
+def missing(
+    problem: Problem, template: Template, cpu: Cpu, records: Records, rows: Sequence[int] = ()
+) -> list[int]:
+    """Those of ``rows``, or the problem's own, at which its best candidates were not measured."""
+    wanted = (problem.rows,) if problem.rows is not None else tuple(rows)
+    forms = {str(config) for config in template.ranked(problem, cpu, MOST_CANDIDATES)}
+    times = records.times(record_key(problem))
+    return [count for count in wanted if count and not forms <= times.get(count, {}).keys()]
 
 
 @dataclass
@@ -134,14 +211,11 @@ class KernelTuner:
 
         A candidate that does not build, or gives wrong values, is recorded with an infinite time.
         """
-        wanted = (problem.rows,) if problem.rows is not None else tuple(rows)
         candidates = template.ranked(problem, self.cpu, MOST_CANDIDATES)
-        forms = _forms(candidates)
-        done = {m.rows for m in self.records.lookup(problem.signature, forms)}
-        missing = [count for count in wanted if count not in done]
+        forms, key = [str(config) for config in candidates], record_key(problem)
         deadline = self.clock() + self.budget
         kernels: dict[int, Any] = {}
-        for count in missing:
+        for count in missing(problem, template, self.cpu, self.records, rows):
             if not kernels:
                 kernels = self._built(candidates, bench, deadline)
             if self.clock() >= deadline:
@@ -150,7 +224,7 @@ class KernelTuner:
             trials = {i: bench.trial(kernel, candidates[i], count) for i, kernel in kernels.items()}
             measured = self._measure(candidates, trials, count, deadline)
             if measured is not None:
-                self.records.record(problem.signature, forms, measured)
+                self.records.record(key, forms, measured)
         return choose(problem, template, self.cpu, self.records)
 
     def _built(self, candidates: Sequence[Config], bench: Bench, deadline: float) -> dict[int, Any]:
@@ -180,11 +254,12 @@ class KernelTuner:
         times = dict.fromkeys(range(len(candidates)), math.inf)
         default, samples = min(alive), _FIRST_SAMPLES
         while len(alive) > 2 and self.clock() < deadline:
-            times |= {n: statistics.median(each) for n, each in self._sampled(alive, samples).items()}
+            sampled = self._sampled(alive, samples, deadline)
+            times |= {number: statistics.median(each) for number, each in sampled.items()}
             alive = {number: alive[number] for number in _better_half(times, list(alive), default)}
             samples *= 2
         again = -1
-        found = self._sampled({**alive, again: alive[default]}, _FINAL_SAMPLES)
+        found = self._sampled({**alive, again: alive[default]}, _FINAL_SAMPLES, deadline)
         noise = noise_of([a / b for a, b in zip(found.pop(again), found[default], strict=True)])
         times |= {number: statistics.median(each) for number, each in found.items()}
         return Measured(rows, tuple(1e6 * times[number] for number in range(len(candidates))), noise)
@@ -195,11 +270,15 @@ class KernelTuner:
             self.notes.append(f"the candidate {config} gives wrong values and is never chosen: {fault}")
         return fault is None
 
-    def _sampled(self, calls: Mapping[int, Callable[[], None]], samples: int) -> dict[int, list[float]]:
-        """Seconds of each call, so many samples in turns."""
+    def _sampled(
+        self, calls: Mapping[int, Callable[[], None]], samples: int, deadline: float
+    ) -> dict[int, list[float]]:
+        """Seconds of each call, so many samples in turns; few of them once the time is up."""
         inner = {number: self._calls_in_a_sample(call) for number, call in calls.items()}
         found: dict[int, list[float]] = {number: [] for number in calls}
-        for _ in range(samples):
+        for turn in range(samples):
+            if turn >= _FIRST_SAMPLES and self.clock() >= deadline:
+                break
             for number, call in calls.items():
                 start = self.clock()
                 for _ in range(inner[number]):

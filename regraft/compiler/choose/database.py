@@ -117,16 +117,21 @@ class TuningDatabase:
 
     def lookup(self, signature: str, forms: Sequence[str]) -> list[Measured]:
         """What was measured of the computation on this machine, by increasing rows; whole entries only."""
-        query = "SELECT rows, form, us, noise FROM times WHERE machine = ? AND signature = ?"
-        found: dict[int, dict[str, tuple[float, float]]] = {}
-        with self._used() as connection:
-            for rows, form, us, noise in connection.execute(query, (self.machine, signature)):
-                found.setdefault(rows, {})[form] = (us, noise)
+        found = self.times(signature)
         return [
             Measured(rows, tuple(each[f][0] for f in forms), max(each[f][1] for f in forms))
             for rows, each in sorted(found.items())
             if set(forms) <= set(each)
         ]
+
+    def times(self, signature: str) -> dict[int, dict[str, tuple[float, float]]]:
+        """Number of rows -> form -> microseconds and noise, as measured on this machine."""
+        query = "SELECT rows, form, us, noise FROM times WHERE machine = ? AND signature = ?"
+        found: dict[int, dict[str, tuple[float, float]]] = {}
+        with self._used() as connection:
+            for rows, form, us, noise in connection.execute(query, (self.machine, signature)):
+                found.setdefault(rows, {})[form] = (us, noise)
+        return found
 
     def others(self) -> int:
         """Times of other machines, versions, numbers of threads and back ends, which say nothing here."""

@@ -103,6 +103,53 @@ def test_what_follows_a_product_is_its_epilogue() -> None:
     assert kernels(build, *types, constants=(1, 2)) == ["LINEAR gelu add"]
 
 
+GATE = ("f32[B, 8]", "f32[16, 8]", "f32[16, 8]")
+
+
+def test_two_products_of_one_input_that_are_joined_are_one_kernel() -> None:
+    def gate(op: Any, x: Value, w: Value, v: Value) -> Value:
+        gated = op.aten.silu(op.aten.linear(x, w, None))
+        return op.aten.mul.Tensor(gated, op.aten.linear(x, v, None))
+
+    assert kernels(gate, *GATE, constants=(1, 2)) == ["linear silu LINEAR mul"]
+    (step,) = cluster.form(Case("", gate, GATE, (1, 2)).function()).steps
+    assert isinstance(step, cluster.Cluster)
+    assert {op.name for op in step.products} == {"aten.linear"}
+    assert len(step.products) == 2
+
+
+@pytest.mark.parametrize(
+    ("types", "constants", "other"),
+    [
+        (GATE, (1,), "the second weight is not constant"),
+        (("f32[B, 8]", "f32[16, 8]", "f32[1, 8]"), (1, 2), "the second product has one column"),
+    ],
+)
+def test_other_products_have_kernels_of_their_own(
+    types: tuple[str, ...], constants: tuple[int, ...], other: str
+) -> None:
+    def build(op: Any, x: Value, w: Value, v: Value) -> Value:
+        return op.aten.mul.Tensor(op.aten.linear(x, w, None), op.aten.linear(x, v, None))
+
+    assert sorted(kernels(build, *types, constants=constants)) == ["LINEAR", "LINEAR mul"], other
+
+
+def test_products_that_are_used_elsewhere_are_not_joined() -> None:
+    def build(op: Any, x: Value, w: Value, v: Value) -> tuple[Value, Value]:
+        first = op.aten.linear(x, w, None)
+        return op.aten.mul.Tensor(first, op.aten.linear(x, v, None)), first
+
+    assert sorted(kernels(build, *GATE, constants=(1, 2))) == ["LINEAR", "LINEAR mul"]
+
+
+def test_what_follows_a_network_is_its_epilogue() -> None:
+    def build(op: Any, x: Value, up: Value, down: Value, residual: Value) -> Value:
+        return op.aten.add.Tensor(op.rg.ffn(x, up, down, activation="gelu"), residual)
+
+    types = ("f32[B, 8]", "f32[16, 8]", "f32[8, 16]", "f32[B, 8]")
+    assert kernels(build, *types, constants=(1, 2)) == ["FFN add"]
+
+
 @pytest.mark.parametrize(
     ("follow", "other"),
     [

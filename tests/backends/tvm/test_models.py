@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from torch.export import Dim
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import regraft
+from regraft.backends.tvm import cpu
 from regraft.errors import UnsupportedOpError
 from regraft.testing import assert_close, randomise
 
@@ -48,6 +50,23 @@ def llama() -> nn.Module:
     return randomise(LlamaForCausalLM(config)).eval()
 
 
+class Gated(nn.Module):
+    """A SwiGLU network with a residual, or its gate alone."""
+
+    def __init__(self, bias: bool, down: bool = True) -> None:
+        super().__init__()
+        self.gate, self.up = nn.Linear(24, 70, bias=bias), nn.Linear(24, 70, bias=bias)
+        self.down = nn.Linear(70, 24, bias=bias) if down else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = nn.functional.silu(self.gate(x)) * self.up(x)
+        return hidden if self.down is None else x + self.down(hidden)
+
+
+def kernels_of(compiled: regraft.CompiledModel) -> list[list[str]]:
+    return [sorted(kernel["ops"]) for kernel in compiled.report.to_dict()["kernels"]]
+
+
 def backends_of(compiled: regraft.CompiledModel) -> list[str]:
     return [step.executable.backend for step in compiled.plan.steps]
 
@@ -61,6 +80,60 @@ def test_mlp_of_any_length() -> None:
     for length in (0, 1, 7, 64):
         x = torch.randn(length, 24)
         assert_close([compiled(x)], [model.double()(x.double())], [model.float()(x)], reassociates=True)
+
+
+GATE = ["aten.linear", "aten.linear", "aten.mul.Tensor", "aten.silu"]
+DOWN = ["aten.add.Tensor", "aten.linear"]
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "expected"),
+    [
+        (Gated(bias=True), torch.float32, [["aten.add.Tensor", "rg.ffn"]]),
+        (Gated(bias=True), torch.bfloat16, [GATE, DOWN]),
+        (Gated(bias=False, down=False), torch.float32, [GATE]),
+        (Mlp(), torch.float32, [["aten.add.Tensor", "rg.ffn"]]),
+    ],
+    ids=["network", "network in bf16", "gate", "plain network"],
+)
+def test_networks_and_gates_are_kernels_of_templates(
+    model: nn.Module, dtype: torch.dtype, expected: list[list[str]]
+) -> None:
+    if dtype == torch.bfloat16 and not cpu.host_cpu(1).has_bf16_dot:
+        pytest.skip("this CPU has no dot product of bf16 pairs")
+    torch.manual_seed(0)
+    model = randomise(copy.deepcopy(model)).eval().to(dtype)
+    sizes = {"x": {0: Dim("n", min=1, max=512)}}
+    x = torch.randn(3, 24, dtype=dtype)
+    compiled = regraft.compile(model, (x,), dynamic_shapes=sizes, backends=("tvm",), cache=False)
+    assert kernels_of(compiled) == expected
+    packed = compiled.report.to_dict()["memory"]["packed"]
+    assert packed is not None
+    assert packed >= sum(p.nbytes for p in model.parameters() if p.dim() > 1 and p.numel() > 24)
+    for rows in (1, 9, 300):
+        x = torch.randn(rows, 24, dtype=dtype)
+        exact = copy.deepcopy(model).double()(x.double())
+        assert_close([compiled(x)], [exact], [model(x)], reassociates=True)
+
+
+def test_a_network_that_no_template_takes_is_products() -> None:
+    """In f64 there are no templates."""
+    model, x = randomise(Gated(bias=True)).eval().double(), torch.randn(4, 24, dtype=torch.float64)
+    compiled = regraft.compile(model, (x,), backends=("tvm",), verify=True, cache=False)
+    assert kernels_of(compiled) == []
+
+
+@pytest.mark.parametrize("make", [bert, llama])
+def test_transformers_in_bf16(make: Callable[[], nn.Module]) -> None:
+    model = make().bfloat16()
+    ids = torch.randint(0, 50, (2, 7))
+    compiled = regraft.compile(model, kwargs={"input_ids": ids}, dynamic_shapes=LENGTHS, backends=("tvm",))
+    assert backends_of(compiled) == ["tvm"]
+    ids = torch.randint(0, 50, (3, 13))
+    exact = copy.deepcopy(model).double()(input_ids=ids)[0]
+    found = compiled(input_ids=ids)[0]
+    assert found.dtype == torch.bfloat16
+    assert_close([found], [exact], [model(input_ids=ids)[0]], reassociates=True)
 
 
 @pytest.mark.parametrize("make", [bert, llama])

@@ -16,7 +16,6 @@ from tests.backends.sample_cases import sample_cases
 
 #: Why samples of ops that have kernels may be refused.
 REASONS = (
-    "no kernels for bf16 tensors",
     "no kernels for f16 tensors",
     "integers are divided by a number that may be zero",
     "an extremum of bools",
@@ -48,7 +47,6 @@ def test_every_lowering_has_samples(tvm: Any) -> None:
 
 def test_built_in_cases(tvm: Any) -> None:
     assert check_backend(tvm, BUILT_IN) == {
-        "add bf16": "no kernels for bf16 tensors",
         "branch": "conditions and loops have no kernels",
     }
 
@@ -106,6 +104,24 @@ def test_remainders_are_exact(tvm: Any, dtype: torch.dtype, type: str) -> None:
     x = torch.where(torch.arange(40) % 2 == 0, x, -x)
     (found,) = run(tvm, lambda op, x: op.aten.remainder.Scalar(x, 0.7), x, type)
     assert torch.equal(found, x.remainder(0.7))
+
+
+def test_bf16_is_rounded_as_by_torch(tvm: Any) -> None:
+    """Halves, numbers beyond the largest one, and nan of any bits."""
+    bits = torch.tensor(
+        [0x7FFFFFFF, 0x7F800001, -1, 0x7F7FFFFF, 0x3F808000, 0x3F818000, 0x3F808001, 1, 0x18000]
+    )
+    x = torch.cat([bits.int().view(torch.float32), torch.randn(40) * 1e3, torch.tensor([float("inf"), -0.0])])
+
+    def build(op: Any, x: Value) -> tuple[Value, Value]:
+        half = op.aten._to_copy(x, dtype=DType.BF16)
+        return half, op.aten._to_copy(op.aten.mul.Scalar(half, 1.0), dtype=DType.F32)
+
+    stored, within = run(tvm, build, x, "f32[51]")
+    expected = x.bfloat16()
+    assert torch.equal(stored.isnan(), expected.isnan())
+    assert torch.equal(stored.nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert torch.equal(within.nan_to_num(7.0), expected.float().nan_to_num(7.0))
 
 
 @pytest.mark.parametrize(("dtype", "type"), [(torch.float32, "f32[36]"), (torch.float64, "f64[36]")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -229,6 +230,46 @@ def test_an_interrupted_request_is_not_answered_later(monkeypatch: pytest.Monkey
     x = torch.randn(3)
     executable = lowered(tvm, lambda op, x: op.aten.neg(x), "f32[3]")
     assert torch.equal(executable.run([x], {})[0], -x)
+
+
+CALLER = """
+from regraft.backends import LowerOptions, backend
+from regraft.conformance import Case
+from regraft.testing import GraphConstants
+
+def build(op, x):
+    for size in range(1000, 700, -1):
+        x = op.aten.softmax.int(op.aten.slice.Tensor(x, 1, 0, size, 1), 1)
+    return x
+
+tvm = backend("tvm")
+print(tvm._builder._running().pid, flush=True)
+tvm.lower(Case("", build, ("f32[4, 1001]",)).function(), GraphConstants(), LowerOptions())
+"""
+
+
+def test_a_worker_ends_with_its_caller_whatever_it_is_at() -> None:
+    """It is in the middle of 300 kernels, which would take it a minute."""
+    caller = subprocess.Popen([sys.executable, "-c", CALLER], stdout=subprocess.PIPE, text=True)
+    assert caller.stdout is not None
+    with caller.stdout:
+        worker = int(caller.stdout.readline())
+    time.sleep(1.5)  # until it is at work
+    assert _is_running(worker)
+    caller.kill()
+    caller.wait()
+    end = time.monotonic() + 10
+    while _is_running(worker) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not _is_running(worker)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether there is such a process, and not only what is left of it until somebody asks."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_no_library_at_all() -> None:

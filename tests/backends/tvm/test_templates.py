@@ -76,6 +76,17 @@ def test_gates(function: str) -> None:
     check(templates.Gemm(None, 50, 40, products=2, epilogue=(gate, templates.residual())), rows=(1, 9, 24))
 
 
+@pytest.mark.parametrize("biases", [("b", None), (None, "c"), ("b", "c")])
+def test_gates_with_biases(biases: tuple[str | None, str | None]) -> None:
+    gate = templates.gate("silu", *biases)
+    check(templates.Gemm(None, 50, 40, products=2, epilogue=(gate,)), rows=(1, 9))
+
+
+def test_gates_of_unlike_biases_are_unlike() -> None:
+    names = {templates.gate("silu", *given).name for given in [(), ("b",), (None, "b"), ("b", "c")]}
+    assert len(names) == 4
+
+
 def test_all_steps_at_once() -> None:
     steps = (templates.row_scale(), templates.bias(), templates.activation("gelu"), templates.residual())
     for columns in (64, 75):
@@ -120,6 +131,17 @@ def test_bf16(is_transposed: bool, out_dtype: str) -> None:
     problem = templates.Gemm(
         None, 75, 54, is_transposed=is_transposed, epilogue=steps, dtype="bfloat16", out_dtype=out_dtype
     )
+    check(problem, rows=(0, 1, 8, 21))
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=needs_bf16_dot)])
+def test_epilogues_read_and_store_bf16(dtype: str) -> None:
+    extras = (
+        templates.Extra("b", ("columns",), "bfloat16"),
+        templates.Extra("r", ("rows", "columns"), "bfloat16"),
+    )
+    step = templates.Step("two of them", _sum, extras)
+    problem = templates.Gemm(None, 75, 54, epilogue=(step,), dtype=dtype, out_dtype="bfloat16")
     check(problem, rows=(0, 1, 8, 21))
 
 
@@ -227,6 +249,23 @@ def test_packing_pads_and_keeps_each_block_together() -> None:
     assert packed.data_ptr() != weight.data_ptr()
 
 
+@pytest.mark.parametrize(
+    "problem",
+    [
+        templates.Gemm(4, 5, 3),
+        templates.Gemm(4, 5, 3, is_transposed=False),
+        templates.Gemm(4, 37, 8, batch=3),
+        templates.Gemm(4, 37, 8, dtype="bfloat16"),
+        templates.Gemm(4, 37, 8, dtype="bfloat16", is_transposed=False),
+    ],
+)
+def test_packing_can_be_undone(problem: templates.Gemm) -> None:
+    packing = GEMM.packing(problem, GEMM.default(problem, HOST))["w"]
+    dtype = getattr(torch, problem.dtype)
+    weight = torch.randn(problem.weight_shape()).to(dtype)
+    assert torch.equal(packing.undo(packing.apply(weight), weight.shape, dtype), weight)
+
+
 def test_features_that_are_masked_are_turned_off_last() -> None:
     found = building.attributes({"avx512f": False, "avx512bw": True, "avx2": True})
     assert found == ["+avx2", "+avx512bw", "-avx512f"]
@@ -251,6 +290,10 @@ class _Named:
 
 def _plus(math: object, value: float, other: float) -> float:
     return value + other
+
+
+def _sum(math: object, value: float, b: float, r: float) -> float:
+    return value + b + r
 
 
 def _times(math: object, value: float, other: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -14,6 +14,7 @@ from regraft.timing import Measured
 ZEN4 = cpu.Cpu("avx512", 16, 32, l2=1 << 20, threads=2, peak=237e9, bandwidth=40e9)
 GEMM = next(t for t in templates.TEMPLATES if t.name == "gemm")
 PROBLEM = templates.Gemm(None, 768, 768)
+KEY = tune.record_key(PROBLEM)
 
 
 class Clock:
@@ -60,13 +61,14 @@ class FakeBench:
 
 class MemoryRecords:
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, str], dict[int, Measured]] = {}
+        self.kept: dict[str, dict[int, dict[str, tuple[float, float]]]] = {}
 
     def record(self, signature: str, forms: Sequence[str], measured: Measured) -> None:
-        self.kept.setdefault((signature, "|".join(forms)), {})[measured.rows] = measured
+        found = {form: (us, measured.noise) for form, us in zip(forms, measured.us, strict=True)}
+        self.kept.setdefault(signature, {}).setdefault(measured.rows, {}).update(found)
 
-    def lookup(self, signature: str, forms: Sequence[str]) -> list[Measured]:
-        return sorted(self.kept.get((signature, "|".join(forms)), {}).values(), key=lambda m: m.rows)
+    def times(self, signature: str) -> tune.Times:
+        return self.kept.get(signature, {})
 
 
 def ranked() -> list[space.Config]:
@@ -102,9 +104,9 @@ def test_what_is_hopeless_leaves_at_once() -> None:
 def test_the_default_stays_unless_another_is_faster_beyond_the_noise() -> None:
     records = MemoryRecords()
     forms = [str(config) for config in ranked()]
-    records.record(PROBLEM.signature, forms, Measured(16, (1.01, 1.0, *[2.0] * 14), noise=0.02))
+    records.record(KEY, forms, Measured(16, (1.01, 1.0, *[2.0] * 14), noise=0.02))
     assert tune.choose(PROBLEM, GEMM, ZEN4, records).configs[0] == ranked()[0]
-    records.record(PROBLEM.signature, forms, Measured(16, (1.05, 1.0, *[2.0] * 14), noise=0.02))
+    records.record(KEY, forms, Measured(16, (1.05, 1.0, *[2.0] * 14), noise=0.02))
     assert tune.choose(PROBLEM, GEMM, ZEN4, records).configs[:2] == (ranked()[1], ranked()[0])
 
 
@@ -112,8 +114,8 @@ def test_wrong_values_are_recorded_told_and_never_chosen() -> None:
     fake = FakeBench(Clock(), {3: 1e-4, 5: 1e-3}, wrong=frozenset({3}))
     tuner, choice = run(fake)
     assert choice.configs[0] == ranked()[5]
-    (known,) = tuner.records.lookup(PROBLEM.signature, [str(c) for c in ranked()])
-    assert known.us[3] == float("inf")
+    assert ranked()[3] not in choice.configs
+    assert tuner.records.times(KEY)[16][str(ranked()[3])][0] == float("inf")
     assert [note for note in tuner.notes if "wrong values" in note] == [
         f"the candidate {ranked()[3]} gives wrong values and is never chosen: error 0.5"
     ]
@@ -121,8 +123,8 @@ def test_wrong_values_are_recorded_told_and_never_chosen() -> None:
 
 def test_a_wrong_default_gives_way() -> None:
     _, choice = run(FakeBench(Clock(), wrong=frozenset({0})))
-    assert choice.configs[0] != ranked()[0]
-    assert choice.configs[-1] == ranked()[0]
+    assert ranked()[0] not in choice.configs
+    assert choice.is_measured
 
 
 def test_a_candidate_that_does_not_build_is_told() -> None:
@@ -163,18 +165,40 @@ def test_a_second_run_measures_nothing() -> None:
 
 
 def test_times_are_interpolated_between_numbers_of_rows() -> None:
-    # Candidate 3 wins at few rows and 4 at many.
-    fake = FakeBench(Clock(), {3: 1e-4, 4: 1e-3}, slower_by_row={3: 1e-4, 4: 1e-6})
-    tuner, _ = run(fake, rows=(1, 128))
-    at = {rows: tune.choose(PROBLEM, GEMM, ZEN4, tuner.records, rows) for rows in (1, 2, 64, 128)}
-    assert at[1].configs[0] == at[2].configs[0] == ranked()[3]
-    assert at[64].configs[0] == at[128].configs[0] == ranked()[4]
-    outside = tune.choose(PROBLEM, GEMM, ZEN4, tuner.records, 500)
-    assert not outside.is_measured
+    """Of kernels of a fixed number of rows; nothing is said beyond those that were measured."""
+    problems = {rows: replace(PROBLEM, rows=rows) for rows in (16, 24, 64, 128, 500)}
+    few = GEMM.ranked(problems[16], ZEN4, 16)[3]
+    many = next(c for c in GEMM.ranked(problems[128], ZEN4, 16)[3:] if c != few)
+    records = MemoryRecords()
+    for rows, best in ((16, few), (128, many)):
+        us = {str(c): 2.0 for r in (16, 128) for c in GEMM.ranked(problems[r], ZEN4, 16)} | {str(best): 1.0}
+        records.record(tune.record_key(problems[rows]), list(us), Measured(rows, tuple(us.values()), 0.01))
+    chosen = {rows: tune.choose(problem, GEMM, ZEN4, records) for rows, problem in problems.items()}
+    assert chosen[16].configs[0] == chosen[24].configs[0] == few
+    assert chosen[64].configs[0] == chosen[128].configs[0] == many
+    assert chosen[64].us[64][few] == pytest.approx(2.0 ** (2 / 3))
+    assert not chosen[500].is_measured
+    assert not tune.choose(PROBLEM, GEMM, ZEN4, records).is_measured, "kernels of any rows are other ones"
+
+
+def test_a_kernel_of_any_rows_is_the_best_over_all_that_was_measured() -> None:
+    fake = FakeBench(Clock(), {3: 1e-4, 4: 1e-3}, slower_by_row={3: 1e-3, 4: 1e-6})
+    tuner, choice = run(fake, rows=(1, 128))
+    assert choice.configs[0] == ranked()[4]
+    assert set(choice.us) == {1, 128}
+    assert tune.missing(PROBLEM, GEMM, ZEN4, tuner.records, (1, 16, 128)) == [16]
+
+
+def test_what_a_record_says_of_another_template_counts_for_nothing() -> None:
+    records = MemoryRecords()
+    forms = [str(config) for config in ranked()]
+    alien = ["lanes=16,rows=99,width=64,depth=768,splits=1", "not a config"]
+    records.record(KEY, [*alien, *forms], Measured(16, (0.1, 0.1, *[2.0] * 16), noise=0.01))
+    choice = tune.choose(PROBLEM, GEMM, ZEN4, records)
+    assert choice.configs == tuple(ranked())
 
 
 def test_a_record_that_no_longer_builds_is_told_and_the_next_one_taken() -> None:
-    choice = tune.Choice(tuple(ranked()[:3]), is_measured=True)
     notes: list[str] = []
 
     def build(config: space.Config) -> str:
@@ -182,7 +206,7 @@ def test_a_record_that_no_longer_builds_is_told_and_the_next_one_taken() -> None
             raise BackendError("no such instruction")
         return "kernel"
 
-    assert tune.built(choice, build, notes) == (ranked()[1], "kernel")
+    assert tune.built(ranked()[:3], build, notes) == (ranked()[1], "kernel")
     assert notes == [
         f"the tuned kernel {ranked()[0]} does not build, the next one is taken: no such instruction"
     ]
@@ -193,9 +217,10 @@ def test_when_nothing_builds_it_is_an_error() -> None:
         raise BackendError("no")
 
     with pytest.raises(BackendError, match="no config of the kernel builds"):
-        tune.built(tune.Choice(tuple(ranked()[:2]), is_measured=False), build, [])
+        tune.built(ranked()[:2], build, [])
 
 
 def test_without_records_the_order_is_that_of_the_estimates() -> None:
     choice = tune.choose(PROBLEM, GEMM, ZEN4)
-    assert choice == tune.Choice(tuple(ranked()), is_measured=False)
+    assert choice == tune.Choice(tuple(ranked()), ranked()[0])
+    assert not choice.is_measured

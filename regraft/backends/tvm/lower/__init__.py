@@ -28,8 +28,9 @@ LOWERINGS: Mapping[str, Lowering] = {
 #: Handled by the clustering itself.
 STRUCTURAL = ("rg.const", "cf.yield")
 
-#: Element types that kernels compute in.
-DTYPES = frozenset({DType.F32, DType.F64, DType.I64, DType.I32, DType.I16, DType.I8, DType.U8, DType.BOOL})
+_INTEGERS = (DType.I64, DType.I32, DType.I16, DType.I8, DType.U8, DType.BOOL)
+#: Element types of what kernels read and write; those of bf16 are computed in f32.
+DTYPES = frozenset({DType.F32, DType.F64, DType.BF16, *_INTEGERS})
 
 
 def supports(op: Op) -> str | None:

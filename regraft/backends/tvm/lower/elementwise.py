@@ -181,7 +181,7 @@ def relu(k: Any, op: Op, x: Expr) -> Expr:
 
 
 def silu(k: Any, op: Op, x: Expr) -> Expr:
-    return x * k.math.sigmoid(x)
+    return k.math.silu(x)
 
 
 def gelu(k: Any, op: Op, x: Expr) -> Expr:

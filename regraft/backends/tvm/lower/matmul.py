@@ -111,4 +111,5 @@ def _batch_place(value: Value, batch: list[Expr]) -> list[Expr]:
 LOWERINGS: dict[str, Lowering] = {
     "aten.matmul": Loops(_matmul, in_memory=lambda op: op.operands),
     "aten.linear": Templated(),
+    "rg.ffn": Templated(),
 }

@@ -120,8 +120,8 @@ def _rms_norm(k: Any, op: Op) -> None:
     _norm_rows(k, op, "input", len(op.attr("normalized_shape")), row)
 
 
-#: What torch adds where no eps is given.
-_EPSILON = {DType.F32: 2.0**-23, DType.F64: 2.0**-52}
+#: What torch adds where no eps is given: that of the type it computes in.
+_EPSILON = {DType.F32: 2.0**-23, DType.F64: 2.0**-52, DType.BF16: 2.0**-23}
 
 LOWERINGS: dict[str, Loops] = {
     "aten.softmax.int": Loops(lambda k, op: _softmax(k, op, False), _float_result),

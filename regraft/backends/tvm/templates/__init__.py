@@ -12,13 +12,14 @@ from regraft.backends.tvm.cpu import Cpu
 from regraft.backends.tvm.packing import Packing
 from regraft.backends.tvm.space import Config, Space
 from regraft.backends.tvm.templates.ffn import FeedForwardTemplate
-from regraft.backends.tvm.templates.gemm import GemmTemplate
+from regraft.backends.tvm.templates.gemm import TYPICAL_ROWS, GemmTemplate
 from regraft.backends.tvm.templates.problem import Argument, Extra, FeedForward, Gemm, Problem, Step
 from regraft.backends.tvm.templates.steps import ACTIVATIONS, activation, bias, gate, residual, row_scale
 
 __all__ = [
     "ACTIVATIONS",
     "TEMPLATES",
+    "TYPICAL_ROWS",
     "Argument",
     "Extra",
     "FeedForward",

@@ -1,19 +1,21 @@
-"""Elementwise functions as TIR expressions, for scalars and for vectors of f32. Imports TVM.
+"""Functions of floats as TIR expressions, for scalars and for vectors. Imports TVM.
 
 LLVM has no vector forms of ``exp``, ``erf`` and ``tanh``: it would call the C library once a lane. The
-approximations here are of the rounding error's order, give inf and 0 where torch does, and pass nan on.
-Sources: Cephes (``expf``), Eigen (rational minimax forms of ``erf`` and ``tanh``).
+approximations of f32 here are of the rounding error's order, give inf and 0 where torch does, pass nan on.
+Sources: Cephes (``expf``), Eigen (rational minimax forms of ``erf`` and ``tanh``). Those of f64 are the C
+library's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
 
 Value = Any
-"""A TIR expression of f32, a scalar or a vector."""
+"""A TIR expression of f32 or f64, a scalar or a vector."""
 
 _LOG2_E = 1.44269504088896341
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
@@ -57,13 +59,14 @@ def bound(value: Value, body: Callable[[Value], Value]) -> Value:
 
 
 def constant(number: float, like: Value) -> Value:
-    """``number`` as f32, in as many lanes as ``like`` has."""
-    return _widened(tirx.FloatImm("float32", number), like)
+    """``number`` in the type and the lanes of ``like``."""
+    return widened(tirx.FloatImm(scalar_type(like), number), lanes_of(like))
 
 
 def select(condition: Value, yes: Value, no: Value) -> Value:
     """``yes`` where ``condition`` holds; both are computed."""
-    return tirx.Select(condition, yes, no)
+    lanes = max(lanes_of(each) for each in (condition, yes, no))
+    return tirx.Select(*(widened(each, lanes) for each in (condition, yes, no)))
 
 
 def maximum(a: Value, b: Value) -> Value:
@@ -76,6 +79,9 @@ def relu(x: Value) -> Value:
 
 
 def exp(x: Value) -> Value:
+    if is_double(x):
+        return tirx.exp(x)
+
     def reduced(x: Value) -> Value:
         # Every f32 result is 0 or inf beyond these.
         return bound(_clamped(x, 104.0), lambda c: bound(_rounded(c * constant(_LOG2_E, c)), _power(c)))
@@ -105,7 +111,7 @@ def _rounded(x: Value) -> Value:
 
 def _halves(whole: Value) -> tuple[Value, Value]:
     """Two integers that add up to the whole number ``whole``."""
-    dtype = _retyped(whole, "int32")
+    dtype = retyped(whole, "int32")
     bits = tirx.reinterpret(dtype, whole + constant(_SHIFTER, whole))
     number = bits - _integer(_SHIFTER_BITS, whole)
     low = number >> _integer(1, whole)
@@ -115,10 +121,13 @@ def _halves(whole: Value) -> tuple[Value, Value]:
 def _two_to(power: Value) -> Value:
     """2**power for a power that is an exponent of f32."""
     bits = (power + _integer(127, power)) << _integer(23, power)
-    return tirx.reinterpret(_retyped(power, "float32"), bits)
+    return tirx.reinterpret(retyped(power, "float32"), bits)
 
 
 def erf(x: Value) -> Value:
+    if is_double(x):
+        return tirx.call_pure_extern("float64", "erf", x)
+
     def ratio(x: Value) -> Value:
         return bound(x * x, lambda s: x * _polynomial(_ERF_P, s) / _polynomial(_ERF_Q, s))
 
@@ -126,6 +135,9 @@ def erf(x: Value) -> Value:
 
 
 def tanh(x: Value) -> Value:
+    if is_double(x):
+        return tirx.tanh(x)
+
     def ratio(x: Value) -> Value:
         return bound(x * x, lambda s: x * _polynomial(_TANH_P, s) / _polynomial(_TANH_Q, s))
 
@@ -149,10 +161,52 @@ def gelu(x: Value) -> Value:
 
 def gelu_tanh(x: Value) -> Value:
     def approximate(x: Value) -> Value:
-        inner = constant(0.7978845608028654, x) * (x + constant(0.044715, x) * x * x * x)
+        inner = constant((2 / math.pi) ** 0.5, x) * (x + constant(0.044715, x) * x * x * x)
         return constant(0.5, x) * x * (constant(1.0, x) + tanh(inner))
 
     return bound(x, approximate)
+
+
+# -- bf16 --------------------------------------------------------------------------------------
+# TVM has no vectors of bf16: memory holds its bits as u16, and what is computed is f32.
+
+
+def of_bf16_bits(bits: Value) -> Value:
+    """The f32 that the bits of a bf16 stand for."""
+    wide = bits.astype(retyped(bits, "uint32"))
+    return tirx.reinterpret(retyped(bits, "float32"), wide << _unsigned(16, bits))
+
+
+def bf16_bits(x: Value) -> Value:
+    """The bits of the bf16 that is nearest to an f32, halves to the even one; nan stays nan."""
+    bits = tirx.reinterpret(retyped(x, "uint32"), x)
+    return bound(bits, lambda bits: _upper(bits).astype(retyped(bits, "uint16")))
+
+
+def rounded_to_bf16(x: Value) -> Value:
+    """The bf16 that is nearest to an f32, as f32."""
+
+    def rounded(bits: Value) -> Value:
+        return tirx.reinterpret(retyped(x, "float32"), _upper(bits) << _unsigned(16, bits))
+
+    return bound(tirx.reinterpret(retyped(x, "uint32"), x), rounded)
+
+
+def _upper(bits: Value) -> Value:
+    """The upper half of the bits of an f32, rounded."""
+    upper = bits >> _unsigned(16, bits)
+    odd = tirx.bitwise_and(upper, _unsigned(1, bits))
+    nearest = (bits + _unsigned(0x7FFF, bits) + odd) >> _unsigned(16, bits)
+    size = tirx.bitwise_and(bits, _unsigned(0x7FFFFFFF, bits))
+    quiet = tirx.bitwise_or(upper, _unsigned(0x40, bits))
+    return select(size > _unsigned(0x7F800000, bits), quiet, nearest)
+
+
+def _unsigned(number: int, like: Value) -> Value:
+    return widened(tirx.IntImm("uint32", number), lanes_of(like))
+
+
+# -- parts -------------------------------------------------------------------------------------
 
 
 def _polynomial(coefficients: Sequence[float], x: Value) -> Value:
@@ -173,19 +227,33 @@ def _clamped(x: Value, limit: float) -> Value:
     return bound(x, clamped)
 
 
-def _lanes(value: Value) -> int:
+def _integer(number: int, like: Value) -> Value:
+    return widened(tirx.IntImm("int32", number), lanes_of(like))
+
+
+# -- types -------------------------------------------------------------------------------------
+
+
+def lanes_of(value: Value) -> int:
+    """How many numbers ``value`` has side by side."""
     return value.ty.dtype.lanes if hasattr(value, "ty") else 1
 
 
-def _retyped(value: Value, scalar: str) -> str:
-    lanes = _lanes(value)
+def scalar_type(value: Value) -> str:
+    """The type of each of them, by TVM's name."""
+    return str(value.ty.dtype).partition("x")[0]
+
+
+def retyped(value: Value, scalar: str) -> str:
+    """``scalar`` in as many lanes as ``value`` has."""
+    lanes = lanes_of(value)
     return f"{scalar}x{lanes}" if lanes > 1 else scalar
 
 
-def _integer(number: int, like: Value) -> Value:
-    return _widened(tirx.IntImm("int32", number), like)
+def widened(value: Value, lanes: int) -> Value:
+    """A scalar in so many lanes; what is a vector stays as it is."""
+    return tirx.Broadcast(value, tirx.IntImm("int32", lanes)) if lanes > 1 and lanes_of(value) == 1 else value
 
 
-def _widened(scalar: Value, like: Value) -> Value:
-    lanes = _lanes(like)
-    return tirx.Broadcast(scalar, tirx.IntImm("int32", lanes)) if lanes > 1 else scalar
+def is_double(value: Value) -> bool:
+    return scalar_type(value) == "float64"

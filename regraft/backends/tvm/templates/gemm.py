@@ -17,7 +17,7 @@ from typing import Any
 from regraft.backends.tvm.cpu import Cpu
 from regraft.backends.tvm.packing import Packing
 from regraft.backends.tvm.space import Config, Constraint, Parameter, Space
-from regraft.backends.tvm.templates.problem import Argument, Gemm, Problem
+from regraft.backends.tvm.templates.problem import Argument, Gemm, Problem, Role
 from regraft.backends.tvm.templates.tile import Tile
 
 #: Rows for which a kernel of any number of rows should be good.
@@ -111,13 +111,16 @@ class GemmTemplate:
             )
             for name in problem.weight_names
         )
-        extras = (Argument(e.name, problem.shape(e.axes) or (1,), e.dtype, "extra") for e in problem.extras)
+        extras = (
+            Argument(e.name, problem.shape(e.axes) or (1,), *_in_memory(e.dtype, "extra"))
+            for e in problem.extras
+        )
         *outer, _ = problem.shape(problem.x_axes())
         return (
             Argument("x", (*outer, problem.turns), seen, "input", viewed_from),
             *weights,
             *extras,
-            Argument("out", problem.shape(problem.out_axes()), problem.out_dtype, "output"),
+            Argument("out", problem.shape(problem.out_axes()), *_in_memory(problem.out_dtype, "output")),
             *_row_squares(problem, config),
         )
 
@@ -139,6 +142,11 @@ def _bf16_refusal(problem: Gemm, cpu: Cpu | None) -> str | None:
     if problem.prologue:
         return "products of bf16 have no prologue"
     return None if problem.is_constant else "weights of bf16 that come with the call are not packed"
+
+
+def _in_memory(dtype: str, role: Role) -> tuple[str, Role, str | None]:
+    """What a kernel sees the elements of an argument as, and what they are: of bf16 it sees the bits."""
+    return ("uint16", role, dtype) if dtype == "bfloat16" else (dtype, role, None)
 
 
 def round_up(size: int, multiple: int) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Axis = Literal["batch", "rows", "columns", "depth"]
+Role = Literal["input", "weight", "extra", "output"]
 Dims = tuple[int | None, ...]
 """Sizes of a buffer; None is the number of rows where that is known only at call time."""
 
@@ -59,7 +60,7 @@ class Argument:
     name: str
     shape: Dims
     dtype: str
-    role: Literal["input", "weight", "extra", "output"]
+    role: Role
     viewed_from: str | None = None
 
 

@@ -110,12 +110,13 @@ def _as_stored(problem: Gemm, out: Tensor) -> Tensor:
 def example_values(problem: Problem, arguments: Sequence[Argument], rows: int) -> dict[str, Tensor]:
     """Random values at ``rows`` rows for all of ``arguments`` but the outputs; weights before packing.
 
-    They are the same for every config. Weights have the scale at which sums keep that of ``x``.
+    They are the same for every config, and those of weights at every number of rows. Weights have the scale
+    at which sums keep that of ``x``.
     """
-    generator = torch.Generator().manual_seed(0)
     shapes = _weight_shapes(problem)
     values: dict[str, Tensor] = {}
-    for argument in (a for a in arguments if a.role != "output"):
+    for number, argument in enumerate(a for a in arguments if a.role != "output"):
+        generator = torch.Generator().manual_seed(number)
         given: Dims = shapes.get(argument.name, argument.shape)
         shape = [rows if size is None else size for size in given]
         if argument.name == "x":

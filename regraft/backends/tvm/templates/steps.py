@@ -27,10 +27,17 @@ def activation(function: str) -> Step:
     return Step(function, partial(_activation, function))
 
 
-def gate(function: str) -> Step:
-    """Joins two products: the first one, the activation of the second one times it."""
+def gate(function: str, bias: str | None = None, gate_bias: str | None = None) -> Step:
+    """Joins two products: the activation of the second one times the first one.
+
+    ``bias`` and ``gate_bias`` name vectors that are added to the first and the second one before.
+    """
     assert function in ACTIVATIONS, function
-    return Step(f"{function} gate", partial(_gate, function))
+    parts = {"first": bias, "second": gate_bias}
+    biased = " ".join(part for part, name in parts.items() if name is not None)
+    extras = tuple(Extra(name, ("columns",)) for name in parts.values() if name is not None)
+    emit = partial(_gate, function, (bias is not None, gate_bias is not None))
+    return Step(f"{function} gate" + (f" biased {biased}" if biased else ""), emit, extras)
 
 
 def row_scale(name: str = "scale") -> Step:
@@ -50,5 +57,8 @@ def _activation(function: str, math: Any, value: Any) -> Any:
     return getattr(math, function)(value)
 
 
-def _gate(function: str, math: Any, up: Any, gate: Any) -> Any:
+def _gate(function: str, biased: tuple[bool, bool], math: Any, up: Any, gate: Any, *biases: Any) -> Any:
+    is_up_biased, is_gate_biased = biased
+    up = up + biases[0] if is_up_biased else up
+    gate = gate + biases[-1] if is_gate_biased else gate
     return getattr(math, function)(gate) * up

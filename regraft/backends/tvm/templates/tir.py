@@ -97,7 +97,7 @@ def function(
         for argument, handle in zip(arguments, handles, strict=True):
             shape = tuple(rows if size is None else T.int64(size) for size in argument.shape)
             buffers[argument.name] = T.match_buffer(handle, shape, argument.dtype, align=64)
-        if any(argument.viewed_from == "bfloat16" for argument in arguments):
+        if any(argument.dtype == "int32" for argument in arguments):  # pairs of bf16
             with T.attr(T.int32(0), "pragma_import_llvm", _PAIR_DOT_SOURCE):
                 body(buffers, rows)
         else:
@@ -349,12 +349,12 @@ class Product:
                 values = [values[0] + out[tuple(index)]]
             result = self._apply(problem.epilogue, values, place)
             if rounded is not None:
-                # TVM takes a cast to bf16 apart into bit operations, each with a copy of what is cast.
+                # TVM's simplifier puts a copy of what is rounded into each of the bit operations.
                 T.buffer_store(rounded, result, [lane])
-                result = T.cast(rounded[lane], problem.out_dtype)
+                result = functions.bf16_bits(rounded[lane])
             T.buffer_store(out, result, index)
             if squares is not None:
-                stored = _cast(out[tuple(index)], "float32")
+                stored = _number(out[tuple(index)])
                 at = row * self.tile.lanes + lane
                 T.buffer_store(squares, squares[at] + stored * stored, [at])
 
@@ -413,7 +413,7 @@ class Product:
 
     def _extra(self, extra: Extra, place: Place) -> Expr:
         whole = Place(place.batch, place.row + self.first_row, place.column, place.depth)
-        return _cast(self.buffers[extra.name][tuple(whole.along(extra.axes, self._has_batch))], "float32")
+        return _number(self.buffers[extra.name][tuple(whole.along(extra.axes, self._has_batch))])
 
     def _out_index(self, place: Place) -> list[Expr]:
         row = place.row + self.first_row if self.has_whole_out else place.row
@@ -441,5 +441,6 @@ def _lanes(count: int) -> Any:
     return T.vectorized(T.int64(0), T.int64(count))
 
 
-def _cast(value: Expr, dtype: str) -> Expr:
-    return value if value.ty.dtype == dtype else T.cast(value, dtype)
+def _number(stored: Expr) -> Expr:
+    """What is stored as f32: itself, or the number that bits of bf16 stand for."""
+    return functions.of_bf16_bits(stored) if stored.ty.dtype == "uint16" else stored

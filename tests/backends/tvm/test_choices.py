@@ -1,0 +1,193 @@
+"""Which kernels a compile takes: measured, kept, taken again, and what is said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+import regraft
+from regraft.backends import backend
+from regraft.backends.tvm import bench, building, cpu, templates, tune, worker
+from regraft.errors import BackendError
+from regraft.timing import Measured
+
+GEMM = next(t for t in templates.TEMPLATES if t.name == "gemm")
+
+
+class InThisProcess:
+    """The worker's work without its process, so that tests can break it. Counts what it measures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tuned: list[str] = []
+
+    def build(self, text: str, host: cpu.Cpu, configs: Mapping[str, Sequence[str]]) -> Any:
+        answer = worker.build(text, host, configs, self.folder)
+        return SimpleNamespace(**{**answer, "library": Path(answer["library"]).read_bytes()})
+
+    def tune(self, text: str, host: cpu.Cpu, key: str, rows: Sequence[int], budget: float) -> Any:
+        self.tuned.append(key)
+        answer = worker.tune(text, host, key, rows, budget)
+        found = [
+            (m["signature"], m["forms"], Measured(m["rows"], m["us"], m["noise"])) for m in answer["measured"]
+        ]
+        return found, answer["notes"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A back end that builds in this process, with a tuning database of its own."""
+    monkeypatch.setenv("REGRAFT_CACHE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr(tune, "MOST_CANDIDATES", 4)
+    made: Any = backend("tvm")
+    made._builder = InThisProcess(tmp_path)
+    return made
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.LayerNorm(96), nn.Linear(96, 32)).eval()
+
+
+def compiled(here: Any, rows: int = 16, **options: Any) -> regraft.CompiledModel:
+    x = torch.randn(rows, 64)
+    found = regraft.compile(model(), (x,), backends=(here,), cache=False, verify=True, **options)
+    torch.testing.assert_close(found(x), model()(x).detach(), rtol=1e-4, atol=1e-5)
+    return found
+
+
+def kernels(found: regraft.CompiledModel) -> list[dict[str, Any]]:
+    return found.report.to_dict()["kernels"]
+
+
+def test_what_is_measured_is_taken_again_without_measuring(here: Any) -> None:
+    untuned = kernels(compiled(here))
+    assert [kernel["measured_us"] for kernel in untuned] == [{}, {}]
+    assert all("the default, estimated" in kernel["text"] for kernel in untuned)
+    assert not here._builder.tuned
+    tuned = kernels(compiled(here, tune=True, budget="30s"))
+    assert len(here._builder.tuned) == 2
+    for kernel in tuned:
+        assert set(kernel["measured_us"]) == set(kernel["default_us"]) == {16}
+        assert kernel["measured_us"][16] <= kernel["default_us"][16]
+        assert "times as fast as the default" in kernel["text"]
+    again = kernels(compiled(here))
+    assert again == tuned
+    assert kernels(compiled(here, tune=True)) == tuned
+    assert len(here._builder.tuned) == 2
+
+
+def test_a_record_decides_and_is_interpolated(here: Any, tmp_path: Path) -> None:
+    """The third config is made the fastest in the database, at 16 rows and at 64."""
+    for rows in (16, 64):
+        compiled(here, rows, tune=True)
+    chosen = {}
+    for rows in (16, 32, 64):
+        problem = templates.Gemm(rows, 32, 96, epilogue=(templates.bias(),))
+        third = GEMM.ranked(problem, cpu.host_cpu(2), 4)[2]
+        chosen[rows] = third
+    _made_fastest(tmp_path / "state" / "tuning.db", str(chosen[16]), columns=32)
+    (kernel,) = [k for k in kernels(compiled(here)) if "96->32" in k["title"]]
+    assert kernel["config"] == str(chosen[16])
+    assert kernel["measured_us"] == {16: 0.25}
+    (between,) = [k for k in kernels(compiled(here, 32)) if "96->32" in k["title"]]
+    assert between["measured_us"], "between 16 and 64 rows"
+    (beyond,) = [k for k in kernels(compiled(here, 65)) if "96->32" in k["title"]]
+    assert not beyond["measured_us"]
+
+
+def _made_fastest(path: Path, config: str, columns: int) -> None:
+    import sqlite3
+
+    with sqlite3.connect(path) as connection:
+        changed = connection.execute(
+            "UPDATE times SET us = 0.25 WHERE form = ? AND signature LIKE ?", (config, f"%n{columns} %")
+        )
+        assert changed.rowcount
+    connection.close()
+
+
+def test_any_number_of_rows_is_measured_at_several(here: Any) -> None:
+    x = torch.randn(4, 64)
+    sizes = {"input": {0: Dim("n", min=1, max=512)}}
+    found = regraft.compile(
+        model(), (x,), dynamic_shapes=sizes, backends=(here,), cache=False, tune=True, budget="60s"
+    )
+    assert [set(kernel["measured_us"]) for kernel in kernels(found)] == [{1, 16, 128}] * 2
+
+
+def test_a_budget_that_ends_is_told_and_the_next_run_goes_on(
+    here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = compiled(here, tune=True, budget=1e-3)
+    assert "the budget sufficed for 0 of 2 kernels; the next run goes on from there" in first.report.notes
+    assert not here._builder.tuned
+    compiled(here, tune=True)
+    assert len(here._builder.tuned) == 2
+
+
+def test_a_wrong_candidate_is_never_taken(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every candidate but the last one of each kernel gives wrong values."""
+    built = bench.KernelBench.build
+    kept: dict[str, Any] = {}
+
+    def build(self: bench.KernelBench, config: Any) -> Any:
+        last = self.template.ranked(self.problem, cpu.host_cpu(2), tune.MOST_CANDIDATES)[-1]
+        kernel = built(self, config)
+        if config == last:
+            kept[str(config)] = config
+            return kernel
+        return lambda *tensors: lambda: tensors[-1].fill_(3.0)
+
+    monkeypatch.setattr(bench.KernelBench, "build", build)
+    found = compiled(here, tune=True)
+    assert {kernel["config"] for kernel in kernels(found)} == set(kept)
+    assert sum("gives wrong values and is never chosen" in note for note in found.report.notes) == 6
+
+
+def test_a_record_that_no_longer_builds_is_told(
+    here: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiled(here, tune=True)
+    problem = templates.Gemm(16, 32, 96, epilogue=(templates.bias(),))
+    host = cpu.host_cpu(2)
+    broken, default = GEMM.ranked(problem, host, 4)[1], GEMM.default(problem, host)
+    _made_fastest(tmp_path / "state" / "tuning.db", str(broken), columns=32)
+    functions: list[Any] = []
+    whole, one = building.build, type(GEMM).build
+
+    def build_one(self: Any, asked: Any, config: Any, symbol: str) -> Any:
+        function = one(self, asked, config, symbol)
+        if config == broken and asked.columns == 32:
+            functions.append(function)
+        return function
+
+    def build(given: Sequence[Any]) -> Any:
+        if any(function is each for function in functions for each in given):
+            raise BackendError("no such instruction", "tvm")
+        return whole(given)
+
+    monkeypatch.setattr(type(GEMM), "build", build_one)
+    monkeypatch.setattr(building, "build", build)
+    found = compiled(here)
+    (kernel,) = [k for k in kernels(found) if "96->32" in k["title"]]
+    assert kernel["config"] != str(broken)
+    assert kernel["default_us"], f"the default {default} was measured"
+    note = f"the tuned kernel {broken} does not build, the next one is taken: no such instruction"
+    assert note in found.report.notes
+
+
+def test_what_is_copied_is_in_the_report(here: Any) -> None:
+    found = compiled(here)
+    assert found.report.measured is not None
+    assert found.report.measured.copied == {}
+    x = torch.randn(16 * 64 + 1)[1:].view(16, 64)
+    assert found.report.measure(found, (x.t().contiguous().t(),)).copied == {"tvm": 1}
+    assert "1 arguments copied for tvm" in str(found.report)
