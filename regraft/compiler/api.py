@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from regraft.backends import Backend
 from regraft.compiler.adapters import insert_adapters
 from regraft.compiler.cache import Session
 from regraft.compiler.capture import Captured, as_module, call_of, capture_model, holds_at_size_one, split
-from regraft.compiler.check import error_against_eager
+from regraft.compiler.check import error_against_eager, runner_of
 from regraft.compiler.export import ExportReport, write_onnx
 from regraft.compiler.extensions import Extensions
 from regraft.compiler.materialise import Store, replacements
@@ -176,12 +177,16 @@ def _verify(
         NumericsMismatch: the error is beyond what the numerics rule allows.
     """
     report, reassociates = compiled.report, options.exactness != Exactness.EXACT
+    compared = captured
     if options.batch is not None:
-        model = OneByOne(model)
+        example = (captured.args, captured.kwargs)
+        model = OneByOne(runner_of(model), example, compiled.signature.outputs)
+        args, kwargs = model.batch(example)
+        compared = replace(captured, args=args, kwargs=kwargs)
     with phases.phase("verify"):
         try:
             report.error = error_against_eager(
-                model, compiled, captured, reassociates=reassociates, tolerance=options.exactness.tolerance
+                model, compiled, compared, reassociates=reassociates, tolerance=options.exactness.tolerance
             )
         except NumericsMismatch as error:
             each = 'compile(..., verify="each") compares every rewrite; ' if options.verify is True else ""

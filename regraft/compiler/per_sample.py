@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
+from regraft.compiler.trial import same_draws
 from regraft.errors import OptionError, UnsupportedOp, UnsupportedOpError
 from regraft.ir import (
     Builder,
@@ -151,17 +154,66 @@ def _many_arguments(signature: Signature, size: Symbol) -> Signature:
 
 
 class OneByOne(torch.nn.Module):
-    """``model`` with its results as ``PerSample`` gives them for one sample, to compare a compile with."""
+    """``model`` run on one sample of a batch after the other, to compare a compile with.
 
-    def __init__(self, model: Any) -> None:
+    ``example`` are the arguments of one sample: what has a first size of 1 there has it for each sample of a
+    call. A call gives the results that ``outputs``, of the signature, has as tensors, as ``PerSample`` does.
+    """
+
+    def __init__(self, model: Any, example: Any, outputs: Sequence[Any]) -> None:
         super().__init__()
         self.model = model
+        self.varies = tuple(map(_is_sample, pytree.tree_leaves(example)))
+        self.places = tuple(i for i, output in enumerate(outputs) if isinstance(output, int))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return pytree.tree_map(_as_sample, self.model(*args, **kwargs))
+    def forward(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        rows = list(zip(leaves, self.varies, strict=True))
+        count = next(len(leaf) for leaf, varies in rows if varies)
+        runs: list[list[torch.Tensor]] = []
+        for i in range(count):
+            own_args, own_kwargs = pytree.tree_unflatten([x[i : i + 1] if v else x for x, v in rows], spec)
+            found = pytree.tree_leaves(self.model(*own_args, **own_kwargs))
+            runs.append([_as_sample(found[place]) for place in self.places])
+        return [torch.cat(each) for each in zip(*runs, strict=True)]
+
+    def batch(self, example: Any) -> Any:
+        """Samples like the one of ``example``, that first; those that eager itself refuses are left out."""
+        leaves, spec = pytree.tree_flatten(example)
+        samples: list[list[Any]] = []
+        for i in range(_COUNT):
+            sample = [_another(x, i) if varies else x for x, varies in zip(leaves, self.varies, strict=True)]
+            args, kwargs = pytree.tree_unflatten(copy.deepcopy(sample), spec)
+            try:
+                with torch.no_grad(), same_draws():
+                    self.model(*args, **kwargs)
+            except Exception:
+                if not i:
+                    raise
+                continue  # the model checks its input: not every change of the example is one
+            samples.append(sample)
+        many = [
+            torch.cat(parts) if varies else parts[0]
+            for varies, *parts in zip(self.varies, *samples, strict=True)
+        ]
+        return pytree.tree_unflatten(many, spec)
 
 
-def _as_sample(leaf: Any) -> Any:
+#: How many samples a compile is compared on.
+_COUNT = 4
+
+
+def _is_sample(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == 1
+
+
+def _another(sample: torch.Tensor, number: int) -> torch.Tensor:
+    """``sample`` with its values in other places, so that samples may part; any value may be another's."""
+    return sample.flatten().roll(number * max(1, sample.numel() // _COUNT)).view(sample.shape)
+
+
+def _as_sample(leaf: Any) -> torch.Tensor:
+    """A result of one sample, the sample first."""
     if not isinstance(leaf, torch.Tensor):
-        return leaf
-    return leaf if leaf.dim() and leaf.shape[0] == 1 else leaf.unsqueeze(0)
+        return torch.tensor([leaf], dtype=torch.float64 if isinstance(leaf, float) else None)
+    return leaf if _is_sample(leaf) else leaf.unsqueeze(0)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import regraft
-from regraft.errors import OptionError, ShapeError, UnsupportedOpError
+from regraft import ir
+from regraft.errors import NumericsMismatch, OptionError, ShapeError, UnsupportedOpError
 from regraft.testing import PathCounts, assert_close, randomise
 
 WIDTH = 8
@@ -165,9 +166,58 @@ def test_as_a_file(tmp_path: Path) -> None:
         check(found, model, x, threshold)
 
 
+class Counts(nn.Module):
+    """Says how often it went on, an int of Python's."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        steps = 0
+        while x[0, 0] > 0.5 and steps < 3:
+            x = x * 0.5
+            steps += 1
+        return x, steps
+
+
+class OnlyInABatch:
+    """A pass that goes wrong where more than one sample is given: a product is scaled by their number."""
+
+    name, stage, after, before = "wrong-in-a-batch", "legalize", (), ()
+
+    def run(self, module: ir.Module, context: ir.PassContext) -> bool:
+        function = module.main
+        rewriter = context.rewriter(self.name)
+        result = function.body.results[0]
+        builder = rewriter.before(function.body.terminator)
+        count = builder.aten._to_copy(builder.rg.dim_value(result.tensor.shape[0]), dtype=ir.DType.F32)
+        yields = [builder.aten.mul.Tensor(result, count), *function.body.results[1:]]
+        old = function.body.terminator
+        rewriter.at_end(function.body, old.loc).create("cf.yield", (tuple(yields),))
+        rewriter.erase(old)
+        return True
+
+
 def test_verified_by_the_compile() -> None:
     model, draw, threshold = given("skips")
     compiled = regraft.compile(model, (draw(1, 0), threshold), batch="per_sample", verify=True, cache=False)
+    assert compiled.report.error is not None
+
+
+def test_verified_on_samples_that_part() -> None:
+    """What one sample does not show is found; numbers are results too; an exported program has no call."""
+    x = torch.tensor([[4.0, 0.1, 1.0, 0.2]])
+    compiled = regraft.compile(Counts().eval(), (x,), batch="per_sample", verify=True, cache=False)
+    assert compiled.report.error == 0.0
+    assert compiled(torch.cat([x, x.roll(1)]))[1].tolist() == [3, 0]
+    with pytest.raises(NumericsMismatch):
+        regraft.compile(
+            Counts().eval(),
+            (x,),
+            batch="per_sample",
+            verify=True,
+            cache=False,
+            passes=[("legalize", OnlyInABatch())],
+        )
+    program = torch.export.export(nn.Linear(4, 2).eval(), (x,))
+    compiled = regraft.compile(program, (), batch="per_sample", verify=True, cache=False)
     assert compiled.report.error is not None
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -18,6 +18,7 @@ from regraft.compiler.capture.control.flat import (
     Memory,
     getitems,
     listed,
+    memories_written_by,
     memory_of,
 )
 
@@ -30,10 +31,13 @@ class Aliases:
 
     The graph gives each result of a condition or a loop memory of its own. In eager such a result is the
     tensor that the arm gave, or the one that the loop began with; and what stands for a carried tensor is the
-    one that the loop began with, or that the trip before has made.
+    one that the loop began with, or that the trip before has made. ``copies`` are pairs of memories of which
+    the first is a part of the second.
     """
 
-    def __init__(self, program: ExportedProgram, flat: FlatGraph) -> None:
+    def __init__(
+        self, program: ExportedProgram, flat: FlatGraph, copies: Sequence[tuple[Memory, Memory]] = ()
+    ) -> None:
         self._flat = flat
         self._uses: dict[Memory, list[Node]] = defaultdict(list)
         for node in program.graph.nodes:
@@ -44,6 +48,9 @@ class Aliases:
         self._given: dict[Memory, set[_Origin]] = defaultdict(set)
         for construct in flat.constructs:
             self._link(construct)
+        for copy, original in copies:
+            if copy in flat.makers and original in flat.makers:  # else of a trip that was thrown away
+                self._given[copy].add((None, original))
         self._origins = self._closed()
 
     def _link(self, construct: Construct) -> None:
@@ -83,17 +90,46 @@ class Aliases:
         if own is not None:
             yield from (m for m, origins in self._origins.items() if m != memory and own & origins)
 
-    def conflict(self, node: Node, memory: Memory, within: Construct | None = None) -> bool:
+    def may_be(self, memory: Memory) -> set[Memory]:
+        """``memory``, and the others that it may be."""
+        return {memory, *self._others(memory)}
+
+    def first_conflict(self) -> tuple[Node, Memory] | None:
+        """A write to what may be, in eager, a tensor that is looked at later under another name.
+
+        Gives the node that writes, or a loop's beginning where the whole loop does, and what is written to.
+        """
+        handed_on = {
+            memory_of(inside): construct
+            for construct in self._flat.constructs
+            for number, (_, inside) in construct.carried.items()
+            if construct.hands_on(number)
+        }
+        for node in self._flat.around:
+            for memory in memories_written_by(node):
+                if self._conflict(node, memory, handed_on.get(memory)):
+                    return node, memory
+                if memory in handed_on and self._conflicts_back(handed_on[memory], memory):
+                    return handed_on[memory].begin, memory
+        return None
+
+    def _conflicts_back(self, loop: Construct, memory: Memory) -> bool:
+        """What ``loop`` writes to a carried tensor is written to the tensor that it began with."""
+        starts = [memory_of(start) for start, inside in loop.carried.values() if memory_of(inside) == memory]
+        return any(start is not None and self._conflict(loop.end, start) for start in starts)
+
+    def _conflict(self, node: Node, memory: Memory, within: Construct | None = None) -> bool:
         """Whether, after ``node`` has written to ``memory``, someone may look at a memory that may be it.
 
-        ``within`` is the loop that ends in writing to what it began with: only what it reads itself counts.
+        ``within`` is the loop that ends in writing to what it began with: of what was made before it, only
+        what it reads itself counts.
         """
         made_before = (m for m in self._others(memory) if self._flat.comes_before(self._flat.makers[m], node))
         return any(self._is_live(other, node, within) for other in made_before)
 
     def _is_live(self, memory: Memory, node: Node, within: Construct | None) -> bool:
         uses = self._uses[memory]
-        if within is not None:
+        if within is not None and self._flat.comes_from_outside(memory, within):
             return any(within.encloses(self._flat.around[use]) for use in uses)
         if self._flat.makers[memory].op == "placeholder" or any(self._follows(use, node) for use in uses):
             return True

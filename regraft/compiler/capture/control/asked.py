@@ -24,8 +24,8 @@ from regraft.compiler.capture.control.trace import undecided
 _ASKS = frozenset(
     [Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, torch.Tensor.data.__get__]  # pyright: ignore[reportAttributeAccessIssue]
 )
-#: What may stand between the code that asks and the mode: torch's methods in Python, and NumPy.
-_BETWEEN = frozenset(["torch._tensor", "torch.overrides"])
+#: What may stand between the code that asks and the mode: torch's methods and indexing in Python, and NumPy.
+_BETWEEN = frozenset(["torch._tensor", "torch.overrides", "torch._export.non_strict_utils"])
 
 
 def _asking() -> FrameType | None:

@@ -23,6 +23,7 @@ from regraft.compiler.capture.control.indexing import element, is_integer, set_e
 from regraft.compiler.capture.control.loops import LONG, Run, Span
 from regraft.compiler.capture.control.meeting import meet
 from regraft.compiler.capture.control.number import Array, Number, as_truth, unwrapped
+from regraft.compiler.capture.control.optional import Maybe
 from regraft.compiler.capture.control.state import KEPT, UNBOUND, Variables
 from regraft.compiler.capture.control.words import Words, filled
 
@@ -84,10 +85,12 @@ class Calls:
         put: _Put,
         *,
         live: _Names,
+        optional: _Names = (),
         loop: Run | None = None,
     ) -> None:
         """``if test``: its arms may change the variables ``names``, of which ``live`` are read later.
 
+        The ``optional`` ones are read by ``held`` and ``is_none`` alone.
         Where it ends a trip of ``loop``, an arm may go on with the trips that follow.
         """
         if not self._undecided(test):
@@ -96,7 +99,15 @@ class Calls:
         going_on = loop.read_after if loop is not None and loop.nested else live
         variables = Variables(names, gets, put)
         then, otherwise = knowing(then, test, True, variables), knowing(otherwise, test, False, variables)
-        meet(self.context, unwrapped(test), then, otherwise, variables, going_on)
+        meet(self.context, unwrapped(test), then, otherwise, variables, going_on, optional)
+
+    def held(self, value: Any) -> Any:
+        """``value``, a variable's; where a tensor decides whether it is None, what it is in this arm."""
+        return value.held if isinstance(value, Maybe) else value
+
+    def is_none(self, value: Any) -> Any:
+        """``value is None``"""
+        return value.is_none if isinstance(value, Maybe) else value is None
 
     def each(
         self,
@@ -194,7 +205,8 @@ class Calls:
                 found[0] = value
 
         variables = Variables((_CHOSEN,), (lambda: found[0],), put)
-        meet(self.context, unwrapped(test), arm(then), arm(otherwise), variables, variables.names)
+        arms = knowing(arm(then), test, True, variables), knowing(arm(otherwise), test, False, variables)
+        meet(self.context, unwrapped(test), *arms, variables, variables.names)
         if found[0] is UNBOUND:
             lost = self.context.lost[_CHOSEN]
             refuse(f"a value that a tensor chooses {lost.reason}", lost.hint)
@@ -258,7 +270,8 @@ class Calls:
     def element(self, value: Any, index: Any) -> Any:
         """``value[index]``"""
         if isinstance(value, Growing):
-            return value.element(index)
+            is_part = isinstance(index, slice)
+            return value.part(element(value.rows, index, self.context)) if is_part else value.element(index)
         if isinstance(value, SEQUENCES) and is_integer(index) and self._undecided(index):
             return self._among(value, unwrapped(index))
         return element(value, index, self.context)

@@ -6,21 +6,22 @@ a flag that says which path it was among them. In an arm that the flag decides, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
-from regraft.compiler.capture.control.number import Choice, Number, as_truth
+from regraft.compiler.capture.control.number import Choice, Condition, Number, as_truth
 from regraft.compiler.capture.control.state import Variables
 
 #: Condition -> the number of the path that it took.
-Taken = Mapping[object, int]
+Taken = Mapping[Condition, int]
 
 
 def note_choices(values: list[Any], paths: list[tuple[Any, ...]]) -> None:
     """Let the numbers among ``values``, which one condition chose, know what they were on its ``paths``."""
-    condition = object()
+    condition = Condition()
     for value, *sides in zip(values, *paths, strict=True):
         if isinstance(value, Number) and all(_is_number(side) for side in sides):
             value.choice = Choice(condition, (sides[0], sides[1]))
@@ -49,10 +50,24 @@ def knowing(arm: Callable[[], None], test: Any, truth: bool, variables: Variable
         return arm
 
     def run() -> None:
-        variables.write([_settled(value, taken) for value in variables.read()])
-        arm()
+        with _known(taken):
+            variables.write([_settled(value, taken) for value in variables.read()])
+            arm()
 
     return run
+
+
+@contextmanager
+def _known(taken: Taken) -> Generator[None]:
+    """In the block the conditions know the paths that they took."""
+    before = {condition: condition.path for condition in taken}
+    for condition, path in taken.items():
+        condition.path = path
+    try:
+        yield
+    finally:
+        for condition, path in before.items():
+            condition.path = path
 
 
 def _taken(test: Number, *, truth: bool) -> Taken:
@@ -64,7 +79,7 @@ def _taken(test: Number, *, truth: bool) -> Taken:
     return {key: path for key, path in first.items() if all(each.get(key) == path for each in others)}
 
 
-def _leaves(value: Any) -> Iterator[tuple[dict[object, int], Any]]:
+def _leaves(value: Any) -> Iterator[tuple[dict[Condition, int], Any]]:
     """What ``value`` may be, each with the paths that lead there."""
     if not isinstance(value, Number) or value.choice is None:
         yield {}, value

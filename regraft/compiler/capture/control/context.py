@@ -15,7 +15,10 @@ from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 from torch import Tensor
+from torch.export import ExportedProgram
 
+from regraft.compiler.capture.control.aliases import Aliases
+from regraft.compiler.capture.control.flat import FlatGraph, Memory
 from regraft.compiler.capture.control.state import Lost
 from regraft.compiler.capture.control.tree import PREFIX
 from regraft.compiler.capture.source import is_users
@@ -52,6 +55,7 @@ class Copy:
     """A tensor that is a view in eager, and the original, with the count of writes to each.
 
     Fields:
+        is_kept: whether others may have been made of it that are that view too, as a list that grows.
         site: the loop that is traced as one trip, in which it was made.
         line: where it was made.
     """
@@ -62,18 +66,27 @@ class Copy:
     original_version: int
     site: tuple[str, int] | None
     line: tuple[str, int]
+    is_kept: bool
 
     @property
     def is_written(self) -> bool:
         return (self.copy._version, self.original._version) != (self.copy_version, self.original_version)
 
 
-class Grows(Exception):
-    """A list, at a place (file, line, variable), holds more on one path than on the other."""
+class Learnt(Exception):
+    """What the next trace has to know of a variable, at a ``place`` (file, line, variable)."""
 
     def __init__(self, place: tuple[str, int, str]) -> None:
-        super().__init__(f"{place[2]} grows")
+        super().__init__(f"{type(self).__name__}: {place[2]}")
         self.place = place
+
+
+class Grows(Learnt):
+    """A list holds more on one path than on the other."""
+
+
+class MayBeNone(Learnt):
+    """A variable is a tensor on one path and None on the other."""
 
 
 @dataclass
@@ -87,6 +100,7 @@ class Context:
         unrolled: the loops, by file and line, of which one trip cannot stand for all.
         folded: those that are traced as one trip at this moment.
         grows: the places (file, line, variable) at which a list has to be a ``Growing``.
+        optional: those at which a variable may be a ``Maybe``.
         copies: what was taken by an index that only a call knows.
         collected: lists that such loops have filled, and the tensors that hold all of a list.
     """
@@ -96,6 +110,7 @@ class Context:
     lost: dict[str, Lost] = field(default_factory=dict[str, Lost])
     unrolled: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     grows: set[tuple[str, int, str]] = field(default_factory=set[tuple[str, int, str]])
+    optional: set[tuple[str, int, str]] = field(default_factory=set[tuple[str, int, str]])
     folded: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     collected: list[tuple[list[Tensor], Tensor]] = field(default_factory=list[tuple[list[Tensor], Tensor]])
     copies: list[Copy] = field(default_factory=list["Copy"])
@@ -103,14 +118,29 @@ class Context:
     _thread: int | None = None
     _outermost: FrameType | None = None
 
-    def copied(self, copy: Tensor, of: Tensor) -> None:
+    def copied(self, copy: Tensor, of: Tensor, *, is_kept: bool = False) -> None:
         """``copy`` stands for what is, in eager, a view of ``of``."""
         site = self.folded[-1] if self.folded else None
-        self.copies.append(Copy(copy, copy._version, of, of._version, site, where()))
+        originals = [each.original for each in self.copies if is_kept and each.copy is of]
+        self.copies.append(Copy(copy, copy._version, of, of._version, site, where(), is_kept))
+        for original in originals:
+            self.copied(copy, original, is_kept=True)
 
-    def written_copy(self) -> Copy | None:
-        """A copy that was written to, or the original of which was: eager's view would have shown it."""
-        return next((each for each in self.copies if each.is_written), None)
+    def written_copy(self, program: ExportedProgram) -> Copy | None:
+        """A copy that was written to, or the original of which was, while the other was in use.
+
+        ``program`` is what was traced: eager's view would have shown the write.
+        """
+        kept = next((each for each in self.copies if each.is_kept and each.is_written), None)
+        others = {(_memory(c.copy), _memory(c.original)): c for c in self.copies if not c.is_kept}
+        if kept is not None or not others:
+            return kept
+        aliases = Aliases(program, FlatGraph(program), list(others))
+        conflict = aliases.first_conflict()
+        if conflict is None:
+            return None
+        touched = aliases.may_be(conflict[1])
+        return next((copy for pair, copy in others.items() if touched.intersection(pair)), None)
 
     def collected_in(self, tensors: Any) -> Tensor | None:
         """The tensor that holds just what the list ``tensors`` does."""
@@ -161,6 +191,10 @@ class Context:
         """``name`` has no value from here on; why, at the line that is running."""
         file, line = where()
         self.lost[name] = Lost(f"{lost.reason} ({file}:{line})", lost.hint)
+
+
+def _memory(tensor: Tensor) -> Memory:
+    return tensor.untyped_storage()._cdata
 
 
 def where() -> tuple[str, int]:

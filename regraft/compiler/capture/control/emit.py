@@ -122,11 +122,17 @@ class Emitter:
         if loop is None:
             own, changed = bound([node]), places([node])
             state, arguments = self._state(node, own, changed, n)
-            return state, f"{arguments}, live={_texts(self._seen(own, changed, node.live_after))}"
+            live = self._seen(own, changed, node.live_after)
+            return state, f"{arguments}, live={_texts(live)}{self._optional(live)}"
         own, changed = bound(loop.chain), places(loop.chain)
         state, arguments = self._state(node, own, changed, n)
         live = self._seen(bound([node]), changed, loop.live_head | loop.live_after) | {loop.goes_on}
-        return state, f"{arguments}, live={_texts(live)}, loop={_loop_name(loop)}"
+        return state, f"{arguments}, live={_texts(live)}{self._optional(live)}, loop={_loop_name(loop)}"
+
+    def _optional(self, live: frozenset[str]) -> str:
+        """The argument that says which of the variables that are read later may be None on one path."""
+        found = live & self.expressions.optional
+        return f", optional={_texts(found)}" if found else ""
 
     def _seen(self, names: frozenset[str], changed: frozenset[str], live: frozenset[str]) -> frozenset[str]:
         """What somebody may see later of variables and of changed places, ``live`` being read later.

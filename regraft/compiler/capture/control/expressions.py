@@ -51,11 +51,13 @@ class Expressions(ast.NodeTransformer):
     Fields:
         first: the function's first parameter, which ``super()`` takes without saying so.
         notes: what had to stay as it is.
+        optional: the variables that may be a tensor on one path and None on another.
     """
 
-    def __init__(self, first: str | None, notes: list[Note]) -> None:
+    def __init__(self, first: str | None, notes: list[Note], optional: frozenset[str] = frozenset()) -> None:
         self.first = first
         self.notes = notes
+        self.optional = optional
 
     def of(self, node: _Node) -> _Node:
         """``node``, a statement without blocks or an expression, converted; itself it stays as it was."""
@@ -87,7 +89,14 @@ class Expressions(ast.NodeTransformer):
         self.generic_visit(node)
         return call("negate", node.operand) if isinstance(node.op, ast.Not) else node
 
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        is_read = node.id in self.optional and isinstance(node.ctx, ast.Load)
+        return call("held", node) if is_read else node
+
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        if self._is_of_none(node):
+            found = call("is_none", node.left)
+            return found if isinstance(node.ops[0], ast.Is) else call("negate", found)
         if self._evaluates_in_place(node, node.comparators[1:]):
             return node
         self.generic_visit(node)
@@ -125,6 +134,18 @@ class Expressions(ast.NodeTransformer):
         for test in node.ifs:
             self._note(test, "a condition in a comprehension cannot be converted; write a loop")
         return self.generic_visit(node)
+
+    def _is_of_none(self, node: ast.Compare) -> bool:
+        """``x is None`` or ``x is not None`` of a variable that may be either."""
+        right = node.comparators[0]
+        return (
+            isinstance(node.left, ast.Name)
+            and node.left.id in self.optional
+            and isinstance(node.ops[0], (ast.Is, ast.IsNot))
+            and len(node.ops) == 1
+            and isinstance(right, ast.Constant)
+            and right.value is None
+        )
 
     def _evaluates_in_place(self, node: ast.expr, operands: Sequence[ast.expr]) -> bool:
         """Whether an operand that is not always evaluated binds a variable, or belongs to a generator."""

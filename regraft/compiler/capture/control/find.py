@@ -16,16 +16,17 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, redirect_stderr, suppress
 from types import CodeType, FrameType, FunctionType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import torch
+from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from regraft.compiler.capture.control import trace
 from regraft.compiler.capture.control.asked import Asked, Asks
 from regraft.compiler.capture.control.calls import Calls
-from regraft.compiler.capture.control.context import Context, Copy, Grows, shown_name
+from regraft.compiler.capture.control.context import Context, Copy, Grows, Learnt, shown_name
 from regraft.compiler.capture.control.convert import convert, has_range
 from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.jumps import Note
@@ -35,7 +36,6 @@ from regraft.compiler.capture.control.swap import nested, owners, swapped
 from regraft.compiler.capture.source import is_users
 from regraft.errors import CaptureError
 
-_T = TypeVar("_T")
 #: Each trace finds one function more.
 _TRACES = 100
 _WAY_OUT = (
@@ -57,7 +57,7 @@ class FrontEnd:
         self.codes: dict[CodeType, CodeType] = {}
         self.notes: dict[str, list[Note]] = {}
 
-    def run(self, module: torch.nn.Module, traced: Callable[[], _T]) -> _T:
+    def run(self, module: torch.nn.Module, traced: Callable[[], ExportedProgram]) -> ExportedProgram:
         """``traced()``, in which ``module`` is called, with code converted where a tensor decides.
 
         Raises:
@@ -71,7 +71,7 @@ class FrontEnd:
             try:
                 with swapped(self.codes), self.context.tracing(), Asked(self._asks), self._quiet():
                     found = traced()
-                copy = self.context.written_copy()
+                copy = self.context.written_copy(found)
                 if copy is None:
                     return found
                 error = self._written(copy)
@@ -91,8 +91,9 @@ class FrontEnd:
 
     def _learn(self, error: Exception) -> None:
         """Prepare for a trace that gets further than the one that ended in ``error``; else raise it."""
-        if isinstance(error, Grows):
-            self.context.grows.add(error.place)
+        if isinstance(error, Learnt):
+            known = self.context.grows if isinstance(error, Grows) else self.context.optional
+            known.add(error.place)
             return
         frame = _deciding_frame(error) if _is_undecided(error) else None
         originals = self._convertible(frame[0].f_code) if frame is not None else []

@@ -110,12 +110,12 @@ class Functions:
         return value.length if isinstance(value, Growing) else len(value)
 
     def _any(self, values: Iterable[Any]) -> Any:
-        if isinstance(values, Tensor):
+        if isinstance(values, Tensor) and values.dim() == 1:
             return Number((values != 0).any()) if self._undecided(values) else any(values)
         return self._first(self.decides.either, iter(values), last=False)
 
     def _all(self, values: Iterable[Any]) -> Any:
-        if isinstance(values, Tensor):
+        if isinstance(values, Tensor) and values.dim() == 1:
             return Number((values != 0).all()) if self._undecided(values) else all(values)
         return self._first(self.decides.both, iter(values), last=True)
 
@@ -146,8 +146,8 @@ class Functions:
         pair = other, found
         if all(is_carried(each) and not isinstance(each, Tensor) for each in pair):
             one, two = (as_tensor(each) for each in pair)
-            wider = torch.promote_types(one.dtype, two.dtype)
-            return Number(torch.where(as_truth(unwrapped(wins)), one.to(wider), two.to(wider)))
+            if one.dtype == two.dtype:
+                return Number(torch.where(as_truth(unwrapped(wins)), one, two))
         return self.decides.choose(wins, lambda: other, lambda: found)
 
     def _range(self, *args: Any) -> Any:
@@ -165,7 +165,7 @@ class Functions:
         """``growing.append(element)``; in eager the list holds the element itself."""
         growing.append(element)
         if isinstance(element, Tensor):
-            self.context.copied(growing.rows, element)
+            self.context.copied(growing.rows, element, is_kept=True)
 
     def _listed(self, tensor: Tensor) -> Any:
         """``tensor.tolist()``"""

@@ -107,10 +107,12 @@ class Growing:
             self.refuse("takes in an element of another type")
         self.rows = torch.cat([self.rows, as_tensor(element).unsqueeze(0)])
 
+    def part(self, rows: Tensor) -> Growing:
+        """A list of some of the elements, which are ``rows``."""
+        return Growing(rows, self.kind)
+
     def element(self, index: Any) -> Any:
-        """The element at ``index``, an integer that the trace may not know, or the part of a slice."""
-        if isinstance(index, slice):
-            return Growing(self.rows[index], self.kind)
+        """The element at ``index``, an integer that the trace may not know."""
         place = as_tensor(index)
         place = torch.where(place < 0, place + as_tensor(self.length), place)
         row = self.rows.index_select(0, place.reshape(1)).squeeze(0)

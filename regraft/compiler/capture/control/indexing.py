@@ -1,6 +1,6 @@
-"""Tensors indexed by integers that only a call knows.
+"""Tensors indexed by integers that only a call knows, and cut at them.
 
-torch would ask such an index for its value. Along each dim that has one, the element is selected instead.
+torch would ask such an index for its value. Along each dim that has one, the elements are selected instead.
 """
 
 # Indices have any type.
@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 
 from regraft.compiler.capture.control.context import Context, refuse
-from regraft.compiler.capture.control.number import Array, Number, unwrapped
+from regraft.compiler.capture.control.number import Array, Number, as_tensor, unwrapped
 
 
 def element(tensor: Any, index: Any, context: Context) -> Any:
     """``tensor[index]``; a copy, which is noted, where that is a view of unknown place."""
     undecided = context.tracer.undecided
-    index = _sized(index)
     unknown = _unknown(tensor, index, undecided)
     if not unknown:
         return tensor[index]
@@ -34,8 +34,9 @@ def element(tensor: Any, index: Any, context: Context) -> Any:
 def _selected(tensor: Tensor, index: Any, unknown: set[int]) -> Tensor:
     """A copy of ``tensor[index]``."""
     found = tensor[_plain(index, unknown)]
-    for axis, number in reversed(_axes(tensor, index, unknown)):
-        found = found.index_select(axis, _position(number, found.shape[axis])).squeeze(axis)
+    for axis, part in reversed(_axes(tensor, index, unknown)):
+        selected = found.index_select(axis, _positions(part, found.shape[axis]))
+        found = selected if isinstance(part, slice) else selected.squeeze(axis)
     return found
 
 
@@ -43,7 +44,6 @@ def update_element(
     value: Any, index: Any, change: Callable[[Any], Any], undecided: Callable[[object], bool]
 ) -> None:
     """``value[index] = change(value[index])``, where ``change`` may write to what it gets."""
-    index = _sized(index)
     unknown = _unknown(value, index, undecided)
     if unknown:
         set_element(value, index, change(_selected(value, index, unknown)), undecided)
@@ -53,7 +53,6 @@ def update_element(
 
 def set_element(tensor: Any, index: Any, value: Any, undecided: Callable[[object], bool]) -> None:
     """``tensor[index] = value``"""
-    index = _sized(index)
     unknown = _unknown(tensor, index, undecided)
     if not unknown:
         tensor[index] = value
@@ -61,10 +60,13 @@ def set_element(tensor: Any, index: Any, value: Any, undecided: Callable[[object
     if len(unknown) > 1:
         refuse("a write to a tensor at two indices that only a call knows", "write along one dim at a time")
     view = tensor[_plain(index, unknown)]
-    ((axis, number),) = _axes(tensor, index, unknown)
-    row = view.select(axis, 0)
-    new = torch.as_tensor(unwrapped(value), device=view.device).to(view.dtype).expand(row.shape)
-    view.index_copy_(axis, _position(number, view.shape[axis]), new.unsqueeze(axis))
+    ((axis, part),) = _axes(tensor, index, unknown)
+    places = _positions(part, view.shape[axis])
+    new = torch.as_tensor(unwrapped(value), device=view.device).to(view.dtype)
+    if not isinstance(part, slice):
+        new = new.expand(view.select(axis, 0).shape).unsqueeze(axis)
+    sizes = [*view.shape[:axis], places.shape[0], *view.shape[axis + 1 :]]
+    view.index_copy_(axis, places, new.expand(sizes))
 
 
 def _parts(index: Any) -> tuple[Any, ...]:
@@ -72,11 +74,12 @@ def _parts(index: Any) -> tuple[Any, ...]:
 
 
 def _unknown(tensor: Any, index: Any, undecided: Callable[[object], bool]) -> set[int]:
-    """Where in ``index`` the integers stand that only a call knows."""
+    """Where in ``index`` the integers stand that only a call knows, and the slices with such an end."""
     if not isinstance(tensor, Tensor):
         return set()
     parts = _parts(index)
-    found = {i for i, part in enumerate(parts) if is_integer(part) and undecided(unwrapped(part))}
+
+    found = {i for i, part in enumerate(parts) if _is_unknown(part, undecided)}
     others = [part for i, part in enumerate(parts) if i not in found]
     if found and any(isinstance(part, (Tensor, Number, list, bool)) for part in others):
         refuse(
@@ -100,15 +103,19 @@ def _plain(index: Any, unknown: set[int]) -> tuple[Any, ...]:
     return tuple(slice(None) if i in unknown else part for i, part in enumerate(_parts(index)))
 
 
-def _sized(index: Any) -> Any:
-    """``index``, in the slices of which sizes stand for numbers that only a call knows."""
-    parts = [_sized_slice(part) if isinstance(part, slice) else part for part in _parts(index)]
-    return tuple(parts) if isinstance(index, tuple) else parts[0]
+def _is_unknown(part: Any, undecided: Callable[[object], bool]) -> bool:
+    """Whether only a call knows an index, or an end of a slice."""
+    if isinstance(part, slice):
+        ends = (part.start, part.stop, part.step)
+        return any(_is_signless(end) or _is_unknown(end, undecided) for end in ends)
+    return is_integer(part) and undecided(unwrapped(part))
 
 
-def _sized_slice(part: slice) -> slice:
-    ends = (part.start, part.stop, part.step)
-    return slice(*(end.as_size() if isinstance(end, Number) else end for end in ends))
+def _is_signless(end: Any) -> bool:
+    """Whether an end of a slice is an expression of sizes of which torch does not know the sign."""
+    if not isinstance(end, torch.SymInt) or not free_unbacked_symbols(end):
+        return False
+    return not statically_known_true(end >= 0) and not statically_known_true(end < 0)
 
 
 def _axes(tensor: Tensor, index: Any, unknown: set[int]) -> list[tuple[int, Any]]:
@@ -127,7 +134,27 @@ def _axes(tensor: Tensor, index: Any, unknown: set[int]) -> list[tuple[int, Any]
     return found
 
 
-def _position(number: Any, size: Any) -> Tensor:
-    """The index as a tensor of one element; negative ones count from the end."""
-    position = unwrapped(number).to(torch.int64)
-    return torch.where(position < 0, position + size, position).reshape(1)
+def _positions(part: Any, size: Any) -> Tensor:
+    """The places of an index along an axis of ``size``, or of a slice; negative ones count from the end."""
+    if not isinstance(part, slice):
+        return _counted(part, size).reshape(1)
+    step = 1 if part.step is None else part.step
+    if not isinstance(step, int):
+        refuse("a slice whose step only a call knows", "take a step that is a Python number")
+    if step < 1:
+        raise ValueError("slice step must be positive")
+    start = torch.zeros((), dtype=torch.int64) if part.start is None else _bounded(part.start, size)
+    stop = as_tensor(size) if part.stop is None else _bounded(part.stop, size)
+    count = ((stop - start + step - 1) // step).clamp(min=0)
+    return torch.arange(Number(count).as_size()) * step + start
+
+
+def _bounded(end: Any, size: Any) -> Tensor:
+    """An end of a slice, counted from the front and within the axis."""
+    return _counted(end, size).clamp(min=0).minimum(as_tensor(size))
+
+
+def _counted(place: Any, size: Any) -> Tensor:
+    """A place counted from the front."""
+    number = as_tensor(unwrapped(place)).to(torch.int64)
+    return torch.where(number < 0, number + size, number)

@@ -38,6 +38,7 @@ from regraft.compiler.capture.control.number import (
     kind_of,
     unwrapped,
 )
+from regraft.compiler.capture.control.optional import in_place_of
 from regraft.compiler.capture.control.state import (
     CONTAINERS,
     KEPT,
@@ -47,7 +48,6 @@ from regraft.compiler.capture.control.state import (
     Saved,
     Variables,
     fill,
-    in_place_of,
     same,
     shown,
 )
@@ -195,7 +195,11 @@ class Run:
             if not holds:
                 return self.done()
             if self.leaves and self.context.traces and self._decides():
-                return Region(self, test, starts=True).run()
+                region = Region(self, test, starts=True)
+                if region.settles():
+                    return region.run()
+                self.trip(self)  # the first one is unlike the others
+                return Region(self, test, goes_on=self.on()).run()
             self.trip(self)
             if self.on() is not True:
                 return None
@@ -221,6 +225,7 @@ class Region:
     Fields:
         test: whether another trip follows; None where only the trip itself says so.
         starts: whether the first trip is made for certain.
+        goes_on: what a trip before the region said about another one.
         trips: how many there are, where that is known; the variable ``_COUNT`` then counts them.
         start: what the loop begins with, by variable; its parts that may change are tensors and ``Number``.
     """
@@ -228,6 +233,7 @@ class Region:
     loop: Run
     test: Callable[[], Any] | None
     starts: bool = False
+    goes_on: Any = True
     trips: int | None = None
     start: list[Any] = field(default_factory=list[Any])
 
@@ -241,12 +247,15 @@ class Region:
         #: What the present trip began with, and the count of writes to each.
         self.loaded: list[tuple[Tensor, int]] = []
         self.count: Any = None
+        #: Whether a variable that trips do not leave as they found it is an exception, ``_Unlike``.
+        self.keeps_all = False
+        self.is_settled = False
 
     def run(self) -> None:
         loop, context = self.loop, self.loop.context
-        self.start = [mapped(_as_carried, value) for value in self.saved.values]
-        self._settle()
-        flag = [as_truth(True)] if loop.leaves else []
+        if not self.is_settled:
+            self._settle()
+        flag = [as_truth(self.goes_on)] if loop.leaves else []
         carried = [as_tensor(leaf) for value in self.start for leaf in _carried(value)]
         rows = [row for every in self.rows.values() for row in every]
         results = context.tracer.loop(self._tested, self._trip, [*flag, *carried, *rows], context.limit)
@@ -320,8 +329,26 @@ class Region:
                 self.loop.context.collected.append((parts, columns[0]))
             container.extend(parts)
 
+    def settles(self) -> bool:
+        """Whether the first trip can be one like the others, which find all variables as the trip before left
+        them.
+        """
+        self.keeps_all, folded = True, len(self.loop.context.folded)
+        try:
+            self._settle()
+        except (NameError, _Unlike):  # one that is not the loop's fault comes again in the first trip
+            self.saved.restore()
+            del self.loop.context.folded[folded:]
+            return False
+        finally:
+            self.keeps_all = False
+        self.is_settled = True
+        return True
+
     def _settle(self) -> None:
         """Find, by trips that are thrown away, types of the start that a trip does not change."""
+        self.start = [mapped(_as_carried, value) for value in self.saved.values]
+        self.rows.clear()
         for _ in range(_SETTLING):
             with self.loop.context.tracer.thrown_away():
                 # Nothing traced before is written to: the trip has copies.
@@ -405,7 +432,7 @@ class Region:
         for value in self.variables.read():
             for tensor in results if isinstance(value, Growing) else ():
                 if value.may_hold(tensor):
-                    self.loop.context.copied(value.rows, tensor)
+                    self.loop.context.copied(value.rows, tensor, is_kept=True)
 
     def _check_growing(self, values: Sequence[Any]) -> None:
         """A list that grows is another object from here on: no name but the variable's may be its."""
@@ -418,6 +445,8 @@ class Region:
                 )
 
     def _lose(self, name: str, lost: Lost) -> Any:
+        if self.keeps_all:
+            raise _Unlike(name)
         before = self.saved.values[self.variables.names.index(name)]
         if isinstance(before, CONTAINERS):
             refuse(
@@ -439,6 +468,10 @@ class Region:
 
 def _has_grown(start: list[Any], after: Any) -> bool:
     return isinstance(after, Growing) or (isinstance(after, list) and len(after) > len(start))
+
+
+class _Unlike(Exception):
+    """A variable has another type before the first trip than after it."""
 
 
 _COUNT = "_rg_count"

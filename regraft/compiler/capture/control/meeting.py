@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from regraft.compiler.capture.control.choices import note_choices
-from regraft.compiler.capture.control.context import Context, Grows, refuse, shown_name, where
+from regraft.compiler.capture.control.context import Context, Grows, MayBeNone, refuse, shown_name, where
 from regraft.compiler.capture.control.convert import original
 from regraft.compiler.capture.control.growing import Element, Growing
 from regraft.compiler.capture.control.number import SYMBOLIC, Number, as_tensor, is_carried
+from regraft.compiler.capture.control.optional import in_place_of, may_be_none
 from regraft.compiler.capture.control.state import (
     CONTAINERS,
     UNBOUND,
@@ -29,7 +30,6 @@ from regraft.compiler.capture.control.state import (
     Variables,
     fill,
     forms,
-    in_place_of,
     met,
     shown,
 )
@@ -43,11 +43,18 @@ _LEVELS, _LOOK = 64, 16
 
 
 def meet(
-    context: Context, pred: Any, then: _Arm, otherwise: _Arm, variables: Variables, live: Sequence[str]
+    context: Context,
+    pred: Any,
+    then: _Arm,
+    otherwise: _Arm,
+    variables: Variables,
+    live: Sequence[str],
+    optional: Sequence[str] = (),
 ) -> None:
     """Run both arms, of which a call takes one, and give ``variables`` the values that go on from there.
 
-    They are what the arms may change; only the ``live`` ones are read later.
+    They are what the arms may change; only the ``live`` ones are read later, the ``optional`` ones by code
+    that knows ``Maybe``.
     """
     _check_depth(context)
     _let_grow(context, then, otherwise, variables)
@@ -56,13 +63,19 @@ def meet(
     before = Saved.of(every)
     outcomes: list[Outcome] = []
     joined: list[_Joined] = []
+    lifted = _lifted(context, otherwise, variables, before, optional)
 
     def first() -> Sequence[Tensor]:
         outcomes.append(run_arm(context, then, variables, before))
+        for index, other in lifted.items():
+            outcomes[0].lift(index, other)
         return outcomes[0].tensors()
 
     def second() -> Sequence[Tensor]:
         outcomes.append(run_arm(context, otherwise, variables, before))
+        for index in lifted:
+            outcomes[1].lift(index, outcomes[0].rebuilt()[index])
+        _check_optional(variables, optional, *outcomes)
         joined.extend(_join(name, i, *outcomes) for i, name in enumerate(variables.names))
         return [tensor for each in joined for tensor in each.yielded]
 
@@ -76,6 +89,26 @@ def meet(
         for i, (name, value) in enumerate(zip(variables.names, values, strict=True))
     ]
     variables.write(kept)
+
+
+def _lifted(
+    context: Context, otherwise: _Arm, variables: Variables, before: Saved, optional: Sequence[str]
+) -> dict[int, Any]:
+    """The variables that may be None in one arm alone, each with its value in ``otherwise``."""
+    place = where()
+    found = [i for i, n in enumerate(variables.names) if n in optional and (*place, n) in context.optional]
+    if not found:
+        return {}
+    with context.tracer.thrown_away():
+        outcome = run_arm(context, otherwise, variables, before)
+    return {index: outcome.values[index] for index in found}
+
+
+def _check_optional(variables: Variables, optional: Sequence[str], one: Outcome, other: Outcome) -> None:
+    """Have the next trace know the ``optional`` variables that are None on one path alone."""
+    for name, first, second in zip(variables.names, one.rebuilt(), other.rebuilt(), strict=True):
+        if name in optional and may_be_none(first, second):
+            raise MayBeNone((*where(), name))
 
 
 def _check_depth(context: Context) -> None:

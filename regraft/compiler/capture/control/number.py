@@ -65,11 +65,18 @@ def dtype_of(leaf: Any) -> torch.dtype:
     return torch.bool if isinstance(leaf, torch.SymBool) else as_tensor(leaf).dtype
 
 
+@dataclass(eq=False)
+class Condition:
+    """A condition that has chosen; ``path`` is the one that it took for certain in what is traced now."""
+
+    path: int | None = None
+
+
 @dataclass(frozen=True)
 class Choice:
     """What a number was on each of the two paths of a condition: one of Python's, or a path's ``Number``."""
 
-    condition: object
+    condition: Condition
     sides: tuple[Any, Any]
 
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.number import SYMBOLIC, Number, as_tensor, is_carried, kind_of
+from regraft.compiler.capture.control.optional import Maybe, in_place_of
 from regraft.compiler.capture.control.structure import flatten, unflatten
 
 
@@ -158,6 +158,10 @@ class Outcome:
             found.specs.append(spec)
         return found
 
+    def lift(self, index: int, other: Any) -> None:
+        """Let the variable at ``index``, a tensor or None, be a ``Maybe`` if it is ``other`` elsewhere."""
+        self.leaves[index], self.specs[index] = flatten(Maybe.of(self.values[index], other))
+
     def rebuilt(self) -> list[Any]:
         """The values as they were after the arm, whatever has become of containers since."""
         rows = zip(self.leaves, self.specs, strict=True)
@@ -167,14 +171,10 @@ class Outcome:
         return [form for leaves in self.leaves for leaf in leaves for form in forms(leaf)]
 
 
-def in_place_of(tensor: Tensor) -> Tensor:
-    """A tensor of the type of ``tensor`` that nobody looks at."""
-    sizes = [1 if free_unbacked_symbols(size) else size for size in tensor.shape]
-    return torch.zeros(sizes, dtype=tensor.dtype, device=tensor.device)
-
-
 def forms(leaf: Any) -> list[Tensor]:
     """What the first arm yields for a part of a value. The second arm's may be an integer too, or a float."""
+    if isinstance(leaf, Maybe):
+        return [leaf.absent, leaf.tensor]
     if not is_carried(leaf):
         return []
     tensor = as_tensor(leaf)
@@ -205,16 +205,22 @@ class Part:
 def met(first: Any, second: Any) -> Part | Lost:
     """How a part that is ``first`` on one path and ``second`` on the other goes on."""
     lost = Lost(f"is {shown(first)} on one path and {shown(second)} on the other", _hint(first, second))
+    if isinstance(first, Maybe) and isinstance(second, Maybe):
+        fits = _fit(first.tensor, second.tensor)
+        return Part(forms(second), lambda results: Maybe(*results)) if fits else lost
     if not is_carried(first) and not is_carried(second):
         return Part([], lambda _: second) if same(first, second) else lost
     if not is_carried(first) or not is_carried(second):
         return lost
     if isinstance(first, Tensor) and isinstance(second, Tensor):
-        fits = first.dtype == second.dtype and first.dim() == second.dim()
-        return Part.only(first, 0, second, lambda tensor: tensor) if fits else lost
+        return Part.only(first, 0, second, lambda tensor: tensor) if _fit(first, second) else lost
     if not isinstance(first, Tensor) and not isinstance(second, Tensor):
         return _met_numbers(first, second) or lost
     return _met_mixed(first, second) or lost
+
+
+def _fit(first: Tensor, second: Tensor) -> bool:
+    return first.dtype == second.dtype and first.dim() == second.dim()
 
 
 def _met_numbers(first: Any, second: Any) -> Part | None:
@@ -266,6 +272,8 @@ def shown(value: Any) -> str:
     if isinstance(value, Tensor):
         sizes = ", ".join(str(size) for size in value.shape)
         return f"a tensor {str(value.dtype).removeprefix('torch.')}[{sizes}]"
+    if isinstance(value, Maybe):
+        return f"None or {shown(value.tensor)}"
     if isinstance(value, Number):
         return f"a{'n' if value.kind is int else ''} {value.kind.__name__}"
     if isinstance(value, SYMBOLIC):

@@ -211,12 +211,15 @@ def thrown_away() -> Generator[None]:
     assert mode is not None, "the loop is not traced"
     env = mode.shape_env
     assert env is not None, "export traces with symbolic sizes"
-    known = Known(env)
-    with _parts() as end_of_arm:
-        with proxy_tensor.disable_proxy_modes_tracing(), env.ignore_fresh_unbacked_symbols():
-            yield
-        end_of_arm()
-    known.forget_all()
+    known, epoch = Known(env), mode.epoch
+    try:
+        with _parts() as end_of_arm:
+            with proxy_tensor.disable_proxy_modes_tracing(), env.ignore_fresh_unbacked_symbols():
+                yield
+            end_of_arm()
+    finally:
+        mode.epoch = epoch  # an exception leaves the parts that had begun open
+        known.forget_all()
 
 
 def _state_assumptions() -> None:

@@ -229,6 +229,31 @@ def declared(statements: Iterable[ast.stmt], kind: type[ast.Global] | type[ast.N
     return frozenset(name for s in walk(statements) if isinstance(s, kind) for name in s.names)
 
 
+def optional(statements: Iterable[ast.stmt], parameters: ast.arguments) -> frozenset[str]:
+    """The variables to which None is assigned, or which are parameters that are None if nobody says more.
+
+    Those that inner functions read are left out.
+    """
+    statements = list(statements)
+    found: set[str] = set()
+    for statement in walk(statements):
+        targets = (
+            statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        )
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)) and _is_none(statement.value):
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    positional = [*parameters.posonlyargs, *parameters.args]
+    defaults = zip(reversed(positional), reversed(parameters.defaults), strict=False)
+    for parameter, value in (*defaults, *zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True)):
+        found |= {parameter.arg} if _is_none(value) else set()
+    elsewhere = declared(statements, ast.Global) | declared(statements, ast.Nonlocal)
+    return frozenset(found) - captured(statements) - elsewhere
+
+
+def _is_none(value: ast.expr | None) -> bool:
+    return isinstance(value, ast.Constant) and value.value is None
+
+
 def places(statements: Iterable[ast.stmt]) -> frozenset[str]:
     """The containers and attributes that ``statements`` visibly change, as dotted paths from a variable.
 

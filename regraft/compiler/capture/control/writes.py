@@ -204,27 +204,10 @@ def _check_draws(flat: FlatGraph) -> None:
 
 def _check_aliases(program: ExportedProgram, flat: FlatGraph) -> None:
     """Refuse writes to what may be, in eager, a tensor that is looked at later under another name."""
-    aliases = Aliases(program, flat)
-    handed_on = {
-        memory_of(inside): construct
-        for construct in flat.constructs
-        for number, (_, inside) in construct.carried.items()
-        if construct.hands_on(number)
-    }
-    for node in flat.around:
-        for memory in memories_written_by(node):
-            if aliases.conflict(node, memory, handed_on.get(memory)):
-                _refuse_alias(node, _name(node))
-            if memory in handed_on:
-                _check_write_back(aliases, handed_on[memory], memory)
-
-
-def _check_write_back(aliases: Aliases, loop: Construct, memory: Memory) -> None:
-    """What a loop writes to a carried tensor is written to the tensor that it began with."""
-    for start, inside in loop.carried.values():
-        written = memory_of(start)
-        if memory_of(inside) == memory and written is not None and aliases.conflict(loop.end, written):
-            _refuse_alias(loop.begin, "the loop")
+    found = Aliases(program, flat).first_conflict()
+    if found is not None:
+        node, _ = found
+        _refuse_alias(node, "the loop" if node.target in BEGINNINGS else _name(node))
 
 
 def _refuse_alias(node: Node, who: str) -> NoReturn:

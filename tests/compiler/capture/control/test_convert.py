@@ -201,7 +201,7 @@ def numbers(x):
     value = x.item()
     whole = int(x * 1.5)
     truth = bool(x)
-    best = max(value, 2.0, whole)
+    best = max(value, 2.0, float(whole))
     if value > 1.5 and whole < 4:
         whole += 1
     return x * value, value / 2, whole, float(whole), truth + 1, best, abs(-value), 3 - value

@@ -1,0 +1,281 @@
+"""First trips unlike the others, variables that may be None, and parts of tensors up to unknown numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import regraft
+from regraft.errors import CaptureError
+from tests.compiler.capture.running import check_calls, rows
+
+HERE = Path(__file__).name
+UP = rows(6, shift=1.0)
+SHIFTS = [rows(6, seed=i, shift=shift) for i, shift in enumerate((-2.0, -0.7, -0.2, 0.1, 0.4, 0.9, 2.0))]
+
+
+def positives(x: Tensor) -> Any:
+    return (x[:, 0] > 0).sum()
+
+
+# -- first trips -------------------------------------------------------------------------------
+
+
+def reads_what_an_earlier_trip_set(x: Tensor) -> Tensor:
+    steps = 0
+    while steps < 8:
+        if steps > 0 and last > 0.3:  # noqa: F821
+            x = x - 0.1
+        last = x[:, 0].mean().item()  # noqa: F841
+        x = x * 0.7
+        if x.abs().max() < 0.4:
+            break
+        steps += 1
+    return x * steps
+
+
+def starts_from_none(x: Tensor) -> Tensor:
+    state, steps = None, 0
+    while True:
+        state = x if state is None else torch.tanh(state + x)
+        steps += 1
+        if state.abs().mean() > 0.8 or steps == 6:
+            return state + steps
+
+
+def starts_from_none_and_leaves_at_once(x: Tensor) -> Tensor:
+    cache, steps = None, 0
+    while steps < 5:
+        cache = x[:1] if cache is None else torch.cat([cache, x[:1] * steps])
+        if cache.sum() > 3:
+            break
+        steps += 1
+    else:
+        cache = cache * 2
+    return cache
+
+
+@pytest.mark.parametrize(
+    "model", [reads_what_an_earlier_trip_set, starts_from_none, starts_from_none_and_leaves_at_once]
+)
+def test_the_first_trip_is_made_apart(model: Any) -> None:
+    check_calls(model, (UP,), [(x,) for x in SHIFTS])
+
+
+# -- None on one path --------------------------------------------------------------------------
+
+
+def none_on_one_path(x: Tensor) -> Tensor:
+    extra = None
+    if x.sum() > 0:
+        extra = x[:2]
+    y = x * 2
+    if extra is not None:
+        y = torch.cat([extra, y])
+    return y if extra is None else y + extra.mean()
+
+
+def a_tensor_first(x: Tensor) -> Tensor:
+    if x.sum() > 0:
+        extra = x * 3
+    elif x[0, 0] > 0:
+        extra = None
+    else:
+        extra = x.abs()
+    if extra is None:
+        return x if x[1, 0] > 0 else x * 3
+    return x - 1 if extra.sum() > 2 else extra
+
+
+@pytest.mark.parametrize("model", [none_on_one_path, a_tensor_first])
+def test_a_variable_that_is_none_on_one_path(model: Any) -> None:
+    check_calls(model, (UP,), [(x,) for x in SHIFTS], backends=("ort",))
+
+
+def read_without_asking(x: Tensor) -> Tensor:
+    extra = None
+    if x.sum() > 0:
+        extra = x * 2
+    return x + extra
+
+
+def asked_for_its_truth(x: Tensor) -> Tensor:
+    extra = None
+    if x.sum() > 0:
+        extra = x * 2
+    return x if not extra else x + 1
+
+
+def returned(x: Tensor) -> Tensor | None:
+    extra = None
+    if x.sum() > 0:
+        extra = x * 2
+    return extra
+
+
+@pytest.mark.parametrize("model", [read_without_asking, asked_for_its_truth, returned])
+def test_what_may_be_none_is_not_read_before_that_is_asked(model: Any) -> None:
+    with pytest.raises(CaptureError, match="may be a tensor or None") as caught:
+        regraft.capture(model, (UP,))
+    assert HERE in str(caught.value.location)
+    assert "is not None" in str(caught.value.hint)
+
+
+# -- parts -------------------------------------------------------------------------------------
+
+
+def part_up_to(x: Tensor) -> Tensor:
+    return x[: positives(x)] * 2
+
+
+def part_from_the_end(x: Tensor) -> Tensor:
+    n = positives(x).item()
+    return x[-n - 1 :, 1:] + x[: n + 20].sum()
+
+
+def part_between(x: Tensor) -> tuple[Tensor, Tensor]:
+    n = positives(x).item()
+    return x[n - 2 : n + 1 : 2], x[None, ..., n:]
+
+
+def part_up_to_a_size(x: Tensor) -> Tensor:
+    kept = x[x[:, 0] > 0]
+    if x.sum() > 0:
+        kept = kept[1:]
+    return x[: kept.shape[0] - 2] * 2
+
+
+def part_of_a_list(x: Tensor) -> Tensor:
+    outs = [x[0]]
+    while x.abs().max() > 0.4:
+        x = x * 0.7
+        outs.append(x[0])
+    return torch.stack(outs[: positives(x) + 1])
+
+
+def writes_to_a_part(x: Tensor) -> Tensor:
+    n = positives(x).item()
+    out = x.clone()
+    out[:n] = x[:1] * 2
+    out[n:, 1] += 1
+    return out
+
+
+@pytest.mark.parametrize(
+    "model",
+    [part_up_to, part_from_the_end, part_between, part_up_to_a_size, part_of_a_list, writes_to_a_part],
+)
+def test_parts_up_to_numbers_that_only_a_call_knows(model: Any) -> None:
+    check_calls(model, (UP,), [(x,) for x in SHIFTS], backends=("ort",))
+
+
+def step_of_a_part(x: Tensor) -> Tensor:
+    return x[:: positives(x).item() + 1]
+
+
+def test_a_step_that_only_a_call_knows_is_refused() -> None:
+    with pytest.raises(CaptureError, match="a slice whose step only a call knows"):
+        regraft.capture(step_of_a_part, (UP,))
+
+
+# -- copies that are views in eager ------------------------------------------------------------
+
+
+def written_after_its_use(x: Tensor) -> Tensor:
+    out, n = x.clone(), positives(x).item()
+    for i in range(3):
+        total = out[n - 1 : n + 1].sum() + out[n - 1].mean()
+        out[n - 1] = total + i
+        if total > 3:
+            break
+    return out
+
+
+def written_in_a_loop(x: Tensor) -> Tensor:
+    out, n = x.clone(), 0
+    while n < 5:
+        out[n + 1] = out[n : n + 1].sum(0)
+        if out[n, 0] > 2:
+            out[n] = x[n] * 2
+        n = n + 1 + positives(x).item()
+    return out
+
+
+@pytest.mark.parametrize("model", [written_after_its_use, written_in_a_loop])
+def test_writes_to_what_a_part_was_taken_of(model: Any) -> None:
+    check_calls(model, (UP,), [(x,) for x in SHIFTS], backends=("ort",))
+
+
+def used_after_the_write(x: Tensor) -> Tensor:
+    out = x.clone()
+    part = out[: positives(x).item()]
+    out[0] = 1.0
+    return part * 2
+
+
+def chosen_and_used_after_the_write(x: Tensor) -> Tensor:
+    out = x.clone()
+    part = out[positives(x).item() - 1]
+    other = part if x.sum() > 0 else x[0]
+    out[:] = 1.0
+    return other * 2
+
+
+def used_in_the_next_trip(x: Tensor) -> Tensor:
+    out, n = x.clone(), 0
+    part = out[positives(x).item() - 1]
+    while n < 3:
+        x = x + part
+        out[n] = 1.0
+        n = n + (x.sum() > 0).long().item() + 1
+    return x
+
+
+def written_itself(x: Tensor) -> Tensor:
+    out = x.clone()
+    part = out[: positives(x).item()]
+    part += 1
+    return out
+
+
+@pytest.mark.parametrize(
+    "model",
+    [used_after_the_write, chosen_and_used_after_the_write, used_in_the_next_trip, written_itself],
+)
+def test_a_part_that_is_in_use_when_it_changes_is_refused(model: Any) -> None:
+    with pytest.raises(CaptureError, match=r"while the other is in use|used under another name"):
+        regraft.capture(model, (UP,))
+
+
+# -- any, all, max -----------------------------------------------------------------------------
+
+
+def any_of_rows(x: Tensor) -> Tensor:
+    return x * 2 if any(x) else x
+
+
+def all_of_rows(x: Tensor) -> Tensor:
+    return x * 2 if all(x > 0) else x
+
+
+@pytest.mark.parametrize("model", [any_of_rows, all_of_rows])
+def test_the_truth_of_a_row_is_ambiguous_as_in_eager(model: Any) -> None:
+    with pytest.raises(RuntimeError, match="ambiguous"):
+        model(UP)
+    with pytest.raises(CaptureError, match="ambiguous"):
+        regraft.capture(model, (UP,))
+
+
+def greatest_of_two_kinds(x: Tensor) -> Tensor:
+    return x * max(x.sum().item(), positives(x).item())
+
+
+def test_the_greatest_of_an_int_and_a_float_is_refused() -> None:
+    """Which of the two kinds it is, and so the dtype of what it meets, only a call knows."""
+    with pytest.raises(CaptureError, match="on one path and") as caught:
+        regraft.capture(greatest_of_two_kinds, (UP,))
+    assert "one kind" in str(caught.value.hint)
