@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,31 +119,65 @@ class Exits(nn.Module):
         return x
 
 
-def products(file: Path, inputs: dict[str, Any]) -> list[list[list[int]]]:
-    """Shapes of the tensors that each product read when ``file`` ran: a packed weight is none of them."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.enable_profiling = True
-    options.profile_file_prefix = str(file.with_suffix(""))
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    session.run(None, inputs)
-    events = json.loads(Path(session.end_profiling()).read_text())
-    ran = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
-    return [
-        [shape for each in args["input_type_shape"] for shape in each.values()]
-        for args in ran
-        if args["op_name"] in ("Gemm", "MatMul", "FusedMatMul")
-    ]
+Ran = list[tuple[str, list[list[int]]]]
+"""The ops that sessions have run, and the shapes of what each read."""
 
 
-def test_products_are_packed_however_deep(tmp_path: Path) -> None:
-    """What the places are for. If it fails with a new onnxruntime, see whether they are still needed."""
-    model, x = Exits(lambda: nn.Linear(SIZE, SIZE, bias=False)).eval(), torch.randn(1, 3, SIZE)
-    file = tmp_path / "exits.onnx"
-    regraft.export_onnx(model, (x,), file)
-    found = products(file, {"x": x.numpy()})
-    assert len(found) == DEPTH
-    assert not [shapes for shapes in found if [SIZE, SIZE] in shapes], found
+@pytest.fixture
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Ran]:
+    """What the sessions opened in the test have run until the call."""
+    opened: list[Any] = []
+
+    class Profiled(onnxruntime.SessionOptions):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enable_profiling = True
+            self.profile_file_prefix = str(tmp_path / "profile")
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            opened.append(self)
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Profiled)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+
+    def found() -> Ran:
+        events = [event for each in opened for event in json.loads(Path(each.end_profiling()).read_text())]
+        args = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
+        opened.clear()
+        return [
+            (a["op_name"], [shape for each in a["input_type_shape"] for shape in each.values()]) for a in args
+        ]
+
+    return found
+
+
+def run_once(model: nn.Module, x: Tensor) -> None:
+    compiled = regraft.compile(model.eval(), (x,), cache=False)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_products_are_packed_however_deep(ran: Callable[[], Ran]) -> None:
+    """What the places are for: a packed weight is no input of its product.
+
+    If it fails with a new onnxruntime, see whether the places are still needed.
+    """
+    run_once(Exits(lambda: nn.Linear(SIZE, SIZE, bias=False)), torch.randn(1, 3, SIZE))
+    products = [shapes for op, shapes in ran() if op in ("Gemm", "MatMul", "FusedMatMul")]
+    assert len(products) == DEPTH
+    assert not [shapes for shapes in products if [SIZE, SIZE] in shapes], products
+
+
+def test_convolutions_have_the_blocked_layout_however_deep(ran: Callable[[], Ran]) -> None:
+    """On CPUs that have one: each arm changes the layout of what it gets."""
+    counts: list[int] = []
+    for layers in (1, DEPTH):
+        model = Exits(lambda: nn.Conv2d(32, 32, 3, padding=1), layers)
+        run_once(model, torch.randn(1, 32, 9, 9))
+        counts.append(sum(op == "ReorderInput" for op, _ in ran()))
+    assert counts in ([1, DEPTH], [0, 0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -155,6 +189,16 @@ def test_constants_that_are_copied_are_found(kind: str, dtype: torch.dtype) -> N
     else:
         model, x = Exits(lambda: nn.Conv2d(8, 8, 3, padding=1)), torch.randn(1, 8, 9, 9)
     regraft.compile(model.eval().to(dtype), (x.to(dtype),), verify=True)
+
+
+def test_convolutions_inside_are_loaded_from_an_artefact(tmp_path: Path) -> None:
+    model, x = Exits(lambda: nn.Conv2d(32, 32, 3, padding=1)).eval(), torch.randn(1, 32, 9, 9)
+    compiled = regraft.compile(model, (x,))
+    compiled.save(tmp_path / "exits.regraft")
+    again = regraft.load(tmp_path / "exits.regraft")
+    with torch.no_grad():
+        assert torch.equal(again(x), compiled(x))
+        torch.testing.assert_close(again(x), model(x))
 
 
 def test_weights_inside_count_and_are_written_beside_the_file(

@@ -95,6 +95,7 @@ def _interface(function: Function, emission: Emission) -> Interface:
         dict(emission.size_inputs),
         emission.checks,
         emission.blocked,
+        emission.written,
     )
 
 

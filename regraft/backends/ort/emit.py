@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from regraft.backends.ort.dtypes import ONNX_TYPES, ORT_DOMAINS, carrier, kernel
 from regraft.backends.ort.graph import Input
 from regraft.backends.ort.optimiser import constants_read
 from regraft.backends.ort.placing import place_constants
-from regraft.backends.ort.run import STAND_IN, plain
+from regraft.backends.ort.run import STAND_IN, WRITTEN, offsets, plain
 from regraft.backends.ort.sizes import SizeBuilder
 from regraft.backends.protocol import ConstantStore
 from regraft.errors import BackendError, RegraftError
@@ -67,7 +67,8 @@ class Emission:
         size_inputs: symbol name -> the input that takes its value.
         shared: external initializers -> their constants.
         checks: a message for each output that must be true.
-        blocked: what ONNX Runtime reads of ``shared`` when it loads the model.
+        blocked: what ONNX Runtime reads when it loads the model.
+        written: those of ``shared`` that it finds in a file, in this order.
     """
 
     model: ir.Model
@@ -77,6 +78,7 @@ class Emission:
     shared: Mapping[str, Constant] = field(default_factory=dict[str, Constant])
     checks: tuple[str, ...] = ()
     blocked: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
 
 
 class Emitter(SizeBuilder):
@@ -346,9 +348,11 @@ def _emission(
     names = {v.name for v in used}
     shared = {n: c for n, c in emitter.shared.items() if n in names}
     blocked = constants_read(nodes)
-    # Those of which the session gets copies can be replaced in the main graph alone.
-    copied = {n for n, c in shared.items() if n in blocked or carrier(c.type.dtype) != c.type.dtype}
-    place_constants(graph, stay=copied)
+    # What is widened for the session is replaced there, which works in the main graph alone.
+    widened = {n for n, c in shared.items() if n not in blocked and carrier(c.type.dtype) != c.type.dtype}
+    inner = place_constants(graph, stay=widened)
+    written = {n: inner[n] for n in blocked if n in inner and n in shared}
+    _give_places(written.values())
     return Emission(
         ir.Model(graph, ir_version=10, producer_name="regraft"),
         [v.name or "" for v in emitter.inputs if v.name not in emitter.size_inputs.values()],
@@ -357,4 +361,15 @@ def _emission(
         shared,
         checks,
         blocked,
+        tuple(written),
     )
+
+
+def _give_places(values: Collection[ir.Value]) -> None:
+    """Let the external constants ``values`` lie one after the other in the file ``WRITTEN``."""
+    tensors = [value.const_value for value in values]
+    external = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+    assert len(external) == len(tensors), "large constants of a session are external"
+    for value, old, offset in zip(values, external, offsets(t.nbytes for t in external), strict=True):
+        place = ir.ExternalTensor(WRITTEN, offset, old.nbytes, old.dtype, shape=old.shape, name=old.name)
+        value.const_value = place

@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -46,9 +46,14 @@ ELEMENT_TYPES = {
 
 #: What external initializers name as their file; they are bound to tensors instead.
 STAND_IN = "torch"
+#: The file of those that ONNX Runtime reads in the body of a condition or loop, where it takes no tensors.
+WRITTEN = "written"
 
 #: Types that no kernel computes in: such constants are widened to f32.
 _HALVES = frozenset({torch.float16, torch.bfloat16})
+
+#: Bytes; what a page holds, since ONNX Runtime may map the file.
+_ALIGNMENT = 4096
 
 #: How many combinations of sizes an executable remembers the results' shapes of.
 _REMEMBERED = 1024
@@ -81,6 +86,7 @@ class Interface:
         sizes: symbol -> the ``i64[1]`` input that takes its value.
         checks: a message for each check, raised when its output is false.
         blocked: where there are convolutions, the values that ONNX Runtime reads to change their layout.
+        written: those of them that it reads from the file ``WRITTEN``, in the file's order.
     """
 
     inputs: tuple[Port, ...]
@@ -88,6 +94,7 @@ class Interface:
     sizes: Mapping[str, str]
     checks: tuple[str, ...] = ()
     blocked: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
 
 
 class OrtExecutable:
@@ -149,7 +156,11 @@ class OrtExecutable:
         register(options, self._libraries)
         for name, value in self._shared.items():
             options.add_initializer(name, value)
-        copied = {name: _widened(t) for name, t in self._constants.items() if name not in self._shared}
+        copied = {
+            name: _widened(tensor)
+            for name, tensor in self._constants.items()
+            if name not in self._shared and name not in self.interface.written
+        }
         if copied:  # these ONNX Runtime copies, and frees what it packs
             values = [onnxruntime.OrtValue.from_dlpack(t) for t in copied.values()]
             options.add_external_initializers(list(copied), values)
@@ -157,12 +168,21 @@ class OrtExecutable:
             # A shared initializer needs a file of its size at its place, which nobody reads: a sparse one.
             with open(os.path.join(folder, STAND_IN), "wb") as file:
                 file.truncate(max((2 * t.nbytes for t in self._constants.values()), default=1))
+            if self.interface.written:
+                self._write(os.path.join(folder, WRITTEN))
             path = os.path.join(folder, "model.onnx")
             with open(path, "wb") as file:
                 file.write(self._model)
             off = list(OTHERS) if blocked else None
             providers = ["CPUExecutionProvider"]
             return onnxruntime.InferenceSession(path, options, providers=providers, disabled_optimizers=off)
+
+    def _write(self, path: str) -> None:
+        tensors = [_widened(self._constants[name]) for name in self.interface.written]
+        with open(path, "wb") as file:
+            for tensor, offset in zip(tensors, offsets(t.nbytes for t in tensors), strict=True):
+                file.seek(offset)
+                file.write(tensor.numpy().data)
 
     def run(self, inputs: Sequence[Tensor], sizes: Mapping[str, int]) -> list[Tensor]:
         """The results for ``inputs``. Calls share the session and nothing else.
@@ -231,6 +251,7 @@ class OrtExecutable:
             "sizes": dict(self.interface.sizes),
             "checks": list(self.interface.checks),
             "blocked": list(self.interface.blocked),
+            "written": list(self.interface.written),
             "domains": list(self._libraries),
         }
 
@@ -373,6 +394,16 @@ def _shape(dims: tuple[int | str, ...] | None) -> Callable[[Mapping[str, int]], 
     return lambda sizes: tuple(size(sizes) for size in compiled)
 
 
+def offsets(sizes: Iterable[int]) -> list[int]:
+    """Where pieces of so many bytes begin that lie one after the other, each aligned."""
+    found: list[int] = []
+    end = 0
+    for size in sizes:
+        found.append(end)
+        end += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return found
+
+
 def plain(tensor: Tensor) -> Tensor:
     """``tensor`` with its elements in order and as they are: torch negates some views only when it reads."""
     return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
@@ -400,6 +431,7 @@ def load(record: Mapping[str, Any], reader: ArtefactReader) -> OrtExecutable:
         dict(record["sizes"]),
         tuple(record["checks"]),
         tuple(record.get("blocked", ())),
+        tuple(record.get("written", ())),
     )
     constants = {name: reader.tensor(name) for name in record["constants"]}
     libraries = {domain: reader.library(domain) for domain in record["domains"]}
