@@ -59,6 +59,18 @@ class KernelTuning:
     tell: Callable[[str], None] = _untold
 
 
+class CodeStore(Protocol):
+    """Keeps machine code between processes."""
+
+    def read(self, key: str) -> bytes | None:
+        """What was kept under ``key``, which says all that it was built of; None where that is not whole."""
+        ...
+
+    def write(self, key: str, content: bytes) -> str | None:
+        """Keep ``content``; why it cannot be kept, or None."""
+        ...
+
+
 @dataclass(frozen=True)
 class LowerOptions:
     """Options that reach every back end.
@@ -68,11 +80,13 @@ class LowerOptions:
         portable: for back ends that make machine code: makes the executable of the function they were given
             that stands in where the code may not or cannot run (``NativeCode``). None where nobody saves.
         tuning: for back ends that have several kernels for one computation.
+        code: for back ends that make machine code; None where none is kept.
     """
 
     threads: int | None = None
     portable: Callable[[Function], Executable] | None = None
     tuning: KernelTuning = field(default_factory=KernelTuning)
+    code: CodeStore | None = None
 
 
 class Backend(Protocol):

@@ -38,10 +38,12 @@ def show(folder: Folder = None, as_json: Json = False, quiet: Quiet = False) -> 
 
 @app.command()
 def clear(folder: Folder = None, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Remove every entry."""
+    """Remove every entry, and the machine code that was built."""
     cache = _cache(folder)
     removed = cache.clear()
-    Output(as_json, quiet).show({"removed": removed}, f"{_entries(removed)} removed from {cache.path}")
+    code = cache.code.clear()
+    text = f"{_entries(removed)} and {_builds(code)} removed from {cache.path}"
+    Output(as_json, quiet).show({"removed": removed, "removed_code": code}, text)
 
 
 @app.command()
@@ -51,12 +53,14 @@ def prune(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove the entries used longest ago until the rest takes at most SIZE."""
+    """Remove the entries, then the machine code, used longest ago until the rest takes at most SIZE."""
     cache = _cache(folder)
-    removed = cache.prune(bytes_of(keep, "--keep"))
-    left = cache.size()
-    text = f"{_entries(removed)} removed from {cache.path}, {left / 1e6:.1f} MB left"
-    Output(as_json, quiet).show({"removed": removed, "bytes": left}, text)
+    room = bytes_of(keep, "--keep")
+    removed = cache.prune(room)
+    code = cache.code.prune(max(0, room - cache.size()))
+    left = cache.size() + cache.code.size()
+    text = f"{_entries(removed)} and {_builds(code)} removed from {cache.path}, {left / 1e6:.1f} MB left"
+    Output(as_json, quiet).show({"removed": removed, "removed_code": code, "bytes": left}, text)
 
 
 def contents(cache: compile_cache.CacheFolder) -> dict[str, Any]:
@@ -64,11 +68,23 @@ def contents(cache: compile_cache.CacheFolder) -> dict[str, Any]:
     entries = [
         {"path": str(e.path), "bytes": e.bytes, "used": e.used, **(_told(e.head()))} for e in cache.entries()
     ]
-    return {"path": str(cache.path), "bytes": cache.size(), "limit": cache.limit, "entries": entries}
+    code = cache.code.entries()
+    built = {"count": len(code), "bytes": sum(each.bytes for each in code)}
+    return {
+        "path": str(cache.path),
+        "bytes": cache.size(),
+        "limit": cache.limit,
+        "entries": entries,
+        "code": built,
+    }
 
 
 def _entries(count: int) -> str:
     return f"{count} {'entry' if count == 1 else 'entries'}"
+
+
+def _builds(count: int) -> str:
+    return f"machine code of {count} {'build' if count == 1 else 'builds'}"
 
 
 def _told(head: dict[str, Any] | None) -> dict[str, Any]:
@@ -90,7 +106,10 @@ def _table(cache: compile_cache.CacheFolder) -> Any:
         table.add_row(name, f"{entry['bytes'] / 1e3:.1f}", used)
     count = len(content["entries"])
     total = f"{content['bytes'] / 1e6:.1f} of {content['limit'] / 1e6:.0f} MB"
-    return Group(f"{content['path']}: {_entries(count)}, {total}", *([table] if count else []))
+    code = content["code"]
+    built = f"{_builds(code['count'])}, {code['bytes'] / 1e6:.1f} MB"
+    parts = [f"{content['path']}: {_entries(count)}, {total}", *([table] if count else [])]
+    return Group(*parts, *([built] if code["count"] else []))
 
 
 def _cache(folder: Path | None) -> compile_cache.CacheFolder:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from regraft.backends import LowerOptions, backend
+from regraft.compiler.cache import CodeCache, cache_path
 from regraft.compiler.choose import ChooseForms, Layout, Picks, RooflineModel, load_profile
 from regraft.compiler.choosing import state_folder
 from regraft.compiler.dump import Dumper
@@ -179,7 +180,9 @@ class Compilation:
         results = function.results[: len(function.results) - len(function.signature.returned)]
         spent = sum(seconds for name, seconds in self.report.passes if name == ChooseForms.name)
         tuning = self.options.kernel_tuning(spent, self.report.notes)
-        options = LowerOptions(self.options.threads, tuning=tuning)
+        folder = cache_path(self.options.cache)
+        code = None if folder is None else CodeCache(folder)
+        options = LowerOptions(self.options.threads, tuning=tuning, code=code)
 
         def plan_of(assignment: Assignment) -> Plan:
             return make_plan(function, cut(function, assignment), eager, store, options, results)

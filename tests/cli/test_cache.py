@@ -54,9 +54,22 @@ def test_the_second_compile_is_a_hit(invoke: Invoke, filled: Path, factories: Pa
 def test_clear_and_prune_say_what_they_removed(invoke: Invoke, filled: Path) -> None:
     assert json.loads(invoke("cache", "prune", "--keep", "1GiB", "--json").stdout)["removed"] == 0
     pruned = json.loads(invoke("cache", "prune", "--keep", "20", "--json").stdout)
-    assert pruned == {"removed": 1, "bytes": len(b"not an entry")}
-    assert "1 entry removed" in invoke("cache", "clear").stdout
+    assert pruned == {"removed": 1, "removed_code": 0, "bytes": len(b"not an entry")}
+    assert "1 entry and machine code of 0 builds removed" in " ".join(invoke("cache", "clear").stdout.split())
     assert listed(invoke)["entries"] == []
+
+
+def test_machine_code_is_counted_and_removed(invoke: Invoke, filled: Path) -> None:
+    (filled / "code").mkdir()
+    for name in ("a", "b"):
+        (filled / "code" / f"{name}.entry").write_bytes(bytes(100))
+    assert listed(invoke)["code"] == {"count": 2, "bytes": 200}
+    assert "machine code of 2 builds" in invoke("cache", "show").stdout
+    room = listed(invoke)["bytes"] + 100
+    pruned = json.loads(invoke("cache", "prune", "--keep", str(room), "--json").stdout)
+    assert pruned == {"removed": 0, "removed_code": 1, "bytes": room}
+    assert json.loads(invoke("cache", "clear", "--json").stdout) == {"removed": 2, "removed_code": 1}
+    assert listed(invoke)["code"]["count"] == 0
 
 
 def test_path_is_that_of_the_environment_or_the_option(invoke: Invoke, filled: Path) -> None:

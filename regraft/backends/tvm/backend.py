@@ -8,8 +8,9 @@ from typing import Any
 
 from regraft.backends.protocol import ConstantStore, KernelTuning, LowerOptions
 from regraft.backends.tvm.anonymous import forget_names, renamed
+from regraft.backends.tvm.built import BuiltProgram, content_key
 from regraft.backends.tvm.choices import choices_of, reported
-from regraft.backends.tvm.client import Builder, BuiltProgram
+from regraft.backends.tvm.client import Builder
 from regraft.backends.tvm.cluster import symbols_of
 from regraft.backends.tvm.cpu import Cpu, host_cpu
 from regraft.backends.tvm.expand import EXPANSIONS, expand
@@ -42,7 +43,7 @@ class TvmBackend:
         if reason is not None:
             raise BackendError(reason, self.name)
         self._builder = Builder()
-        self._known: dict[Any, BuiltProgram] = {}
+        self._known: dict[str, BuiltProgram] = {}
 
     def supports(self, op: Op) -> str | None:
         """None when ``op`` can be lowered, else the reason why not."""
@@ -58,7 +59,7 @@ class TvmBackend:
         described, constants = _described(function, store, cpu)
         text = print_module(Module({"forward": described}))
         choices = self._choices(described, text, cpu, options.tuning)
-        built = self._built(text, cpu, choices)
+        built = self._built(text, cpu, choices, options)
         for note in built.notes:
             options.tuning.tell(note)
         names = {name: store.name(constant) for name, constant in constants.items()}
@@ -74,16 +75,29 @@ class TvmBackend:
             kernels=reported(built.program, choices),
         )
 
-    def _built(self, text: str, cpu: Cpu, choices: Mapping[str, Choice]) -> BuiltProgram:
-        """What was built of the same text and configs, as of an equal layer, or is now."""
+    def _built(
+        self, text: str, cpu: Cpu, choices: Mapping[str, Choice], options: LowerOptions
+    ) -> BuiltProgram:
+        """What was built of the same text and configs, as of an equal layer, or kept, or is now."""
         configs = {key: tuple(map(str, each.configs)) for key, each in choices.items() if each.is_measured}
-        key = text, cpu, tuple(configs.items())
-        built = self._known.get(key)
-        if built is None:
-            built = self._builder.build(text, cpu, configs)
+        key = content_key(text, cpu, configs)
+        if key not in self._known:
             if len(self._known) >= _KEPT:
                 self._known.clear()
-            self._known[key] = built
+            self._known[key] = self._from_cache(key, options) or self._anew(key, text, cpu, configs, options)
+        return self._known[key]
+
+    def _from_cache(self, key: str, options: LowerOptions) -> BuiltProgram | None:
+        content = None if options.code is None else options.code.read(key)
+        return None if content is None else BuiltProgram.unpack(content)
+
+    def _anew(
+        self, key: str, text: str, cpu: Cpu, configs: Mapping[str, Sequence[str]], options: LowerOptions
+    ) -> BuiltProgram:
+        built = self._builder.build(text, cpu, configs)
+        reason = None if options.code is None or built.notes else options.code.write(key, built.pack())
+        if reason is not None:
+            options.tuning.tell(f"built kernels are not kept: {reason}")
         return built
 
     def _choices(self, function: Function, text: str, cpu: Cpu, tuning: KernelTuning) -> dict[str, Choice]:

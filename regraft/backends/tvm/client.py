@@ -11,25 +11,17 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from regraft.backends.tvm.built import BuiltProgram
 from regraft.backends.tvm.cpu import Cpu
 from regraft.errors import BackendError
 from regraft.timing import Measured
 
 #: Seconds that a process may take to end when it is asked to.
 _PATIENCE = 5.0
-
-
-@dataclass(frozen=True)
-class BuiltProgram:
-    """A program as ``run.py`` takes it, and the shared object with its kernels (None: it has none)."""
-
-    program: Mapping[str, Any]
-    library: bytes | None
-    notes: Sequence[str] = ()
 
 
 class Builder:

@@ -81,6 +81,11 @@ class CacheFolder:
         self.path = path
         self.limit = limit
 
+    @property
+    def code(self) -> CacheFolder:
+        """The folder of machine code that belongs to this one."""
+        return CacheFolder(self.path / "code", self.limit)
+
     def entries(self) -> list[Stored]:
         """All entries, the last used first; none when the folder is not there or cannot be read."""
         found: list[Stored] = []

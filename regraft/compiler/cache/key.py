@@ -35,6 +35,7 @@ from regraft.runtime import cpu_features
 
 _SOURCES = Path(__file__).parents[2]
 _LOADED = time.time()
+_OWN = __name__.partition(".")[0]
 
 #: Fields of the options that do not change what is compiled.
 _WITHOUT_EFFECT = frozenset({"cache", "dump", "notes", "progress", "verify"})
@@ -108,7 +109,7 @@ def _title(model: Any) -> str:
 
 
 def _add_versions(walker: Walker) -> None:
-    walker.add("regraft", f"{version_of('regraft')} {_sources_hash()}")
+    walker.add("regraft", f"{version_of('regraft')} {sources_hash()}")
     walker.add("python", f"{sys.implementation.name} {platform.python_version()}")
     walker.add("torch", f"{torch.__version__} {torch.version.git_version}"[:80])
     for name in ("onnxruntime", "onnx_ir", "numpy", "sympy"):
@@ -127,7 +128,7 @@ def version_of(name: str) -> str:
         return "not installed"
 
 
-def _sources_hash() -> str:
+def sources_hash() -> str:
     """A hash of regraft's own files: whoever works on it changes them without changing the version.
 
     Raises:
@@ -194,6 +195,9 @@ def _add_options(walker: Walker, options: Options) -> None:
             value = [op for op in value.values() if OPS.get(op.name) is not op]
         for index, each in enumerate(value if isinstance(value, (list, tuple)) else [value]):
             name = f"option {field.name}" if each is value else f"option {field.name}[{index}]"
+            if type(each).__module__.partition(".")[0] == _OWN and field.name == "backends":
+                walker.add(name, each.name)  # it has no options, and its code is that of regraft
+                continue
             walker.describe(name, each, full=True)
             fingerprint = getattr(each, "fingerprint", None)
             if callable(fingerprint):

@@ -69,7 +69,7 @@ class Session:
         phases: Phases | None = None,
     ) -> Session:
         """The session of ``compile(model, args, ...)``. That it cannot be cached is an outcome, no error."""
-        path = _path(options.cache)
+        path = cache_path(options.cache)
         if path is None:
             reason = "REGRAFT_CACHE_DIR is empty, or there is no home" if options.cache else "cache=False"
             return Session(CacheOutcome("off", reason))
@@ -256,7 +256,8 @@ def _tied(model: Any, names: Sequence[str]) -> torch.Tensor:
     return tensors[0].detach()
 
 
-def _path(cache: bool | Path) -> Path | None:
+def cache_path(cache: bool | Path) -> Path | None:
+    """The folder that the option ``cache`` stands for; None where nothing is to be cached."""
     if isinstance(cache, Path):
         return cache
     return default_folder() if cache else None

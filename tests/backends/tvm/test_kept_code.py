@@ -1,0 +1,71 @@
+"""Built kernels are taken from the cache by another process, which does not start TVM."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import regraft
+from regraft.backends import backend
+from regraft.errors import BackendError
+
+PROCESS = """
+import sys
+import torch
+from torch import nn
+import regraft
+
+folder, executable = sys.argv[1:]
+sys.executable = executable  # what the worker would run in
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 8)).eval()
+x = torch.ones(3, 16)
+compiled = regraft.compile(model, (x,), backends=("tvm",), cache=folder)
+torch.testing.assert_close(compiled(x), model(x).detach())
+print(compiled.report.cache.status)
+"""
+
+
+def run(folder: Path, worker: str) -> str:
+    """What the cache had to do with a compile in a process of its own, whose worker runs in ``worker``."""
+    command = [sys.executable, "-c", PROCESS, str(folder), worker]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or done.stderr
+
+
+def test_a_second_process_does_not_start_tvm(tmp_path: Path) -> None:
+    assert run(tmp_path, sys.executable) == "miss"
+    assert run(tmp_path, "no such program") == "hit"
+    (file,) = (tmp_path / "code").iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "no such program" in run(tmp_path, "no such program"), "it is built anew"
+    assert run(tmp_path, sys.executable) == "hit"
+    assert run(tmp_path, "no such program") == "hit"
+
+
+def test_it_is_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another shape, on other threads, without a cache: built anew."""
+    model = nn.Linear(8, 4).eval()
+    regraft.compile(model, (torch.randn(2, 8),), backends=(backend("tvm"),), cache=tmp_path)
+    other: Any = backend("tvm")
+
+    def refused(*given: Any) -> Any:
+        raise BackendError("asked to build", "tvm")
+
+    monkeypatch.setattr(other._builder, "build", refused)
+    other_weights = nn.Linear(8, 4).eval()
+    x = torch.randn(2, 8)
+    compiled = regraft.compile(other_weights, (x,), backends=(other,), cache=tmp_path)
+    torch.testing.assert_close(compiled(x), other_weights(x).detach())
+    for rows, options in ((3, {}), (2, {"threads": 1}), (2, {"cache": False})):
+        fresh: Any = backend("tvm")
+        monkeypatch.setattr(fresh._builder, "build", refused)
+        given = {"cache": tmp_path, **options}
+        with pytest.raises(BackendError, match="asked to build"):
+            regraft.compile(model, (torch.randn(rows, 8),), backends=(fresh,), **given)
