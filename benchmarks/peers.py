@@ -100,12 +100,13 @@ def inductor(model: nn.Module, inputs: Sequence[Inputs]) -> DynamicPeer:
 def torch_onnx(model: nn.Module, inputs: Inputs) -> Peer:
     """``torch.onnx.export(dynamo=True)`` on ONNX Runtime."""
 
-    def export(path: Path) -> None:
-        program = torch.onnx.export(model, (), kwargs=dict(inputs), dynamo=True, verbose=False, optimize=True)
-        assert program is not None
-        program.save(str(path), external_data=True)
+    return _session_peer("torch.onnx", lambda path: _export_torch_onnx(model, inputs, path), inputs)
 
-    return _session_peer("torch.onnx", export, inputs)
+
+def _export_torch_onnx(model: nn.Module, inputs: Inputs, path: Path) -> None:
+    program = torch.onnx.export(model, (), kwargs=dict(inputs), dynamo=True, verbose=False, optimize=True)
+    assert program is not None
+    program.save(str(path), external_data=True)
 
 
 class _Values(nn.Module):
@@ -192,13 +193,18 @@ def transformers_onnx(model: nn.Module, inputs: Inputs) -> Peer:
 
 
 def openvino(model: nn.Module, inputs: Inputs) -> Peer:
-    """OpenVINO's own converter and its CPU plug-in, in f32: its default here is bf16."""
+    """OpenVINO's CPU plug-in on the file of ``torch.onnx``, in f32: its default here is bf16.
+
+    Its own converter does not take every model.
+    """
     import openvino as ov
 
-    with _quiet():
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         start = time.perf_counter()
-        converted = ov.convert_model(model, example_input=dict(inputs))
-        compiled = ov.Core().compile_model(converted, "CPU", _OPENVINO)
+        path = Path(folder) / "model.onnx"
+        _export_torch_onnx(model, inputs, path)
+        core = ov.Core()
+        compiled = core.compile_model(core.read_model(path), "CPU", _OPENVINO)
         request = compiled.create_infer_request()
         seconds = time.perf_counter() - start
     names = [port.get_any_name() for port in compiled.inputs]
