@@ -118,7 +118,7 @@ def open_database(folder: Path | None, notes: list[str], *, needed: bool) -> Tun
     except OptionError as error:
         if needed:
             raise
-        notes.append(error.message)
+        notes += [error.message] if error.message not in notes else []
         return None
     notes += database.notes
     return database

@@ -18,7 +18,7 @@ from regraft.compiler.memory import peak_intermediates
 from regraft.compiler.options import Options
 from regraft.compiler.partition import Assignment, assign, cut, executor_counts, make_plan
 from regraft.compiler.per_sample import PER_SAMPLE, PerSample
-from regraft.compiler.placing import Bench, place
+from regraft.compiler.placing import Bench, comparisons, place
 from regraft.compiler.progress import Phases
 from regraft.compiler.report import Estimate, Report
 from regraft.compiler.verify_each import EachApplication
@@ -193,7 +193,7 @@ class Compilation:
         with self.phases.phase("lower"):
             plan = None
             if len(self.options.backends) > 1:
-                assignment, plan = self._placed(assignment, plan_of, store, options)
+                assignment, plan = self._placed(assignment, self._bench(plan_of, store, options), spent)
             plan = plan or plan_of(assignment)
             store.drop_results()
         executables = [step.executable for step in plan.steps]
@@ -204,18 +204,16 @@ class Compilation:
         return plan
 
     def _placed(
-        self,
-        preferred: Assignment,
-        plan_of: Callable[[Assignment], Plan],
-        store: Store,
-        options: LowerOptions,
+        self, preferred: Assignment, bench: Bench | None, spent: float
     ) -> tuple[Assignment, Plan | None]:
         """The assignment by measured cost, which is decided once, and its plan where that was made."""
         model = RooflineModel(load_profile(state_folder(), self.options.threads))
         layout = Layout.of(self.module.main, preferred, self.options.backends, self.sizes, model)
         if self.picks is not None:
             return layout.assigned(self.picks), None
-        placed = place(layout, self.options, self._bench(plan_of, store, options), self.report.notes)
+        notes, budget = self.report.notes, self.options.budget
+        left = None if budget is None else budget - spent
+        placed = place(layout, comparisons(self.options, notes), left, bench, notes)
         self.picks = placed.picks
         self.report.choices += placed.choices
         return layout.assigned(placed.picks), placed.plan

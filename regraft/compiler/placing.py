@@ -74,31 +74,35 @@ class Bench:
     told: Callable[[int, int], None]
 
 
-def place(layout: Layout, options: Options, bench: Bench | None, notes: list[str]) -> Placed:
-    """What is measured on ``bench``, where ``options`` ask for it, or was before.
+def place(
+    layout: Layout,
+    database: TuningDatabase | None,
+    budget: float | None,
+    bench: Bench | None,
+    notes: list[str],
+) -> Placed:
+    """What is measured on ``bench`` in ``budget`` seconds, or was before, where there is no budget.
 
-    There is no bench where there is no example. ``notes`` receives what there is to say.
+    There is no bench where there is no example, and no database where nothing was kept and nothing is to be.
+    ``notes`` receives what there is to say.
 
     Raises:
         BackendError: a plan is to be measured, and that of the list's order cannot be made.
     """
-    database = comparisons(options, notes)
     if database is None or not layout.kinds:
         return Placed(layout.all_on(0))
-    if options.budget is None:
+    if budget is None:
         return looked_up(layout, database)
     if bench is None:
         notes.append("nothing was measured to choose back ends by, since there are no example arguments")
         return looked_up(layout, database)
-    return Placer(layout, database, bench, options.budget, notes).run()
+    return Placer(layout, database, bench, budget, notes).run()
 
 
 def comparisons(options: Options, notes: list[str]) -> TuningDatabase | None:
     """The database of times that compare the back ends of a compile; None where there is none."""
     names = "+".join(sorted(backend.name for backend in options.backends))
-    said: list[str] = []
-    database = open_database(state_folder(), said, needed=options.budget is not None)
-    notes += [note for note in said if note not in notes]
+    database = open_database(state_folder(), notes, needed=options.budget is not None)
     return None if database is None else database.of(machine_name(options.threads, names))
 
 
