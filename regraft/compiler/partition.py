@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from regraft.backends import BUILTIN, Backend, ConstantStore, LowerOptions
 from regraft.errors import BackendError, RegraftError, UnsupportedOp, UnsupportedOpError
-from regraft.ir import Dim, Function, Op, OpTable, Region, Trait, Value, clone_op, decompose, symbols_in
-from regraft.runtime import CheckedExecutable, Executable, Plan, Step
+from regraft.ir import (
+    Dim,
+    Function,
+    Op,
+    OpTable,
+    Region,
+    Symbol,
+    Trait,
+    Value,
+    clone_op,
+    decompose,
+    dims,
+    symbols_in,
+)
+from regraft.runtime import HOST, Bind, CheckedExecutable, Executable, Plan, Step
 
 #: Ops that belong to every piece and are copied into it.
 _COPIED = Trait.CONSTANT_LIKE
@@ -27,6 +39,8 @@ class Piece:
     inputs: tuple[Value, ...]
     results: tuple[Value, ...]
     ops: int
+    binds: Mapping[Symbol, tuple[int, int]] = field(default_factory=dict[Symbol, "tuple[int, int]"])
+    """The sizes that its values decide: which result has it, and on which axis."""
 
 
 @dataclass
@@ -43,8 +57,11 @@ def assign(
     fallback: Backend | None,
     table: OpTable,
     random: Backend | None = None,
+    host: Backend | None = None,
 ) -> Assignment:
     """Give each op to the first back end that takes it; decompose those that nobody takes.
+
+    Control flow that no back end takes as a whole goes to ``host``, if that does.
 
     An op that draws random numbers goes to ``random``, which must draw them from torch's generator, when no
     back end of the list does; without one it has no executor.
@@ -62,6 +79,12 @@ def assign(
         reasons = _place(op, backends, assignment)
         if reasons is None:
             continue
+        if host is not None and is_control_flow(op):
+            reason = host.supports(op)
+            if reason is None:
+                assignment.backend[op] = host
+                continue
+            reasons[host.name] = reason
         if _decompose_inside(op, backends, table):
             pending.insert(0, op)
             continue
@@ -79,6 +102,11 @@ def assign(
     if missing:
         raise UnsupportedOpError(_grouped(missing))
     return assignment
+
+
+def is_control_flow(op: Op) -> bool:
+    """Whether the plan can decide what ``op`` decides."""
+    return bool(op.regions) or op.name == "rg.check"
 
 
 def _place(op: Op, backends: Sequence[Backend], assignment: Assignment) -> dict[str, str] | None:
@@ -133,7 +161,7 @@ def lower_piece(piece: Piece, store: ConstantStore, options: LowerOptions) -> Ex
             f"not '{backend.name}'",
             backend.name,
         )
-    return executable if backend.name in BUILTIN else CheckedExecutable(executable, _promises(piece))
+    return executable if backend.name in (*BUILTIN, HOST) else CheckedExecutable(executable, _promises(piece))
 
 
 def _promises(piece: Piece) -> list[tuple[str, list[int | str | None]]]:
@@ -174,29 +202,26 @@ def cut(function: Function, assignment: Assignment) -> list[Piece]:
     """The function as pieces in execution order, each as large as the order of data allows.
 
     Raises:
-        BackendError: a piece reads a size that values decide in another piece.
+        BackendError: a piece reads a size that values decide in another piece, and no tensor between has it.
     """
     found = groups(function, assignment)
     results = set(function.results)
     pieces = [piece_of(function, backend, ops, results) for backend, ops in found]
+    known = set(function.symbols)
     for piece in pieces:
-        _refuse_foreign_sizes(piece, assignment)
+        _refuse_hidden_sizes(piece, known, assignment)
+        known.update(piece.binds)
     return pieces
 
 
-def _refuse_foreign_sizes(piece: Piece, assignment: Assignment) -> None:
-    """Steps of a plan hand on tensors, and all know the same sizes: those of the arguments."""
-    ops = list(piece.function.walk())
-    values = [*piece.function.args, *(result for op in ops for result in op.results)]
-    used = {symbol for value in values for symbol in symbols_in(value.type)}
-    used |= {symbol for op in ops for attr in op.attrs.values() for symbol in symbols_in(attr)}
-    own = {symbol for op in ops for symbol in op.symbols}
+def _refuse_hidden_sizes(piece: Piece, known: Collection[Symbol], assignment: Assignment) -> None:
+    hidden = set(piece.function.symbols).difference(known)
     for op, backend in assignment.backend.items():
-        foreign = sorted(symbol.name for symbol in used.intersection(op.symbols) - own)
-        if foreign:
+        names = sorted(symbol.name for symbol in hidden.intersection(op.symbols))
+        if names:
             raise BackendError(
                 f"{op.name} at {op.loc} runs in {backend.name} and gives a result as long as its values say "
-                f"({', '.join(foreign)}), which ops of {piece.backend.name} would have to know; "
+                f"({', '.join(names)}), which ops of {piece.backend.name} would have to know; "
                 f'compile the whole model for one back end, as with backends=("{backend.name}",)',
                 piece.backend.name,
                 op.name,
@@ -207,9 +232,10 @@ def groups(function: Function, assignment: Assignment) -> list[tuple[Backend, li
     """Runs of ops for one back end: take all that is ready for it before turning to the next."""
     waiting: dict[Op, set[Op]] = {}
     last_draw: set[Op] = set()
+    sizes = {symbol: op for op in assignment.backend for symbol in op.symbols}
     for op in function.body.ops:
         if op in assignment.backend:
-            waiting[op] = _producers(op, assignment)
+            waiting[op] = _producers(op, assignment, sizes)
             if _draws(op):
                 waiting[op] |= last_draw
                 last_draw = {op}
@@ -224,12 +250,24 @@ def groups(function: Function, assignment: Assignment) -> list[tuple[Backend, li
                 taken.append(op)
                 done.add(op)
                 del waiting[op]
+                if backend.name == HOST:
+                    break
         found.append((backend, taken))
     return found
 
 
-def _producers(op: Op, assignment: Assignment) -> set[Op]:
-    return {v.op for v in op.operands if v.op is not None and v.op in assignment.backend}
+def _producers(op: Op, assignment: Assignment, sizes: Mapping[Symbol, Op]) -> set[Op]:
+    """The ops that ``op`` waits for: those of its operands and of ``sizes`` that it reads."""
+    values = {v.op for v in op.operands if v.op is not None and v.op in assignment.backend}
+    return values | {sizes[s] for s in _sizes_read([op]) if s in sizes and sizes[s] is not op}
+
+
+def _sizes_read(ops: Iterable[Op]) -> set[Symbol]:
+    """The symbols in the types and attributes of ``ops`` and of what is in their regions."""
+    inside = [each for op in ops for each in (op, *(i for region in op.regions for i in region.walk()))]
+    parts = (p for op in inside for p in (*(v.type for v in (*op.operands, *op.results)), *op.attrs.values()))
+    own = {symbol for op in inside for region in op.regions for symbol in region.symbols}
+    return {symbol for part in parts for symbol in symbols_in(part)} - own
 
 
 def _draws(op: Op) -> bool:
@@ -243,9 +281,15 @@ def piece_of(function: Function, backend: Backend, ops: Sequence[Op], results: C
     made = {r for op in ops for r in op.results}
     read = dict.fromkeys(v for op in ops for v in op.operands if v not in made)
     inputs = tuple(v for v in read if not _is_constant(v))
+    own = {symbol: r for op in ops for symbol in op.symbols for r in op.results if _has(r, symbol)}
+    told = {own[s] for s in _sizes_read(op for op in function.body.ops if op not in inside) if s in own}
     outputs = tuple(
-        r for op in ops for r in op.results if r in results or any(use.op not in inside for use in r.uses)
+        r
+        for op in ops
+        for r in op.results
+        if r in results or r in told or any(use.op not in inside for use in r.uses)
     )
+    foreign = _sizes_read(ops).difference(function.symbols, (s for op in ops for s in op.symbols))
     region = Region([v.type for v in inputs])
     mapping: dict[Value, Value] = {}
     for outer, inner in zip(inputs, region.args, strict=True):
@@ -257,8 +301,32 @@ def piece_of(function: Function, backend: Backend, ops: Sequence[Op], results: C
     for op in ops:
         region.append(clone_op(op, mapping))
     region.append(Op.create(function.body.terminator.definition, ([mapping[v] for v in outputs],)))
-    piece = Function(f"{function.name}_{backend.name}", region, function.symbols)
-    return Piece(backend, piece, inputs, outputs, len(ops))
+    symbols = (*function.symbols, *sorted(foreign, key=lambda symbol: symbol.name))
+    piece = Function(f"{function.name}_{backend.name}", region, symbols)
+    return Piece(backend, piece, inputs, outputs, len(ops), binds_of(own, outputs))
+
+
+def binds_of(symbols: Iterable[Symbol], values: Sequence[Value]) -> dict[Symbol, tuple[int, int]]:
+    """Where ``values`` have the sizes ``symbols``, as far as they do: the number of a value, and an axis."""
+    found: dict[Symbol, tuple[int, int]] = {}
+    for symbol in symbols:
+        for number, value in enumerate(values):
+            if _has(value, symbol):
+                found.setdefault(symbol, (number, _axis(value, symbol)))
+    return found
+
+
+def _has(value: Value, symbol: Symbol) -> bool:
+    return any(dims.as_symbol(size) == symbol for size in value.tensor.shape)
+
+
+def _axis(value: Value, symbol: Symbol) -> int:
+    return next(axis for axis, size in enumerate(value.tensor.shape) if dims.as_symbol(size) == symbol)
+
+
+def as_text(binds: Mapping[Symbol, tuple[int, int]]) -> tuple[Bind, ...]:
+    """``binds`` for the runtime."""
+    return tuple((symbol.name, *place) for symbol, place in binds.items())
 
 
 def _is_constant(value: Value) -> bool:
@@ -292,6 +360,7 @@ def make_plan(
             tuple(slots[v] for v in piece.inputs),
             tuple(slots[v] for v in piece.results),
             tuple(slots[v] for v, i in last_read.items() if i == index and v not in kept),
+            as_text(piece.binds),
         )
         for index, piece in enumerate(pieces)
     )
@@ -310,8 +379,3 @@ def _constant_results(function: Function, backend: Backend) -> Iterable[Piece]:
         definition = function.body.terminator.definition
         region.append(Op.create(definition, ([mapping[v] for v in constants],)))
         yield Piece(backend, Function(f"{function.name}_constants", region), (), constants, 0)
-
-
-def executor_counts(assignment: Assignment) -> dict[str, int]:
-    """Ops per back end."""
-    return dict(Counter(backend.name for backend in assignment.backend.values()))

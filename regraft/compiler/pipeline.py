@@ -13,10 +13,11 @@ from regraft.compiler.cache import CodeCache, cache_path
 from regraft.compiler.choose import ChooseForms, Layout, Picks, RooflineModel, load_profile
 from regraft.compiler.choosing import state_folder
 from regraft.compiler.dump import Dumper
+from regraft.compiler.host import HostBackend, executor_counts
 from regraft.compiler.materialise import Store
 from regraft.compiler.memory import peak_intermediates
 from regraft.compiler.options import Options
-from regraft.compiler.partition import Assignment, assign, cut, executor_counts, make_plan
+from regraft.compiler.partition import Assignment, assign, cut, make_plan
 from regraft.compiler.per_sample import PER_SAMPLE, PerSample
 from regraft.compiler.placing import Bench, comparisons, place
 from regraft.compiler.progress import Phases
@@ -49,7 +50,7 @@ from regraft.ir import (
     verify,
 )
 from regraft.rewrites import FAMILIES, default_passes
-from regraft.runtime import Plan
+from regraft.runtime import Plan, executables_of
 
 
 @dataclass(frozen=True)
@@ -189,17 +190,20 @@ class Compilation:
 
         with self.phases.phase("partition"):
             fallback = eager if self.options.fallback == "eager" else None
-            assignment = assign(function, self.options.backends, fallback, self.options.table, random=eager)
+            host = HostBackend(self.options.backends, eager, self.options.table)
+            assignment = assign(
+                function, self.options.backends, fallback, self.options.table, random=eager, host=host
+            )
         with self.phases.phase("lower"):
             plan = None
             if len(self.options.backends) > 1:
                 assignment, plan = self._placed(assignment, self._bench(plan_of, store, options), spent)
             plan = plan or plan_of(assignment)
             store.drop_results()
-        executables = [step.executable for step in plan.steps]
+        executables = list(executables_of(plan))
         self.report.kernels = [kernel for each in executables for kernel in getattr(each, "kernels", ())]
         self.report.memory["packed"] = sum(getattr(each, "packed_bytes", 0) for each in executables)
-        self.report.executors = executor_counts(assignment)
+        self.report.executors = executor_counts(assignment, host)
         self.report.fallbacks = dict(assignment.fallbacks)
         return plan
 

@@ -12,10 +12,11 @@ from regraft.runtime.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from regraft.runtime.effects import Effects, overlap
 from regraft.runtime.executable import ArtefactReader, ArtefactWriter, Executable, NativeCode
 from regraft.runtime.files import read_file
+from regraft.runtime.host import HOST, Block, HostExecutable, executables_of
 from regraft.runtime.lazy import lazy_names
 from regraft.runtime.memory import LARGE, ResultMemory
 from regraft.runtime.model import CompiledModel, refreshed
-from regraft.runtime.plan import Plan, Step
+from regraft.runtime.plan import Bind, Plan, Step
 from regraft.runtime.profile import Profile, StepTime, profile
 from regraft.runtime.records import signature_from, signature_record, text
 from regraft.runtime.report import ReadableReport, SavedReport
@@ -34,17 +35,21 @@ from regraft.runtime.torch_ops import MEMORY_ORDER, is_random, torch_op
 __all__ = [
     "ACTIVE_ADAPTER",
     "DTYPE_NAMES",
+    "HOST",
     "LARGE",
     "MEMORY_ORDER",
     "TORCH_DTYPES",
     "ArtefactReader",
     "ArtefactWriter",
+    "Bind",
+    "Block",
     "Bundle",
     "CheckedExecutable",
     "CompiledModel",
     "Effects",
     "Executable",
     "GuardSpec",
+    "HostExecutable",
     "NativeCode",
     "ParamSpec",
     "Plan",
@@ -62,6 +67,7 @@ __all__ = [
     "compile_dim",
     "cpu_features",
     "cpu_model",
+    "executables_of",
     "is_random",
     "lazy_names",
     "load",

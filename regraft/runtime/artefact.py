@@ -35,16 +35,19 @@ from regraft.runtime.checked import CheckedExecutable
 from regraft.runtime.cpu import cpu_features
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.effects import Effects
-from regraft.runtime.executable import Executable, NativeCode
+from regraft.runtime.executable import Executable
 from regraft.runtime.files import read_file
+from regraft.runtime.host import HOST
+from regraft.runtime.host import load as load_host
 from regraft.runtime.plan import Plan, Step
+from regraft.runtime.plan_record import binds_from, plan_record
 from regraft.runtime.records import ints, signature_from, signature_record
 from regraft.runtime.sharing import FunctionReader, FunctionWriter, Shelf
 from regraft.runtime.signature import Signature, ValueSpec
 from regraft.runtime.weights import read_weights, without_repeats
 
-#: 1.0 had no bundles and 1.1 no adapters; an artefact without these is as it was then.
-FORMAT = (1, 2)
+#: 1.0 had no bundles, 1.1 no adapters, 1.2 no control flow of plans: an artefact without is as it was then.
+FORMAT = (1, 3)
 
 #: Back end -> the module whose ``load(record, reader)`` rebuilds its executables.
 LOADERS = {
@@ -226,17 +229,11 @@ def _write(contents: Contents | Mapping[str, Contents], folder: Path) -> None:
 
 
 def _function_record(contents: Contents, writer: _Writer) -> dict[str, Any]:
-    steps = [_step_record(step, writer) for step in contents.plan.steps]
     effects = None if contents.effects is None else _effects_record(contents.effects, writer)
     writer.add_file(_GRAPH, contents.ir.encode())
     return {
         "signature": signature_record(contents.signature),
-        "plan": {
-            "inputs": contents.plan.inputs,
-            "slots": contents.plan.slots,
-            "results": list(contents.plan.results),
-            "steps": steps,
-        },
+        "plan": plan_record(contents.plan, writer),
         "effects": effects,
         "adapters": list(contents.adapter_names),
         "report": dict(contents.report),
@@ -280,25 +277,6 @@ def _effects_from(record: Mapping[str, Any], signature: Signature, reader: _Read
     return Effects.of(signature, writes, state)
 
 
-def _step_record(step: Step, writer: _Writer) -> dict[str, Any]:
-    return {
-        **_executable_record(step.executable, writer),
-        "inputs": list(step.inputs),
-        "outputs": list(step.outputs),
-        "dead": list(step.dead),
-    }
-
-
-def _executable_record(executable: Executable, writer: _Writer) -> dict[str, Any]:
-    """The record of an executable; of native code with what it needs and its portable form."""
-    record = {"backend": executable.backend, "record": executable.save(writer)}
-    native = getattr(executable, "native", None)
-    if isinstance(native, NativeCode):
-        record["requires"] = sorted(native.features)
-        record["portable"] = _executable_record(native.portable, writer)
-    return record
-
-
 def read(folder: Path, *, allow_native: bool, added: Added | None = None) -> Contents | dict[str, Contents]:
     """The contents of an artefact; by name where it holds a bundle. See ``regraft.load``."""
     manifest = _read_manifest(folder)
@@ -329,7 +307,7 @@ def _function_from(record: Mapping[str, Any], reader: _Reader, allow_native: boo
     _check_adapters(adapters, effects)
     report = dict(record["report"])
     if loader.notes:
-        report["notes"] = [*report.get("notes", []), *loader.notes]
+        report["notes"] = [*report.get("notes", []), *dict.fromkeys(loader.notes)]
     return Contents(signature, plan, report, reader.file(_GRAPH).decode(), effects, adapters)
 
 
@@ -356,7 +334,6 @@ def _check_fit(signature: Signature, plan: Plan, effects: Effects | None) -> Non
     state = () if effects is None else effects.state
     inputs = len(tensors) + len(state)
     _require(plan.inputs == inputs, "the plan and the signature differ in the number of inputs")
-    _check_slots(plan)
     flat = len(plan.results) if effects is None else _check_effects(effects, len(tensors), plan)
     _require(effects is not None or not signature.returned, "nothing returns the arguments")
     for symbol in signature.symbols:
@@ -394,6 +371,8 @@ def _check_slots(plan: Plan) -> None:
         _require(made.isdisjoint(step.outputs), "two steps fill one slot")
         made.update(step.outputs)
         filled.update(step.outputs)
+        outputs = range(len(step.outputs))
+        _require(all(number in outputs for _, number, _ in step.binds), "a size is of no result")
         _require(filled.issuperset(step.dead), "a step frees what no step has made")
         filled.difference_update(step.dead)
     _require(filled.issuperset(plan.results), "a result is what no step has made")
@@ -428,11 +407,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _plan_from(record: Mapping[str, Any], loader: _Loader) -> Plan:
     steps = tuple(
-        Step(loader.executable(step), ints(step["inputs"]), ints(step["outputs"]), ints(step["dead"]))
+        Step(
+            loader.executable(step),
+            ints(step["inputs"]),
+            ints(step["outputs"]),
+            ints(step["dead"]),
+            binds_from(step.get("binds", ())),
+        )
         for step in record["steps"]
     )
     inputs, slots = ints((record["inputs"], record["slots"]))
-    return Plan(inputs, slots, steps, ints(record["results"]))
+    plan = Plan(inputs, slots, steps, ints(record["results"]))
+    _check_slots(plan)
+    return plan
 
 
 @dataclass
@@ -462,6 +449,9 @@ class _Loader:
         return self.executable(portable)
 
     def _loaded(self, backend: str, step: Mapping[str, Any]) -> Executable:
+        if backend == HOST:
+            inputs = len(step["inputs"])
+            return load_host(step["record"], inputs, self.reader, lambda record: _plan_from(record, self))
         if backend not in LOADERS:
             return _loaded_by(self.reader.added.loader(backend), backend, step["record"], self.reader)
         executable = import_module(LOADERS[backend]).load(step["record"], self.reader)

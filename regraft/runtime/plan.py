@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from torch import Tensor
 
 from regraft.errors import BackendError
 from regraft.runtime.executable import Executable
 
+Bind: TypeAlias = tuple[str, int, int]
+"""A symbol, the number of a tensor among several, and the axis of it whose size is the symbol's value."""
+
 
 @dataclass(frozen=True)
 class Step:
-    """One call: slots it reads, slots it fills, and slots nobody reads afterwards."""
+    """One call: slots it reads, slots it fills, and slots nobody reads afterwards.
+
+    ``binds`` are the symbols that only its results tell, for the steps behind it.
+    """
 
     executable: Executable
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     dead: tuple[int, ...] = ()
+    binds: tuple[Bind, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,25 +62,38 @@ class Plan:
             made = self._whole.run(tensors, sizes)
             _check_count(self._whole, made, self.results)
             return made
+        return self._fresh(self.values(tensors, sizes))
+
+    def values(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> list[Tensor]:
+        """What ``run`` gives, where results may be arguments, or the same tensor twice."""
         slots: list[Tensor | None] = [*tensors, *[None] * (self.slots - self.inputs)]
         for step in self.steps:
             outputs = step.executable.run([_filled(slots[i]) for i in step.inputs], sizes)
             _check_count(step.executable, outputs, step.outputs)
+            sizes = with_bound(sizes, step.binds, outputs)
             for slot, tensor in zip(step.outputs, outputs, strict=True):
                 slots[slot] = tensor
             for slot in step.dead:
                 slots[slot] = None
-        return self._fresh(slots)
+        return [_filled(slots[slot]) for slot in self.results]
 
-    def _fresh(self, slots: Sequence[Tensor | None]) -> list[Tensor]:
-        """The results, no two of them and no argument the same tensor: a caller may write to any."""
+    def _fresh(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """``values``, no two of them and no argument the same tensor: a caller may write to any."""
         taken = set(range(self.inputs))
         fresh: list[Tensor] = []
-        for slot in self.results:
-            tensor = _filled(slots[slot])
+        for slot, tensor in zip(self.results, values, strict=True):
             fresh.append(tensor.detach().clone() if slot in taken else tensor)
             taken.add(slot)
         return fresh
+
+
+def with_bound(
+    sizes: Mapping[str, int], binds: Sequence[Bind], tensors: Sequence[Tensor]
+) -> Mapping[str, int]:
+    """``sizes`` and what ``binds`` say that ``tensors`` tell."""
+    if not binds:
+        return sizes
+    return {**sizes, **{name: tensors[number].shape[axis] for name, number, axis in binds}}
 
 
 def _check_count(executable: Executable, made: Sequence[Tensor], expected: Sequence[int]) -> None:

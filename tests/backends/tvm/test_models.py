@@ -180,3 +180,29 @@ def test_what_has_no_kernel_is_refused() -> None:
     model, x = nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 8, 8)
     with pytest.raises(UnsupportedOpError, match="there is no lowering to a kernel"):
         regraft.compile(model, (x,), backends=("tvm",))
+
+
+class Exits(nn.Module):
+    """Leaves behind the block whose values are large enough, or halves what is left until it is small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Mlp() for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+            if x.abs().amax() > 8:
+                return x
+        while x.abs().amax() > 1:
+            x = x / 2
+        return x
+
+
+def test_conditions_and_loops_are_the_plans() -> None:
+    torch.manual_seed(0)
+    model, x = Exits().eval(), torch.randn(3, 24)
+    compiled = regraft.compile(model, (x,), backends=("tvm",))
+    assert set(compiled.report.to_dict()["executors"]) == {"tvm", "host"}
+    for y in (x, 10 * x, 0.01 * x, 3 * x):
+        assert_close(compiled(y), model.double()(y.double()), model.float()(y), reassociates=True)

@@ -6,18 +6,19 @@ like the others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import regraft
 from regraft.errors import CaptureError, RegraftError
 from regraft.testing import TOLERANCES, assert_close
+from tests.backends.straight import Straight
 from tests.e2e.exported import run_without_torch, write_case
 from tests.models import in_double
 from tests.zoo.dynamic.networks import DYNAMIC
@@ -59,6 +60,24 @@ def test_compiled(network: DynamicNetwork) -> None:
     report = compiled.report.to_dict()
     assert list(report["executors"]) == ["ort"]
     assert report["fallbacks"] == []
+    check_paths(network, model, compiled)
+
+
+@pytest.mark.parametrize("network", ALL)
+def test_plan_decides(network: DynamicNetwork) -> None:
+    """The same over a back end that has no control flow."""
+    model = network.make()
+    try:
+        compiled = regraft.compile(model, first_input(network), backends=[Straight()])
+    except RegraftError as error:
+        check_refusal(network, error)
+        return
+    assert set(compiled.report.to_dict()["executors"]) <= {"eager", "host"}
+    check_paths(network, model, compiled)
+
+
+def check_paths(network: DynamicNetwork, model: nn.Module, compiled: Callable[..., Any]) -> None:
+    """``compiled`` takes each path of the network where it does, and gives its values."""
     for path, seed in network.small.paths.items():
         arguments = network.inputs(seed)
         result = compiled(*arguments)

@@ -1,0 +1,113 @@
+"""Control flow that no back end takes as a whole: the plan decides, back ends run the regions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from regraft.backends import Backend, ConstantStore, LowerOptions
+from regraft.compiler.partition import (
+    Assignment,
+    as_text,
+    assign,
+    binds_of,
+    cut,
+    is_control_flow,
+    make_plan,
+    refusal,
+)
+from regraft.ir import Function, Op, OpTable, Region, Trait, Value, clone_region, symbols_in
+from regraft.runtime import HOST, Block, Executable, HostExecutable
+
+
+class HostBackend:
+    """Runs control flow in the plan, and what its regions hold on ``backends``, the first that takes it."""
+
+    name = HOST
+
+    def __init__(self, backends: Sequence[Backend], constants: Backend, table: OpTable) -> None:
+        """``constants`` gives the results of regions that are constants."""
+        self._backends = tuple(backends)
+        self._constants = constants
+        self._table = table
+
+    def supports(self, op: Op) -> str | None:
+        """None where every op of the regions has a back end, else the reasons of one that has none."""
+        for region in op.regions:
+            hidden = set(region.symbols).difference(binds_of(region.symbols, region.args))
+            if hidden:
+                return f"no argument of its region has the size {min(s.name for s in hidden)}"
+            for inner in _computing(region):
+                reason = self._refusal(inner)
+                if reason is not None:
+                    return f"in it, {inner.name} at {inner.loc}: {reason}"
+        return None
+
+    def executors(self, op: Op) -> Counter[str]:
+        """The ops in the regions of ``op``, by the back end that runs them."""
+        found: Counter[str] = Counter()
+        for inner in (inner for region in op.regions for inner in _computing(region)):
+            taker = next((b for b in self._backends if refusal(b, inner) is None), self)
+            found[taker.name] += 1
+            if taker is self:
+                found += self.executors(inner)
+        return found
+
+    def _refusal(self, op: Op) -> str | None:
+        reasons = {backend.name: refusal(backend, op) for backend in self._backends}
+        if not all(reasons.values()):
+            return None
+        if is_control_flow(op):
+            return self.supports(op)
+        return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+    def lower(self, function: Function, store: ConstantStore, options: LowerOptions) -> Executable:
+        """The executable of ``function``, which is one op of control flow and constants that it reads."""
+        *constants, op = [op for op in function.body.ops if not op.has(Trait.TERMINATOR)]
+        assert is_control_flow(op), f"{op.name} is no control flow"
+        inputs = {value: number for number, value in enumerate(function.args)}
+        inputs |= {each.result: len(function.args) + number for number, each in enumerate(constants)}
+        return HostExecutable(
+            op.name,
+            tuple(self._block(region, op, store, options) for region in op.regions),
+            tuple(inputs[operand] for operand in op.operands),
+            tuple(op.results.index(result) for result in function.results),
+            tuple((store.name(c), store.tensor(c)) for c in (each.attr("value") for each in constants)),
+            _details(op),
+        )
+
+    def _block(self, region: Region, op: Op, store: ConstantStore, options: LowerOptions) -> Block:
+        body = clone_region(region)
+        symbols = dict.fromkeys(s for value in _values(body) for s in symbols_in(value.type))
+        function = Function(op.name.replace(".", "_"), body, tuple(symbols))
+        assignment = assign(function, self._backends, None, self._table, host=self)
+        pieces = cut(function, assignment)
+        plan = make_plan(function, pieces, self._constants, store, options, function.results)
+        return Block(plan, as_text(binds_of(body.symbols, body.args)))
+
+
+def _computing(region: Region) -> Iterator[Op]:
+    return (op for op in region.ops if not op.has(Trait.TERMINATOR) and not op.has(Trait.CONSTANT_LIKE))
+
+
+def _values(region: Region) -> list[Value]:
+    return [*region.args, *(result for op in region.walk() for result in op.results)]
+
+
+def _details(op: Op) -> Mapping[str, Any]:
+    if op.name == "cf.scan":
+        return {name: len(op.variadic(name)) for name in ("carried", "scanned")}
+    if op.name == "rg.alt":
+        rows = op.site.dim_attr("rows")
+        return {"rows": str(rows), "cuts": list(op.site.ints("cuts")), "order": list(op.site.ints("order"))}
+    return {"message": op.attr("message")} if op.name == "rg.check" else {}
+
+
+def executor_counts(assignment: Assignment, host: HostBackend) -> dict[str, int]:
+    """Ops per back end, those of regions that ``host`` runs as well."""
+    counts = Counter(backend.name for backend in assignment.backend.values())
+    for op, backend in assignment.backend.items():
+        if backend is host:
+            counts += host.executors(op)
+    return dict(counts)

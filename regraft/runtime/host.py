@@ -1,0 +1,231 @@
+"""Conditions, loops, choices and checks that a plan makes itself, over plans of their regions.
+
+They are executables like those of back ends, of the name ``host``: whoever runs what is inside needs to know
+nothing of control flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.errors import RegraftError
+from regraft.runtime.dims import compile_dim
+from regraft.runtime.executable import ArtefactReader, ArtefactWriter, Executable
+from regraft.runtime.plan import Bind, Plan, with_bound
+from regraft.runtime.plan_record import binds_from, plan_record
+from regraft.runtime.records import ints
+
+HOST = "host"
+
+Sizes = Mapping[str, int]
+Values = Sequence[Tensor]
+_Call = Callable[[Values, Sizes], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A region as a plan.
+
+    Fields:
+        binds: the symbols that the region's arguments define.
+    """
+
+    plan: Plan
+    binds: tuple[Bind, ...] = ()
+
+    def run(self, values: Values, sizes: Sizes) -> list[Tensor]:
+        """What the region yields; some of it may be ``values`` themselves."""
+        return self.plan.values(values, with_bound(sizes, self.binds, values))
+
+
+@dataclass(frozen=True)
+class HostExecutable:
+    """An op over ``blocks``, the plans of its regions.
+
+    Fields:
+        operands: numbers of the op's operands among the inputs and, behind them, the constants.
+        keeps: which of the op's results somebody reads.
+        constants: names and values.
+        details: what else there is to say of the op, as JSON values.
+    """
+
+    op: str
+    blocks: tuple[Block, ...]
+    operands: tuple[int, ...]
+    keeps: tuple[int, ...]
+    constants: tuple[tuple[str, Tensor], ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    _call: _Call = field(init=False, repr=False, compare=False)
+
+    backend = HOST
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_call", _KINDS[self.op](self.blocks, self.details))
+
+    def run(self, inputs: Values, sizes: Sizes) -> list[Tensor]:
+        """The results that are kept.
+
+        Raises:
+            RegraftError: a check of the model failed.
+        """
+        given = [*inputs, *(tensor for _, tensor in self.constants)]
+        values = [given[number] for number in self.operands]
+        with torch.no_grad():
+            made = self._call(values, sizes)
+            return _fresh([made[number] for number in self.keeps], values)
+
+    def save(self, writer: ArtefactWriter) -> dict[str, Any]:
+        """The plans of the regions; what their executables need goes to ``writer``."""
+        for name, tensor in self.constants:
+            writer.add_tensor(name, tensor)
+        blocks = [
+            {"plan": plan_record(b.plan, writer), "binds": list(map(list, b.binds))} for b in self.blocks
+        ]
+        return {
+            "op": self.op,
+            "blocks": blocks,
+            "operands": list(self.operands),
+            "keeps": list(self.keeps),
+            "constants": [name for name, _ in self.constants],
+            "details": dict(self.details),
+        }
+
+
+def executables_of(plan: Plan) -> Iterator[Executable]:
+    """All executables of ``plan``, in the order of its steps, those inside control flow too."""
+    for step in plan.steps:
+        yield step.executable
+        if isinstance(step.executable, HostExecutable):
+            for block in step.executable.blocks:
+                yield from executables_of(block.plan)
+
+
+def load(
+    record: Mapping[str, Any],
+    inputs: int,
+    reader: ArtefactReader,
+    plan_from: Callable[[Mapping[str, Any]], Plan],
+) -> HostExecutable:
+    """The executable that ``save`` wrote, which is called with ``inputs`` tensors.
+
+    Raises:
+        LookupError, TypeError, ValueError, ArtefactError: it is not a record of ours.
+    """
+    blocks = tuple(Block(plan_from(b["plan"]), binds_from(b["binds"])) for b in record["blocks"])
+    constants = tuple((str(name), reader.tensor(str(name))) for name in record["constants"])
+    operands, keeps = ints(record["operands"]), ints(record["keeps"])
+    executable = HostExecutable(record["op"], blocks, operands, keeps, constants, dict(record["details"]))
+    if not set(operands) <= set(range(inputs + len(constants))):
+        raise ValueError(f"an operand of {executable.op} is no input")
+    _check_blocks(executable)
+    return executable
+
+
+def _check_blocks(executable: HostExecutable) -> None:
+    """What a call takes for granted of the regions' plans: a file may say anything.
+
+    Raises:
+        ValueError: they do not fit together.
+    """
+    plans = [block.plan for block in executable.blocks]
+    for block in executable.blocks:
+        fits = all(0 <= number < block.plan.inputs for _, number, _ in block.binds)
+        if block.plan.inputs != plans[0].inputs or not fits:
+            raise ValueError(f"the regions of {executable.op} take other arguments")
+    if executable.op == "cf.while":
+        expected = [1, plans[0].inputs]
+    elif executable.op == "cf.scan":
+        expected = [max(len(plans[0].results), int(executable.details["carried"]))]
+    else:
+        expected = [len(plan.results) for plan in plans[:1]] * len(plans)
+    last = len(plans[-1].results) if plans else 0
+    if [len(plan.results) for plan in plans] != expected or not set(executable.keeps) <= set(range(last)):
+        raise ValueError(f"the regions of {executable.op} give other results")
+
+
+def _fresh(results: Values, values: Values) -> list[Tensor]:
+    """``results``, no two of them and none of ``values`` the same tensor."""
+    seen = set(map(id, values))
+    fresh: list[Tensor] = []
+    for result in results:
+        fresh.append(result.detach().clone() if id(result) in seen else result)
+        seen.add(id(result))
+    return fresh
+
+
+# -- what each op does ---------------------------------------------------------------------------
+
+
+def _condition(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
+    then, other = blocks
+
+    def call(values: Values, sizes: Sizes) -> list[Tensor]:
+        pred, *operands = values
+        return (then if pred.item() else other).run(operands, sizes)
+
+    return call
+
+
+def _loop(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
+    condition, body = blocks
+
+    def call(values: Values, sizes: Sizes) -> list[Tensor]:
+        carried = list(values)
+        while condition.run(carried, sizes)[0].item():
+            carried = body.run(carried, sizes)
+        return carried
+
+    return call
+
+
+def _scan(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
+    (body,), count, end = blocks, int(details["carried"]), int(details["carried"]) + int(details["scanned"])
+
+    def call(values: Values, sizes: Sizes) -> list[Tensor]:
+        carried, scanned, fixed = list(values[:count]), values[count:end], values[end:]
+        if not len(scanned[0]):  # a trip that is thrown away tells what a row would be
+            trip = body.run([*carried, *(t.new_zeros(t.shape[1:]) for t in scanned), *fixed], sizes)
+            return [*carried, *(row.new_empty((0, *row.shape)) for row in trip[count:])]
+        rows: list[list[Tensor]] = []
+        for slices in zip(*(tensor.unbind(0) for tensor in scanned), strict=True):
+            trip = body.run([*carried, *slices, *fixed], sizes)
+            carried = trip[:count]
+            rows.append(trip[count:])
+        return [*carried, *map(torch.stack, zip(*rows, strict=True))]
+
+    return call
+
+
+def _alternatives(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
+    rows, cuts, order = compile_dim(details["rows"]), ints(details["cuts"]), ints(details["order"])
+
+    def call(values: Values, sizes: Sizes) -> list[Tensor]:
+        count = rows(sizes)
+        return blocks[order[sum(cut <= count for cut in cuts)]].run(values, sizes)
+
+    return call
+
+
+def _check(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
+    message = str(details["message"]) or "a check of the model failed"
+
+    def call(values: Values, sizes: Sizes) -> list[Tensor]:
+        if not values[0].item():
+            raise RegraftError(message)
+        return []
+
+    return call
+
+
+_KINDS: Mapping[str, Callable[[Sequence[Block], Mapping[str, Any]], _Call]] = {
+    "cf.cond": _condition,
+    "cf.while": _loop,
+    "cf.scan": _scan,
+    "rg.alt": _alternatives,
+    "rg.check": _check,
+}
