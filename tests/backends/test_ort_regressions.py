@@ -174,6 +174,32 @@ def test_nan_is_beyond_all_numbers(name: str, dtype: torch.dtype) -> None:
     same(compiled(lambda op, x: getattr(op.aten, f"arg{name}")(x), x), getattr(x, f"arg{name}")())
 
 
+@pytest.mark.parametrize("name", ["amax", "amin"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 1), (1, 4), (3, 4), (4, 3), (2, 33), (1, 3, 17), (3, 1, 5)], ids=str)
+def test_the_extremum_of_a_softmax_is_nan_where_it_is(
+    name: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    """nan of all elements along the softmax's axis needs no test of each; along others some may be nan."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for bad in (NAN, INF, 0.0):
+        x.view(-1)[x.numel() // 2] = bad
+        for dim in range(len(shape)):
+            for axes in ((dim,), (len(shape) - 1 - dim,), tuple(range(len(shape)))):
+                found = compiled(
+                    lambda op, x, d=dim, a=axes: getattr(op.aten, name)(op.aten.softmax.int(x, d), a, False),
+                    x,
+                )
+                same(found, getattr(x.softmax(dim), name)(axes), 1e-6)
+
+
+@pytest.mark.parametrize(("axes", "tests"), [((1,), 0), ((0, 1), 1), ((0,), 1)], ids=str)
+def test_which_extrema_look_for_nan(axes: tuple[int, ...], tests: int) -> None:
+    made = function([tensor(3, 4)], lambda op, x: op.aten.amax(op.aten.softmax.int(x, 1), axes, False))
+    nodes = [node.op_type for node in ORT.emit(made, Store()).graph.all_nodes()]
+    assert nodes.count("IsNaN") == tests
+
+
 def test_the_sign_of_nan_is_zero() -> None:
     x = torch.tensor([NAN, -2.0, 0.0, 3.0])
     same(compiled(lambda op, x: op.aten.sign(x), x), x.sign())

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from regraft.backends.ort.dtypes import carrier
 from regraft.backends.ort.emit import Emitter, Lowering
 from regraft.backends.ort.lower.elementwise import dtype_of
-from regraft.ir import Dim, DType, Op
+from regraft.ir import Dim, DType, Op, Value
 from regraft.ir import dims as algebra
 
 
@@ -55,7 +55,9 @@ def _accumulate(op_type: str) -> Lowering:
 
 def _extremum(op_type: str) -> Lowering:
     def emit(e: Emitter, op: Op) -> ir.Value:
-        return _largest(e, op_type, e.operand(op, "self"), axes_of(op), op.attr("keepdim"), dtype_of(op))
+        x, axes, dtype = e.operand(op, "self"), axes_of(op), dtype_of(op)
+        find = reduced if _is_nan_as_a_whole(op.operand("self"), axes) else _largest
+        return find(e, op_type, x, axes, op.attr("keepdim"), dtype)
 
     return Lowering(emit, (op_type,))
 
@@ -69,6 +71,19 @@ def _largest(
         return found
     nans = e.op("Greater", reduced(e, "ReduceMax", _nans(e, x), axes, keepdim, DType.F32), _zero(e))
     return e.op("Where", nans, e.scalar(math.nan, dtype), found)
+
+
+def _is_nan_as_a_whole(value: Value, axes: Sequence[int]) -> bool:
+    """Whether either all elements of ``value`` along ``axes`` are nan or none is.
+
+    So it is along the axis of a softmax, whose sum is nan where one element is. Among nans alone ONNX
+    Runtime's extremum is nan.
+    """
+    made, shape = value.op, value.tensor.shape
+    if made is None or made.name != "aten.softmax.int" or not shape:
+        return False
+    axis = made.attr("dim") % len(shape)
+    return axis in axes and all(shape[other] == 1 for other in axes if other != axis)
 
 
 def _nans(e: Emitter, x: ir.Value) -> ir.Value:
