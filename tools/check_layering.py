@@ -37,13 +37,14 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "numerics": frozenset({"errors"}),
     "conformance": frozenset({"errors", "ir", "backends", "runtime", "testing"}),
     "demo": frozenset({"", "errors", "ir", "testing", "timing"}),
+    "steps": frozenset({"compiler"}),
     "cli": frozenset({"", "errors", "testing", "demo", *FOLDERS}),
     "__main__": frozenset({"cli"}),
     "": frozenset({"errors", "plugins", *FOLDERS}),
 }
 """What each part of the package may import of the others; "" is `regraft/__init__.py`."""
 
-PUBLIC = frozenset({"", "errors", "testing", "timing", "conformance", "ir"})
+PUBLIC = frozenset({"", "errors", "testing", "timing", "conformance", "ir", "steps"})
 """What every outside user may import. A rewrite, an op or a pass of one's own is written in the terms of
 `regraft.ir`: Builder, Match, Example, TensorType, DType, OpDef, Operand, AttrSpec... Its face is public."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from regraft.compiler import cache, choose, options
+from regraft.compiler import cache, choose, options, steps
 from regraft.compiler.api import capture, compile, export_onnx, export_plan
 from regraft.compiler.approximate import FactoredLayer, LayerChange, LowRank, WithoutLayers, rank_layers
 from regraft.compiler.bisect import BisectReport, bisect
@@ -59,6 +59,7 @@ __all__ = [
     "run_named_rewrites",
     "run_passes",
     "state_folder",
+    "steps",
     "tune",
     "tuning_path",
 ]

@@ -205,7 +205,22 @@ def written_in_a_loop(x: Tensor) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("model", [written_after_its_use, written_in_a_loop])
+def written_in_nested_loops(x: Tensor) -> Tensor:
+    out, n = torch.zeros(14, 4), 0
+    while n < 5:
+        count = positives(x).item()
+        for i in range(count):
+            if i == count - 1 or (x[i, 0] != out[n + i, 0]):
+                out[n + i + 1] = x[i] + out[n]
+                n = n + 1 + i
+                break
+        x = x - 0.3
+        if count == 0:
+            break
+    return out
+
+
+@pytest.mark.parametrize("model", [written_after_its_use, written_in_a_loop, written_in_nested_loops])
 def test_writes_to_what_a_part_was_taken_of(model: Any) -> None:
     check_calls(model, (UP,), [(x,) for x in SHIFTS], backends=("ort",))
 

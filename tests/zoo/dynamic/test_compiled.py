@@ -26,16 +26,21 @@ from tests.zoo.dynamic.record import DynamicNetwork
 
 #: The networks that cannot be followed, with what the error says.
 REFUSED: Mapping[str, str] = {
-    "kangaroo": "while the other is in use",
     "shrinking_beams": "a condition in a comprehension cannot be converted",
 }
 
-#: Those that a plain run takes.
+#: Those that a plain run takes, and those that are captured in a minute or more.
 PLAIN = ("ftwt", "skipnet_rnn", "early_exit_encoder", "hrm")
-ALL = [
-    pytest.param(network, id=name, marks=[] if name in PLAIN else [pytest.mark.conformance])
-    for name, network in DYNAMIC.items()
-]
+SLOW = ("kangaroo",)
+
+
+def marks_of(name: str) -> list[pytest.MarkDecorator]:
+    if name in PLAIN:
+        return []
+    return [pytest.mark.conformance, *([pytest.mark.slow] if name in SLOW else [])]
+
+
+ALL = [pytest.param(network, id=name, marks=marks_of(name)) for name, network in DYNAMIC.items()]
 
 
 def first_input(network: DynamicNetwork) -> tuple[Tensor, ...]:

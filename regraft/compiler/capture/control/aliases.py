@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -109,14 +109,29 @@ class Aliases:
             for memory in memories_written_by(node):
                 if self._conflict(node, memory, handed_on.get(memory)):
                     return node, memory
-                if memory in handed_on and self._conflicts_back(handed_on[memory], memory):
-                    return handed_on[memory].begin, memory
+                loop = self._conflicts_back(memory, handed_on)
+                if loop is not None:
+                    return loop.begin, memory
         return None
 
-    def _conflicts_back(self, loop: Construct, memory: Memory) -> bool:
-        """What ``loop`` writes to a carried tensor is written to the tensor that it began with."""
-        starts = [memory_of(start) for start, inside in loop.carried.values() if memory_of(inside) == memory]
-        return any(start is not None and self._conflict(loop.end, start) for start in starts)
+    def _conflicts_back(
+        self, memory: Memory, handed_on: Mapping[Memory | None, Construct]
+    ) -> Construct | None:
+        """The loop that, in conflict, writes to what it began with what its trips write to ``memory``.
+
+        That tensor may be one that a loop around it hands on from trip to trip, and so writes back too.
+        """
+        loop = handed_on.get(memory)
+        if loop is None:
+            return None
+        pairs = [(memory_of(start), memory_of(inside)) for start, inside in loop.carried.values()]
+        for start in {start for start, inside in pairs if start is not None and inside == memory}:
+            if self._conflict(loop.end, start, handed_on.get(start)):
+                return loop
+            outer = self._conflicts_back(start, handed_on)
+            if outer is not None:
+                return outer
+        return None
 
     def _conflict(self, node: Node, memory: Memory, within: Construct | None = None) -> bool:
         """Whether, after ``node`` has written to ``memory``, someone may look at a memory that may be it.

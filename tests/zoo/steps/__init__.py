@@ -1,0 +1,1 @@
+"""Denoisers, and the step caching of papers written out in plain torch."""
