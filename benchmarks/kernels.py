@@ -112,7 +112,7 @@ def ours(case: Case, values: Mapping[str, Tensor], is_tuned: bool) -> tuple[Boun
         notes += tuner.notes
     else:
         choice = tune.choose(problem, template, host)
-    config, kernel = tune.built(choice, own.build, notes)
+    config, kernel = tune.built(choice.configs, own.build, notes)
     names = {"first_w": "w", "first_w1": "w1", "second_w": "down"}
     given = {
         argument.name: values[names.get(argument.name, argument.name)]
@@ -130,12 +130,13 @@ class _Records:
     """A tuning database that keeps nothing beyond the process."""
 
     def __init__(self) -> None:
-        self.kept: list[Measured] = []
+        self.kept: dict[int, dict[str, tuple[float, float]]] = {}
 
     def record(self, signature: str, forms: Sequence[str], measured: Measured) -> None:
-        self.kept.append(measured)
+        found = {form: (us, measured.noise) for form, us in zip(forms, measured.us, strict=True)}
+        self.kept[measured.rows] = found
 
-    def lookup(self, signature: str, forms: Sequence[str]) -> Sequence[Measured]:
+    def times(self, signature: str) -> tune.Times:
         return self.kept
 
 

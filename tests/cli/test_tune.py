@@ -73,6 +73,18 @@ def us(values: Sequence[float]) -> list[float]:
     return [round(value, 3) for value in values]
 
 
+def test_kernels_of_a_back_end_are_measured_and_kept(invoke: Invoke, models: Path) -> None:
+    arguments = (f"{models}:plain", "--backends", "tvm", "--budget", "60s")
+    (kernel,) = tuned(invoke, *arguments)["kernels"]
+    assert kernel["calls"] == 1
+    assert set(kernel["measured_us"]) == set(kernel["default_us"]) == {"2"}
+    (again,) = tuned(invoke, *arguments)["kernels"]
+    assert again == kernel
+    shown = " ".join(invoke("tune", *arguments).stdout.split())
+    assert "kernel linear of float32 4->4, 2 rows: measured" in shown
+    assert "kept in" in shown
+
+
 def test_times_are_measured_kept_and_used_by_later_compiles(invoke: Invoke, models: Path) -> None:
     report = tuned(invoke, f"{models}:varying", "--tokens", "1,8,64")
     first, second = report["choices"]

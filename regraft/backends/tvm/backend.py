@@ -106,8 +106,8 @@ class TvmBackend:
         if times is None:
             return {}
 
-        def measure(key: str, rows: Sequence[int], budget: float) -> Any:
-            return self._builder.tune(text, cpu, key, rows, budget)
+        def measure(key: str, rows: Sequence[int], deadline: float) -> Any:
+            return self._builder.tune(text, cpu, key, rows, deadline)
 
         return choices_of(function, cpu, times, tuning, measure)
 

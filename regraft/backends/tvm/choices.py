@@ -20,7 +20,7 @@ class Measures(Protocol):
     """Has candidates built and measured: ``client.Builder`` with a function's text."""
 
     def __call__(
-        self, key: str, rows: Sequence[int], budget: float
+        self, key: str, rows: Sequence[int], deadline: float
     ) -> tuple[list[tuple[str, list[str], Measured]], list[str]]: ...
 
 
@@ -63,13 +63,13 @@ def _tune(
     wanted = {key: missing(problem, templates[key], cpu, times, rows) for key, problem in problems.items()}
     pending = {key: counts for key, counts in wanted.items() if counts}
     for number, (key, counts) in enumerate(pending.items()):
-        left = tuning.deadline - time.perf_counter()
-        if left <= 0:
+        now = time.perf_counter()
+        if now >= tuning.deadline:
             tuning.tell(
                 f"the budget sufficed for {number} of {len(pending)} kernels; the next run goes on from there"
             )
             return
-        found, notes = measure(key, counts, left / (len(pending) - number))
+        found, notes = measure(key, counts, now + (tuning.deadline - now) / (len(pending) - number))
         for signature, forms, measured in found:
             times.record(signature, forms, measured)
         for note in notes:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -48,15 +49,19 @@ class Builder:
             return BuiltProgram(answer["program"], content, answer["notes"])
 
     def tune(
-        self, text: str, cpu: Cpu, key: str, rows: Sequence[int], budget: float
+        self, text: str, cpu: Cpu, key: str, rows: Sequence[int], deadline: float
     ) -> tuple[list[tuple[str, list[str], Measured]], list[str]]:
         """Times of a kernel's candidates (signature, configs, times), and what the user should know.
+
+        Nothing is begun after ``deadline``, by ``time.perf_counter``.
 
         Raises:
             BackendError: TVM refused a kernel, or the process ended.
         """
         with self._lock:
-            answer = self._ask("tune", text, cpu, key=key, rows=rows, budget=budget)
+            self._running()  # to start it takes seconds, which count
+            left = max(0.0, deadline - time.perf_counter())
+            answer = self._ask("tune", text, cpu, key=key, rows=rows, budget=left)
         found = [
             (m["signature"], m["forms"], Measured(m["rows"], tuple(m["us"]), m["noise"]))
             for m in answer["measured"]

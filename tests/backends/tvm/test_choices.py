@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,9 +33,9 @@ class InThisProcess:
         answer = worker.build(text, host, configs, self.folder)
         return SimpleNamespace(**{**answer, "library": Path(answer["library"]).read_bytes()})
 
-    def tune(self, text: str, host: cpu.Cpu, key: str, rows: Sequence[int], budget: float) -> Any:
+    def tune(self, text: str, host: cpu.Cpu, key: str, rows: Sequence[int], deadline: float) -> Any:
         self.tuned.append(key)
-        answer = worker.tune(text, host, key, rows, budget)
+        answer = worker.tune(text, host, key, rows, deadline - time.perf_counter())
         found = [
             (m["signature"], m["forms"], Measured(m["rows"], m["us"], m["noise"])) for m in answer["measured"]
         ]
