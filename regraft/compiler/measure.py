@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from regraft.compiler.trial import copied, on_copies
-from regraft.runtime import CompiledModel, Profile, profile
+from regraft.runtime import CompiledModel, Profile, executables_of, profile
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,6 @@ def measure(
 def _copies(compiled: CompiledModel) -> dict[str, int]:
     """The arguments that each back end has copied so far."""
     found: dict[str, int] = {}
-    for step in compiled.plan.steps:
-        name = step.executable.backend
-        found[name] = found.get(name, 0) + getattr(step.executable, "copied", 0)
+    for each in executables_of(compiled.plan):
+        found[each.backend] = found.get(each.backend, 0) + getattr(each, "copied", 0)
     return found

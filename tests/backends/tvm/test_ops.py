@@ -11,7 +11,7 @@ from regraft.backends import LowerOptions
 from regraft.backends.tvm import LOWERINGS, TvmBackend
 from regraft.conformance import BUILT_IN, Case, check_backend, check_case
 from regraft.ir import OPS, DType, Function, Op, Value
-from regraft.testing import GraphConstants
+from regraft.testing import GraphConstants, assert_close
 from tests.backends.sample_cases import sample_cases
 
 #: Why samples of ops that have kernels may be refused.
@@ -122,6 +122,20 @@ def test_bf16_is_rounded_as_by_torch(tvm: Any) -> None:
     assert torch.equal(stored.isnan(), expected.isnan())
     assert torch.equal(stored.nan_to_num(7.0), expected.nan_to_num(7.0))
     assert torch.equal(within.nan_to_num(7.0), expected.float().nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("name", ["round", "floor", "trunc", "exp2", "sin", "expm1", "erf", "sigmoid"])
+def test_each_lane_has_a_value_of_its_own(tvm: Any, name: str) -> None:
+    """What is used twice is bound, and lanes must not share it."""
+
+    def build(op: Any, x: Value) -> Value:
+        y = op.call(f"aten.{name}", (x,), {})
+        return op.aten.add.Tensor(op.aten.mul.Tensor(y, x), y)
+
+    x = torch.linspace(-3, 3, 35)
+    (found,) = run(tvm, build, x, "f32[35]")
+    y = getattr(torch, name)(x.double())
+    assert_close([found], [y * x + y])
 
 
 @pytest.mark.parametrize(("dtype", "type"), [(torch.float32, "f32[36]"), (torch.float64, "f64[36]")])

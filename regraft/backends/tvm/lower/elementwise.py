@@ -294,9 +294,14 @@ _COMPARISONS: dict[str, Scalar] = {
 
 
 def calls_library(op: Op) -> bool:
-    """Whether an element is computed by the C library, one at a time: its function takes no vectors."""
+    """Whether an element is computed by itself: the C library's function, or TVM's, takes no vectors.
+
+    Of those TVM would make one by one in a loop of lanes, and of a value that is bound there only the last.
+    """
     if op.name in ("aten.log1p", "aten.softplus", "aten.atan2"):
         return True
+    if op.name == "aten.round":
+        return op.result.tensor.dtype.is_float
     is_floored = op.name.startswith("aten.div.") and op.attrs.get("rounding_mode") == "floor"
     if is_floored or op.name.startswith("aten.remainder."):
         return op.result.tensor.dtype.is_float
