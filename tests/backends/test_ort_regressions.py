@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.export import Dim
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves as leaves
 
 import regraft
 from regraft.backends import LowerOptions, backend
@@ -330,3 +332,37 @@ def test_norms_of_every_order() -> None:
     x = torch.tensor([[0.5, -2.0, 3.0], [1.0, 0.25, -0.125]])
     assert_close(regraft.compile(model, (x,))(x), model(x.double()), model(x))
     assert regraft.compile(lambda x: torch.linalg.vector_norm(x, 0), (x,))(x * 0) == 0
+
+
+@pytest.mark.parametrize("layer", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_recurrent_layers_of_no_sample(layer: type[torch.nn.RNNBase], bidirectional: bool) -> None:
+    """ONNX Runtime's kernels end the process there."""
+    model = layer(4, 5, batch_first=True, bidirectional=bidirectional, num_layers=2).eval()
+    sizes = ({0: Dim("batch", min=0, max=99)},)
+    dynamic = regraft.compile(model, (torch.randn(3, 6, 4),), dynamic_shapes=sizes)
+    for batch in (0, 1, 3):
+        x = torch.randn(batch, 6, 4)
+        found, expected = leaves(dynamic(x)), leaves(model(x))
+        assert [y.shape for y in found] == [y.shape for y in expected]
+        assert_close(found, [y.double() for y in expected], expected)
+    static = regraft.compile(model, (torch.randn(0, 6, 4),))
+    assert static(torch.randn(0, 6, 4))[0].shape == model(torch.randn(0, 6, 4))[0].shape
+
+
+def test_gelu_of_a_number() -> None:
+    x = torch.tensor(0.7)
+    for approximate in ("tanh", "none"):
+        found = compiled(lambda op, x, how=approximate: op.aten.gelu(x, approximate=how), x)
+        assert_close(found, F.gelu(x.double(), approximate=approximate))
+
+
+def test_factors_that_vanish_in_f32_keep_nan() -> None:
+    """An attribute holds f32, and Gemm leaves out a term of factor 0."""
+    x, y, z = torch.randn(3, 4), torch.randn(4, 2), torch.tensor([[NAN, INF], [1.0, 2.0], [3.0, 4.0]])
+
+    def model(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return x @ y + z * 1e-50, torch.add(x @ y, z, alpha=1e-50)
+
+    for found, expected in zip(regraft.compile(model, (x, y, z))(x, y, z), model(x, y, z), strict=True):
+        assert found.isnan().tolist() == expected.isnan().tolist()

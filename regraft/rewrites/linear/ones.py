@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from regraft.ir import (
@@ -37,6 +38,8 @@ class SumOfOnes(Rewrite):
             return m.decline("an operand is not a matrix", m.x)
         if not m.x.tensor.dtype.is_float:
             return m.decline("the product is not of floats", m.x)
+        if not math.isfinite(m.attr("value")):
+            return m.decline("what it is filled with is not finite: inf - inf is nan", m.holder("value"))
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Value:
@@ -57,6 +60,11 @@ class SumOfOnes(Rewrite):
             lambda op, x: op.aten.matmul(x, _full(op, (8,), 1)),
             ("f32[2, 3, 8]",),
             reason="not a matrix",
+        ),
+        Example(
+            lambda op, x: op.aten.matmul(x, _full(op, (8, 5), math.inf)),
+            ("f32[3, 8]",),
+            reason="not finite",
         ),
         Example(
             lambda op, x, y: op.aten.matmul(x, y),

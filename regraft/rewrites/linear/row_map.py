@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 from regraft.ir import Declined, Op, TensorType, Value
+from regraft.rewrites.linear.layers import is_moderate
 from regraft.rewrites.linear.layout import (
     Layout,
     batched,
@@ -226,8 +227,8 @@ def _permute(op: Op, layouts: Layouts) -> Outcome:
 
 def _scale(op: Op, layouts: Layouts) -> Outcome:
     number = op.attrs.get("other", 1)
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        return Declined("the factor is not a number", op.result)
+    if not is_moderate(number):
+        return Declined("the factor is not a number, or a weight may overflow by it", op.result)
     return layouts[op.operand("self")]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 import regraft
 from regraft.errors import CaptureError, RegraftError
@@ -337,3 +338,23 @@ def test_exits_of_a_loop_in_a_loop() -> None:
         (ours, at), (eagers, index) = made(x), model(x)
         torch.testing.assert_close(ours, eagers)
         assert int(at) == index
+
+
+class Named(nn.Module):
+    """A size of the call is a local variable where a tensor decides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _ = x.shape
+        if x.sum() > 1:
+            x = x * 0.5
+        while x.sum() > 2:
+            x = x - 1
+        return x.reshape(n * 4)
+
+
+def test_sizes_in_local_variables() -> None:
+    model = Named().eval()
+    for sizes in ({"x": {0: Dim.AUTO}}, {"x": {0: Dim("n", min=2)}}):
+        compiled = regraft.compile(model, (torch.ones(3, 4),), dynamic_shapes=sizes)
+        for x in (torch.ones(5, 4), -torch.ones(2, 4), 3 * torch.ones(4, 4)):
+            assert torch.equal(compiled(x), model(x))

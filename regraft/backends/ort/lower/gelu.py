@@ -12,9 +12,16 @@ from regraft.backends.ort.lower.matmul import linear
 from regraft.ir import DType, Op, Value
 
 
-def gelu(e: Emitter, x: ir.Value, dtype: DType, approximate: str, bias: ir.Value | None = None) -> ir.Value:
-    """GELU of ``x + bias``, for a bias of one axis, the last of ``x``."""
-    if takes_bias(e, dtype, approximate):
+def gelu(
+    e: Emitter,
+    x: ir.Value,
+    dtype: DType,
+    approximate: str,
+    bias: ir.Value | None = None,
+    is_scalar: bool = False,
+) -> ir.Value:
+    """GELU of ``x + bias``, for a bias of one axis, the last of ``x``; ``is_scalar``: x has no axes."""
+    if takes_bias(e, dtype, approximate) and not is_scalar:
         return e.contrib("FastGelu", x, bias)
     if bias is not None:
         x = e.op("Add", x, bias)
@@ -34,11 +41,12 @@ def takes_bias(e: Emitter, dtype: DType, approximate: str) -> bool:
 
 def _gelu(e: Emitter, op: Op) -> ir.Value:
     value, dtype, approximate = op.operand("self"), dtype_of(op), op.attr("approximate")
-    if takes_bias(e, dtype, approximate) and len(value.uses) == 1:
+    is_scalar = not value.tensor.rank
+    if takes_bias(e, dtype, approximate) and len(value.uses) == 1 and not is_scalar:
         x, bias = _without_bias(e, value, dtype)
     else:
         x, bias = e.get(value), None
-    return gelu(e, x, dtype, approximate, bias)
+    return gelu(e, x, dtype, approximate, bias, is_scalar)
 
 
 def _without_bias(e: Emitter, value: Value, dtype: DType) -> tuple[ir.Value, ir.Value | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import onnx_ir as ir
+import torch
 
 from regraft.backends.ort.emit import Emitter, Lowering
 from regraft.backends.ort.lower import elementwise
@@ -17,7 +18,7 @@ def _sum(e: Emitter, op: Op) -> ir.Value:
     """``alpha * a @ b + beta * c`` as one ``Gemm``, where all of them are matrices."""
     left, right = op.operands
     sign = op.attr("alpha") * (-1 if op.name == "aten.sub.Tensor" else 1)
-    if sign == 0:
+    if _vanishes(sign):
         return _one_value(elementwise.LOWERINGS[op.name], e, op)
     for term, alpha, addend, beta in ((right, sign, left, 1), (left, 1, right, sign)):
         product, scale = _unscaled(term)
@@ -26,6 +27,8 @@ def _sum(e: Emitter, op: Op) -> ir.Value:
         assert product.op is not None
         if all(map(is_matrix, product.op.operands)):
             c, other = _unscaled(addend)
+            if _vanishes(alpha * scale) or _vanishes(beta * other):
+                continue
             inputs = [matrix(e, v) for v in (*product.op.operands, c)]
             made = e.op("Gemm", *inputs, alpha=float(alpha * scale), beta=float(beta * other))
             return e.reshape(made, c.tensor.shape[-2:], c.tensor.shape)
@@ -35,21 +38,25 @@ def _sum(e: Emitter, op: Op) -> ir.Value:
 def _unscaled(value: Value) -> tuple[Value, float]:
     """``(x, factor)`` of which ``value`` is the product, where nobody else reads it."""
     made = value.op
-    # A factor of 0 makes Gemm leave out the term, and 0 * nan is nan.
     if (
         made is not None
         and made.name == "aten.mul.Scalar"
         and len(value.uses) == 1
-        and made.attr("other") != 0
+        and not _vanishes(made.attr("other"))
     ):
         return made.operand("self"), made.attr("other")
     return value, 1
 
 
+def _vanishes(factor: float) -> bool:
+    """Whether ``factor`` is 0 as an attribute, of f32: Gemm then leaves out the term, and nan with it."""
+    return abs(factor) < torch.finfo(torch.float32).tiny
+
+
 def _scaled(e: Emitter, op: Op) -> ir.Value:
     """``scale * a @ b`` as one product."""
     product, dtype = op.operand("self"), dtype_of(op)
-    if e.contrib_allowed and _is_fusible(product, dtype) and op.attr("other") != 0:
+    if e.contrib_allowed and _is_fusible(product, dtype) and not _vanishes(op.attr("other")):
         assert product.op is not None
         a, b = (e.get(v) for v in product.op.operands)
         return times(e, a, b, dtype, scale=op.attr("other"))

@@ -23,7 +23,10 @@ from torch import Tensor
 from regraft.compiler.capture.control.context import Context
 from regraft.compiler.capture.control.tree import PREFIX
 
-_OPAQUE = (str, bytes, int, float, complex, type(None), type, Tensor, torch.dtype, torch.device, torch.Size)
+_OPAQUE = (
+    *(str, bytes, int, float, complex, type(None), type),
+    *(Tensor, torch.dtype, torch.device, torch.Size, torch.SymInt, torch.SymFloat, torch.SymBool),
+)
 _CODE = (ModuleType, FunctionType, MethodType, BuiltinFunctionType, enum.Enum, FrameType)
 _LIMIT = 200_000
 
