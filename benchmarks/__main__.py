@@ -151,9 +151,10 @@ def mixed(
     rounds: Rounds = 20,
     patience: Annotated[float, typer.Option(help="As above.")] = 60.0,
     budget: Annotated[str, typer.Option(help="Time to measure what goes where in one model.")] = "5min",
+    threads: Annotated[int, typer.Option(min=1, help="With 1, by CPU time: for a machine in use.")] = 2,
 ) -> None:
     """Transformers on ONNX Runtime, on our kernels, and on both, against OpenVINO."""
-    mixed_benchmark.run(models or mixed_benchmark.MODELS, rounds, patience, budget)
+    mixed_benchmark.run(models or mixed_benchmark.MODELS, rounds, patience, budget, threads)
 
 
 @app.command()

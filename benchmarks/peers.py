@@ -192,7 +192,7 @@ def transformers_onnx(model: nn.Module, inputs: Inputs) -> Peer:
     return _session_peer("transformers exporter", export, inputs)
 
 
-def openvino(model: nn.Module, inputs: Inputs) -> Peer:
+def openvino(model: nn.Module, inputs: Inputs, threads: int = THREADS) -> Peer:
     """OpenVINO's CPU plug-in on the file of ``torch.onnx``, in f32: its default here is bf16.
 
     Its own converter does not take every model.
@@ -204,7 +204,8 @@ def openvino(model: nn.Module, inputs: Inputs) -> Peer:
         path = Path(folder) / "model.onnx"
         _export_torch_onnx(model, inputs, path)
         core = ov.Core()
-        compiled = core.compile_model(core.read_model(path), "CPU", _OPENVINO)
+        settings = {**_OPENVINO, "INFERENCE_NUM_THREADS": threads}
+        compiled = core.compile_model(core.read_model(path), "CPU", settings)
         request = compiled.create_infer_request()
         seconds = time.perf_counter() - start
     names = [port.get_any_name() for port in compiled.inputs]

@@ -171,7 +171,7 @@ class Placer:
             prices = known_prices(self.layout, self.database)
             plans = self._made(alternatives(self.layout, prices))
             calls = [partial(self._run, plan) for plan in plans.values()]
-            times = measured(1, calls, self._deadline)
+            times = measured(1, calls, self._deadline, self.bench.options.threads)
             self.database.record(self.layout.signature, [self.layout.form(p) for p in plans], times)
         return _chosen(self.layout, list(plans), times, prices, plans)
 
@@ -204,7 +204,8 @@ class Placer:
                 self._call(lower_piece(piece, self.bench.store, self.bench.options), inputs)
                 for piece in pieces
             ]
-            self.database.record(key, self.layout.names, measured(rows, calls, self._deadline))
+            times = measured(rows, calls, self._deadline, self.bench.options.threads)
+            self.database.record(key, self.layout.names, times)
         except BackendError as error:
             self.notes.append(f"not measured, a section of {pieces[0].ops} ops: {error.message}")
 
@@ -228,16 +229,20 @@ class Placer:
         """The plans that can be made and agree with the first one, which the list asks for."""
         first, *others = picked
         made = {first: self.bench.plan_of(self.layout.assigned(first))}
-        expected = [to_double(result) for result in self._run(made[first])]
+        expected = [to_double(result) for result in self._results(made[first])]
         for picks in others:
             try:
                 plan = self.bench.plan_of(self.layout.assigned(picks))
-                assert_close(self._run(plan), expected)
+                assert_close(self._results(plan), expected)
             except (BackendError, NumericsMismatch) as error:
                 self.notes.append(f"left out, the plan '{self.layout.form(picks)}': {error.message}")
             else:
                 made[picks] = plan
         return made
+
+    def _results(self, plan: Plan) -> list[Tensor]:
+        with same_draws():
+            return self._run(plan)
 
     def _run(self, plan: Plan) -> list[Tensor]:
         return plan.run(self.bench.inputs, self.bench.sizes)

@@ -8,6 +8,7 @@ import multiprocessing
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,6 +202,21 @@ def test_where_noise_hides_the_difference_the_estimate_has_to_agree(
 def test_a_form_that_was_measured_to_be_no_faster_is_not_taken() -> None:
     refuted = choose.Times((10, 10), measured=True, noise=0.2, estimated=(10, 5))
     assert choose.decide(alternative(16), lambda op, rows: refuted).order == (0,)
+
+
+def test_calls_of_one_thread_are_timed_by_what_they_take_of_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"core": 0.0, "wall": 0.0}
+
+    def call() -> None:
+        taken["core"] += 2e-3
+        taken["wall"] += 9e-3
+
+    clocks = SimpleNamespace(process_time=lambda: taken["core"], perf_counter=lambda: taken["wall"])
+    monkeypatch.setattr("regraft.compiler.choose.tune.time", clocks)
+    for threads, us in ((1, 2000), (2, 9000), (None, 9000)):
+        found = choose.measured(16, [call, call], threads=threads)
+        assert found.us == pytest.approx((us, us))
+        assert found.noise == pytest.approx(0)
 
 
 def test_at_most_eight_intervals() -> None:

@@ -32,9 +32,7 @@ class Clock:
         self.us = 0.0
         self.measurements = 0
 
-    def measured(
-        self, rows: int, calls: Sequence[Callable[[], object]], deadline: float = 0.0
-    ) -> choose.Measured:
+    def measured(self, rows: int, calls: Sequence[Callable[[], object]], *_: Any) -> choose.Measured:
         """Stands for ``choose.tune.measured``."""
         self.measurements += 1
         return choose.Measured(rows, tuple(self._of(call) for call in calls), noise=0.001)
@@ -217,7 +215,7 @@ def test_calls_that_cost_more_than_they_save_are_not_made(charges: Charges) -> N
 def test_a_mixed_plan_that_does_not_pay_as_a_whole_is_rolled_back(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def disturbed(rows: int, calls: Sequence[Any], deadline: float = 0.0) -> choose.Measured:
+    def disturbed(rows: int, calls: Sequence[Any], *_: Any) -> choose.Measured:
         found = clock.measured(rows, calls)
         return choose.Measured(rows, (*found.us[:2], 1000.0), found.noise) if len(calls) == 3 else found
 
@@ -230,7 +228,7 @@ def test_a_mixed_plan_that_does_not_pay_as_a_whole_is_rolled_back(
 def test_the_order_of_the_list_stands_where_noise_hides_the_difference(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def noisy(rows: int, calls: Sequence[Any], deadline: float = 0.0) -> choose.Measured:
+    def noisy(rows: int, calls: Sequence[Any], *_: Any) -> choose.Measured:
         return choose.Measured(rows, clock.measured(rows, calls).us, noise=0.3)
 
     monkeypatch.setattr("regraft.compiler.placing.measured", noisy)
@@ -276,6 +274,25 @@ def test_refresh_keeps_what_was_chosen(clock: Clock) -> None:
     assert len(mixed.report.choices) == choices
     x = torch.randn(2, 48, 64)
     assert_close([mixed(x)], [model.double()(x.double())], [model.float()(x)], reassociates=True)
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Blocks()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + torch.rand_like(x)
+
+
+def test_plans_that_draw_are_compared_on_the_same_draws() -> None:
+    state, x = torch.get_rng_state(), torch.randn(2, 48, 64)
+    model = randomise(Noisy().eval())
+    torch.set_rng_state(state)
+    mixed = regraft.compile(model, (x,), backends=BOTH, tune=True, cache=False)
+    assert torch.equal(torch.get_rng_state(), state), "measuring leaves torch's generator as it was"
+    assert set(steps(mixed)) == set(BOTH)
+    assert not [note for note in mixed.report.notes if "left out" in note]
 
 
 # -- what goes wrong -----------------------------------------------------------------------------

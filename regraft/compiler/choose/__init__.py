@@ -12,7 +12,7 @@ from regraft.compiler.choose.machine import (
 from regraft.compiler.choose.model import RooflineModel
 from regraft.compiler.choose.placement import Kind, Layout, Picks, Prices
 from regraft.compiler.choose.sections import Section
-from regraft.compiler.choose.tune import Executors, Timetable, Tuner, parse_budget
+from regraft.compiler.choose.tune import Executors, Timetable, Tuner, measured, parse_budget
 from regraft.timing import Measured
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "load_profile",
     "machine_name",
     "measure_profile",
+    "measured",
     "parse_budget",
     "store_profile",
     "within",

@@ -161,45 +161,55 @@ class Tuner:
         sizes = sizes_at(op, rows)
         inputs = [_example(v, sizes) for v in op.operands]
         named = {s.name: size for s, size in sizes.items()}
-        return measured(rows, [partial(form.run, inputs, named) for form in forms])
+        calls = [partial(form.run, inputs, named) for form in forms]
+        return measured(rows, calls, threads=self.options.threads)
 
 
-def measured(rows: int, calls: Sequence[Callable[[], object]], deadline: float = float("inf")) -> Measured:
+def measured(
+    rows: int,
+    calls: Sequence[Callable[[], object]],
+    deadline: float = float("inf"),
+    threads: int | None = None,
+) -> Measured:
     """The times of ``calls`` in turns, taken again while they are noisy and the clock is not at ``deadline``.
 
-    The least noisy of a few measurements counts.
+    The least noisy of a few measurements counts. Calls of one thread are timed by what they take of a core,
+    which nobody else on the machine disturbs.
     """
+    clock = time.process_time if threads == 1 else time.perf_counter
     taken: list[Measured] = []
     while not taken or (
         taken[-1].noise > _QUIET and len(taken) < _ATTEMPTS and time.perf_counter() < deadline
     ):
-        times, again = interleaved(calls)
+        times, again = interleaved(calls, clock)
         medians = tuple(1e6 * statistics.median(each) for each in times)
         noise = noise_of([a / b for a, b in zip(again, times[0], strict=True)])
         taken.append(Measured(rows, medians, noise))
     return min(taken, key=lambda each: each.noise)
 
 
-def interleaved(calls: Sequence[Callable[[], object]]) -> tuple[list[list[float]], list[float]]:
-    """Seconds of each call in turns, and of the first one once more in each round.
+def interleaved(
+    calls: Sequence[Callable[[], object]], clock: Callable[[], float]
+) -> tuple[list[list[float]], list[float]]:
+    """Seconds of each call by ``clock``, in turns, and of the first one once more in each round.
 
     Each runs once untimed before its sample: what another one left in caches is then gone.
     """
     inner: list[int] = []
     for call in calls:
         call()
-        start = time.perf_counter()
+        start = clock()
         call()
-        inner.append(max(1, round(_SHORTEST_SAMPLE / max(time.perf_counter() - start, 1e-7))))
+        inner.append(max(1, round(_SHORTEST_SAMPLE / max(clock() - start, 1e-7))))
     times: list[list[float]] = [[] for _ in calls]
     again: list[float] = []
     for _ in range(_ROUNDS):
         for call, count, own in zip((*calls, calls[0]), (*inner, inner[0]), (*times, again), strict=True):
             call()
-            start = time.perf_counter()
+            start = clock()
             for _ in range(count):
                 call()
-            own.append((time.perf_counter() - start) / count)
+            own.append((clock() - start) / count)
     return times, again
 
 
