@@ -157,7 +157,15 @@ class Kernel:
 
     @cached_property
     def _has_no_vectors(self) -> bool:
-        return any(calls_library(op) for op in self.cluster.inlined)
+        return self._binds_what_is_chosen or any(calls_library(op) for op in self.cluster.inlined)
+
+    @cached_property
+    def _binds_what_is_chosen(self) -> bool:
+        """Whether a value that TVM makes lane by lane would be bound: only the last lane's would be there."""
+        anchor, root = self.cluster.anchor, self.cluster.root
+        lowering = None if anchor is None else LOWERINGS[anchor.name]
+        is_bound = root is not anchor or root.result.tensor.dtype == DType.BF16
+        return isinstance(lowering, Loops) and lowering.chooses and is_bound
 
     def write(self) -> None:
         anchor = self.cluster.anchor

@@ -138,6 +138,18 @@ def test_each_lane_has_a_value_of_its_own(tvm: Any, name: str) -> None:
     assert_close([found], [y * x + y])
 
 
+def test_what_is_padded_is_not_shared_by_lanes(tvm: Any) -> None:
+    def build(op: Any, x: Value) -> tuple[Value, Value]:
+        padded = op.aten.constant_pad_nd(x, (1, 3), 1.5)
+        return op.aten.gelu(padded), op.aten._to_copy(op.aten.constant_pad_nd(x, (2, -2)), dtype=DType.BF16)
+
+    x = torch.randn(5, 40)
+    activated, half = run(tvm, build, x, "f32[5, 40]")
+    padded = torch.nn.functional.pad(x.double(), (1, 3), value=1.5)
+    assert_close([activated], [torch.nn.functional.gelu(padded)])
+    assert torch.equal(half, torch.nn.functional.pad(x, (2, -2)).bfloat16())
+
+
 @pytest.mark.parametrize(("dtype", "type"), [(torch.float32, "f32[36]"), (torch.float64, "f64[36]")])
 def test_nan_is_no_number_s_equal(tvm: Any, dtype: torch.dtype, type: str) -> None:
     def build(op: Any, x: Value) -> tuple[Value, ...]:

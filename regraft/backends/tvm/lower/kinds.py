@@ -51,11 +51,13 @@ class Loops:
         check: why this use of the op cannot be lowered, or None.
         in_memory: operands that are read from memory, as they are read many times; others may be computed
             where they are read.
+        chooses: elements are chosen by their places (``kernel.only_if``), which TVM does one by one.
     """
 
     emit: Callable[[Any, Op], None]
     check: Check = accept
     in_memory: Callable[[Op], Sequence[Value]] = lambda op: ()
+    chooses: bool = False
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,6 @@ def _rotary(k: Any, op: Op) -> None:
 
 LOWERINGS: dict[str, Loops] = {
     "aten.cat": Loops(_cat),
-    "aten.constant_pad_nd": Loops(_pad),
+    "aten.constant_pad_nd": Loops(_pad, chooses=True),
     "rg.rotary": Loops(_rotary),
 }
