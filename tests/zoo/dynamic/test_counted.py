@@ -1,0 +1,65 @@
+"""Inputs enter every arm and every loop that a compiled network and its file are left with.
+
+The inputs of the table take every path of the source; those of further seeds enter what an unrolled loop has
+made of one line. A path that the compiler proved away is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+
+import regraft
+from regraft.testing import PathCounts
+from tests.zoo.dynamic.networks import DYNAMIC
+from tests.zoo.dynamic.record import DynamicNetwork
+
+#: The networks whose paths are counted.
+COUNTED = ("hrm", "ffn_skip_llm", "duo_llm_token", "early_exit_encoder")
+#: How many seeds are tried beyond those of the table.
+MORE = 200
+
+
+def inputs(network: DynamicNetwork, paths: PathCounts) -> Iterator[tuple[Tensor, ...]]:
+    """The inputs of the table, then others for as long as a path has not run."""
+    for seed in network.small.paths.values():
+        yield network.inputs(seed)
+    for seed in range(MORE):
+        if not paths.missed:
+            return
+        yield network.inputs(seed)
+
+
+def example(network: DynamicNetwork) -> tuple[Tensor, ...]:
+    return network.inputs(next(iter(network.small.paths.values())))
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("name", COUNTED)
+def test_every_path_of_the_compiled_network_runs(name: str) -> None:
+    network, paths = DYNAMIC[name], PathCounts()
+    compiled = regraft.compile(network.make(), example(network), passes=paths.passes)
+    for arguments in inputs(network, paths):
+        compiled(*arguments)
+    paths.assert_all_ran()
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("name", COUNTED)
+def test_every_path_of_the_file_runs(name: str, tmp_path: Path) -> None:
+    network, paths, path = DYNAMIC[name], PathCounts(), tmp_path / "model.onnx"
+    report = regraft.export_onnx(network.make(), example(network), path, passes=paths.passes)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [each for each in report.inputs if each != "path_counts"]
+    zeros = torch.zeros(len(paths.paths), dtype=torch.int64).numpy()
+    for arguments in inputs(network, paths):
+        tensors = (each.numpy() for each in arguments)
+        feed = dict(zip(names, tensors, strict=True)) | {"path_counts": zeros}
+        (counts,) = session.run(["path_counts_out"], feed)
+        paths.add(counts)
+    paths.assert_all_ran()
