@@ -192,3 +192,33 @@ def test_as_a_file(tmp_path: Path) -> None:
         write_case(folder / "case", {"x": x}, {"output_0": first, "output_1": second})
     for name, found in run_without_torch(tmp_path).items():
         assert all(error < 1e-4 for errors in found["errors"].values() for error in errors), name
+
+
+def _running_sums(x: Tensor, decay: Tensor) -> Tensor:
+    h, rows = torch.zeros_like(x[:, 0]), []
+    for t in range(x.shape[1]):
+        h = decay * h + x[:, t]
+        rows.append(h)
+    return torch.stack(rows, 1)
+
+
+def _averaged(x: Tensor, decay: Tensor) -> Tensor:
+    return _running_sums(x, decay) * (1 - decay)
+
+
+class LoopInAFunction(nn.Module):
+    """The loop is in a function of the file, which a function that the model calls calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decay = nn.Parameter(torch.rand(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _averaged(x, self.decay)
+
+
+def test_a_loop_in_a_function_of_the_file_is_one_trip() -> None:
+    model, x = randomise(LoopInAFunction().eval()), torch.randn(2, 3 * STEPS, 5)
+    compiled = regraft.compile(model, (x,), verify=True)
+    captured = compiled.report.to_dict()["captured"]
+    assert captured["aten.add.Tensor"] < STEPS, captured

@@ -13,7 +13,7 @@ from __future__ import annotations
 import linecache
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, redirect_stderr, suppress
 from types import CodeType, FrameType, FunctionType
 from typing import Any, NoReturn
@@ -83,8 +83,8 @@ class FrontEnd:
         raise AssertionError("a trace finds functions without end")
 
     def _convert_long_loops(self, module: torch.nn.Module) -> None:
-        """Convert the methods of the model in which a range may have many trips: one stands for all."""
-        for code in {f.__code__ for each in module.modules() for f in _methods(each)}:
+        """Convert the functions of the model in which a range may have many trips: one stands for all."""
+        for code in {f.__code__ for f in _reachable(f for each in module.modules() for f in _methods(each))}:
             if code not in self.codes and has_range(code):
                 with suppress(CaptureError):  # It is traced as it is.
                     self._convert(code, code, code.co_firstlineno)
@@ -206,6 +206,20 @@ def _methods(module: torch.nn.Module) -> Iterator[FunctionType]:
     for value in (*held, *vars(module).values()):
         if isinstance(value, FunctionType) and is_users(value.__code__.co_filename):
             yield value
+
+
+def _reachable(functions: Iterable[FunctionType]) -> Iterator[FunctionType]:
+    """``functions``, and the users' own that they, and these in turn, name among the globals."""
+    pending, seen = list(functions), set[FunctionType]()
+    while pending:
+        function = pending.pop()
+        if function in seen:
+            continue
+        seen.add(function)
+        yield function
+        names = {name for code in nested(function.__code__) for name in code.co_names}
+        held = [function.__globals__.get(name) for name in names]
+        pending += [f for f in held if isinstance(f, FunctionType) and is_users(f.__code__.co_filename)]
 
 
 class _Quiet:
