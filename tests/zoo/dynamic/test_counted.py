@@ -20,7 +20,16 @@ from tests.zoo.dynamic.networks import DYNAMIC
 from tests.zoo.dynamic.record import DynamicNetwork
 
 #: The networks whose paths are counted.
-COUNTED = ("hrm", "ffn_skip_llm", "duo_llm_token", "early_exit_encoder")
+COUNTED = (
+    "hrm",
+    "ffn_skip_llm",
+    "duo_llm_token",
+    "duo_llm_tokens",
+    "greedy_decode",
+    "ranet",
+    "early_exit_encoder",
+    "skipping_decoder",
+)
 #: How many seeds are tried beyond those of the table.
 MORE = 200
 
