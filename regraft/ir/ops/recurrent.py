@@ -38,10 +38,12 @@ def _layer(site: CallSite) -> Sequence[TensorType]:
     weight, recurrence = require_rank(site, "weight", 3), require_rank(site, "recurrence", 3)
     memory = site.optional("memory")
     require((memory is not None) == (cell == "lstm"), site, "an LSTM, and nothing else, has a memory")
-    same_dtype(site, (x, hidden, weight, recurrence, site.optional("bias"), memory))
+    bias = site.optional("bias")
+    same_dtype(site, (x, hidden, weight, recurrence, bias, memory))
     directions, rows, width = recurrence.shape
     require(rows == len(CELLS[cell]) * width, site, f"the recurrence is {recurrence}")
     require(weight.shape == (directions, rows, x.shape[2]), site, f"the weight is {weight}, the input {x}")
+    require(bias is None or bias.shape == (directions, 2 * rows), site, f"the bias is {bias}")
     for state in (hidden, memory):
         if state is not None:
             require(state.shape[0] == directions and state.shape[2] == width, site, f"a state is {state}")

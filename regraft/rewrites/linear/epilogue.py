@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from regraft.ir import Builder, Declined, Exactness, Example, Match, PatternBuilder, Rewrite, Value, Var, dims
-from regraft.rewrites.support import is_known
+from regraft.rewrites.support import is_known, same_dims
 
 
 class LowRankEpilogue(Rewrite):
@@ -30,6 +30,8 @@ class LowRankEpilogue(Rewrite):
         if any(v.tensor.rank != 2 for v in (m.weight, m.left, m.right)):
             return m.decline("a factor is no matrix", m.left)
         rows, columns = m.weight.tensor.shape
+        if not same_dims((m.left.tensor.shape[0], m.right.tensor.shape[1]), (rows, columns)):
+            return m.decline("the change is one row or column, spread over the weight", m.left)
         rank = m.right.tensor.shape[0]
         if dims.le(2 * rank * (rows + columns), rows * columns) is not True:
             return m.decline("the rank is not low", m.right)
@@ -68,6 +70,18 @@ class LowRankEpilogue(Rewrite):
             ("f32[N, 16]", "f32[12, 16]", "f32[12, 2]", "f32[2, 16]"),
             constants=(1, 2, 3),
             reason="constant as well",
+        ),
+        Example(
+            lambda op, x, w, a, c: op.aten.matmul(x, _adapted(op, w, a, c)),
+            ("f32[5, 64]", "f32[64, 64]", "f32[1, 1]", "f32[1, 64]"),
+            constants=(1,),
+            reason="spread over the weight",
+        ),
+        Example(
+            lambda op, x, w, a, c: op.aten.linear(x, _adapted(op, w, a, c)),
+            ("f32[5, 64]", "f32[64, 64]", "f32[64, 1]", "f32[1, 1]"),
+            constants=(1,),
+            reason="spread over the weight",
         ),
     )
 

@@ -22,6 +22,7 @@ from regraft.ir import (
 from regraft.rewrites.sequence.products import Form, form_of
 from regraft.rewrites.sequence.samples import scan
 from regraft.rewrites.sequence.scans import Outside, Scan, may_leave, varying_of
+from regraft.rewrites.support import same_dims
 
 
 class RecurrentCell(Rewrite):
@@ -130,7 +131,7 @@ def _gru(found: Scan) -> Cell | None:
                 first = _gates(found, [_operand(each, "aten.sigmoid") for each in (update, gate)], state)
                 if first is None:
                     continue
-                hidden = _parted(found, form_of(given), state), _parted(found, form_of(kept), state)
+                hidden = _parted(found, given, state), _parted(found, kept, state)
                 if hidden[0] is None or hidden[1] is None or hidden[0][1].terms or hidden[1][0].terms:
                     continue
                 inner = hidden[1][0].bias + hidden[1][1].bias
@@ -174,13 +175,17 @@ def _rnn(found: Scan) -> Cell | None:
 
 
 def _gates(found: Scan, values: Sequence[Value | None], state: Value) -> tuple[tuple[Form, Form], ...] | None:
-    forms = [None if value is None else _parted(found, form_of(value), state) for value in values]
+    forms = [None if value is None else _parted(found, value, state) for value in values]
     gates = [form for form in forms if form is not None]
     return tuple(gates) if len(gates) == len(values) and all(g[1].terms for g in gates) else None
 
 
-def _parted(found: Scan, form: Form | None, state: Value) -> tuple[Form, Form] | None:
-    """``form`` without and with ``state``; None when it has anything else that the loop alone knows."""
+def _parted(found: Scan, value: Value, state: Value) -> tuple[Form, Form] | None:
+    """The form of ``value`` without and with ``state``.
+
+    None when it has none as wide as the state, or has anything else that the loop alone knows.
+    """
+    form = form_of(value) if same_dims(value.tensor.shape, state.tensor.shape) else None
     if form is None:
         return None
     unknown = varying_of(found, found.carried)
@@ -337,6 +342,31 @@ def _gru_loop(
     return scan(op, (h,), (x,), (), trip)
 
 
+def _narrow_loop(op: Builder, h: Value, x: Value, w: Value, u: Value, v: Value) -> Sequence[Value]:
+    """A GRU whose update gate is one number for the whole state."""
+
+    def trip(op: Builder, h: Value, x: Value) -> tuple[Value, Value]:
+        own, narrow = (op.aten.linear(h, op.constant(_value(each))) for each in (u, v))
+        given = op.aten.linear(x, op.constant(_value(w)))
+        z, r = op.aten.sigmoid(narrow), op.aten.sigmoid(own)
+        n = op.aten.tanh(op.aten.add.Tensor(given, op.aten.mul.Tensor(r, own)))
+        h = op.aten.add.Tensor(n, op.aten.mul.Tensor(z, op.aten.sub.Tensor(h, n)))
+        return h, h
+
+    return scan(op, (h,), (x,), (), trip)
+
+
+def _raised_loop(op: Builder, h: Value, x: Value, w: Value, u: Value, b: Value) -> Sequence[Value]:
+    """An RNN whose summand need not have a number for each feature."""
+
+    def trip(op: Builder, h: Value, x: Value) -> tuple[Value, Value]:
+        own = op.aten.add.Tensor(op.aten.linear(h, op.constant(_value(u))), op.constant(_value(b)))
+        after = op.aten.tanh(op.aten.add.Tensor(op.aten.linear(x, op.constant(_value(w))), own))
+        return after, after
+
+    return scan(op, (h,), (x,), (), trip)
+
+
 def _rnn_loop(op: Builder, h: Value, x: Value, w: Value, u: Value, *, twice: bool = False) -> Sequence[Value]:
     def trip(op: Builder, h: Value, x: Value) -> tuple[Value, Value]:
         own = op.aten.linear(h, op.constant(_value(u)))
@@ -371,6 +401,8 @@ RecurrentCell.examples = (
     Example(_gru_loop, _GRU, constants=(2, 3, 4)),
     Example(lambda op, h, x, w, u, b: _gru_loop(op, h, x, w, u, b, short=True), _GRU, constants=(2, 3, 4)),
     Example(_rnn_loop, _RNN, constants=(2, 3)),
+    Example(_raised_loop, (*_RNN, "f32[1]"), constants=(2, 3, 4)),
+    Example(_raised_loop, (*_RNN, "f32[1, 3]"), constants=(2, 3, 4)),
 )
 RecurrentCell.counterexamples = (
     Example(
@@ -379,6 +411,8 @@ RecurrentCell.counterexamples = (
         constants=(2, 3, 4),
         reason="no step of an LSTM",
     ),
+    Example(_narrow_loop, (*_RNN, "f32[1, 3]"), constants=(2, 3, 4), reason="no step of an LSTM"),
+    Example(_raised_loop, (*_RNN, "f32[2, 3]"), constants=(2, 3, 4), reason="no step of an LSTM"),
     Example(
         lambda op, h, x, w, u: _rnn_loop(op, h, x, w, u, twice=True),
         _RNN,
