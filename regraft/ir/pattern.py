@@ -263,8 +263,8 @@ def match_pattern(pattern: Pattern, root: Op) -> Match | Declined:
         RewriteError: the search passed its step limit (a pattern with too many alternatives).
     """
     search = _Search()
-    if root.name != pattern.root.definition.name:
-        reason = f"{root.name} is not {pattern.root.definition.name}"
+    if not _is_use_of(root, pattern.root.definition):
+        reason = f"{_called(root)} is not {pattern.root.definition.name}"
         return Declined(reason, _first(root), "", Progress.NO_MATCH, root)
     for found in _match_op(pattern.root, root, {}, search):
         ops = tuple(dict.fromkeys(v for v in found.values() if isinstance(v, Op)))
@@ -298,7 +298,7 @@ def _match_value(
             yield from _match_value(alternative, value, at, bound, search)
     elif value is None:
         search.fail(bound, at, None, "expected {}, found nothing", node.definition.name)
-    elif value.op is None or value.op.name != node.definition.name or value.index != node.index:
+    elif value.op is None or not _is_use_of(value.op, node.definition) or value.index != node.index:
         search.fail(bound, at, value, "expected {}, found {}", _wanted(node), _maker(value))
     elif node.key not in bound:
         yield from _match_op(node, value.op, bound, search)
@@ -306,6 +306,15 @@ def _match_value(
         yield {**bound, node: value.op}
     else:
         search.fail(bound, at, value, "two uses of one {} are two ops", value.op.name)
+
+
+def _is_use_of(op: Op, definition: OpDef) -> bool:
+    """Whether ``op`` is what a pattern means by ``definition``.
+
+    A use that the op table does not cover has the name, and neither the types nor the meaning that the
+    table gives it.
+    """
+    return op.name == definition.name and op.definition.opaque == definition.opaque
 
 
 def _wanted(node: OpNode) -> str:
@@ -317,7 +326,11 @@ def _maker(value: Value) -> str:
         return "an input"
     if value.is_const:
         return "a constant"
-    return f"result {value.index} of {value.op.name}" if value.index else value.op.name
+    return f"result {value.index} of {_called(value.op)}" if value.index else _called(value.op)
+
+
+def _called(op: Op) -> str:
+    return f"an opaque {op.name}" if op.definition.opaque else op.name
 
 
 def _match_op(node: OpNode, op: Op, bound: Bindings, search: _Search) -> Iterator[Bindings]:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from regraft.ir.core import Op
 from regraft.ir.dims import Dim, eq, le, power_of_two_ratio
+from regraft.ir.ops.matmul import has_normal_form
 
 Rule: TypeAlias = Callable[[Op], "str | None"]
 
@@ -132,7 +133,10 @@ def _own_dtype(op: Op) -> str | None:
 
 
 def _linear(op: Op) -> str | None:
-    return "the weight is a vector" if op.operand("weight").tensor.rank == 1 else None
+    weight, bias = op.operand("weight").tensor, op.optional("bias")
+    if has_normal_form(weight, None if bias is None else bias.tensor):
+        return None
+    return "the weight is a vector" if weight.rank == 1 else "the bias is not one number an output"
 
 
 def _layer_norm(op: Op) -> str | None:
@@ -144,7 +148,10 @@ def _rms_norm(op: Op) -> str | None:
 
 
 def _cat(op: Op) -> str | None:
-    return "the cat has one operand" if len(op.operands) == 1 else None
+    if len(op.operands) == 1:
+        return "the cat has one operand"
+    ranks = {part.tensor.rank for part in op.operands}
+    return "a part is empty, and of another rank" if len(ranks) > 1 else None
 
 
 def _pixels_repeated(op: Op) -> str | None:

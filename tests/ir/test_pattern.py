@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -215,6 +216,19 @@ def test_optional_operand() -> None:
     (strict,) = Custom(lambda op, a, w, bias: op.aten.linear(a, w, bias)).patterns(TABLE)
     refused = match_pattern(strict, root(lambda op, x, w, b: op.aten.linear(x, w)))
     assert refused == Declined("'bias' is absent", None)
+
+
+def test_an_opaque_use_is_not_the_op() -> None:
+    """A use that the op table does not cover has an op's name, and not its types."""
+    use = replace(TABLE["aten.relu"], opaque=True)
+
+    def opaque(op: Builder, x: Value) -> Value:
+        return op.insert(Op.create(use, (), {"self": x}, result_types=[x.type])).result
+
+    root = declined(lambda op, a: op.aten.relu(a), opaque, 1)
+    assert root == "an opaque aten.relu is not aten.relu"
+    inner = declined(lambda op, a: op.aten.neg(op.aten.relu(a)), lambda op, x: op.aten.neg(opaque(op, x)), 1)
+    assert inner == "expected aten.relu, found an opaque aten.relu"
 
 
 def test_absent_in_the_pattern_is_absent_in_the_graph() -> None:

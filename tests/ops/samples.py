@@ -279,6 +279,8 @@ def _products() -> Iterator[Sample]:
     yield call("aten.linear", T(N, S, 4), T(3, 4))
     yield call("aten.linear", T(4), T(3, 4), T(3))
     yield call("aten.linear", T(S, 4), T(4))
+    for bias in (T(), T(1), T(1, 3), T(S, 1), T(S, 3)):
+        yield call("aten.linear", T(S, 4), T(3, 4), bias)
     yield call("aten.linear", T(4), T(4), T())
     yield call("aten.mm", T(S, 4), T(4, N))
     yield call("aten.bmm", T(N, S, 4), T(N, 4, 3))

@@ -6,6 +6,7 @@ import pytest
 
 from regraft.ir import OPS, Builder, DType, Leaf, Op, Region, TensorType, dims
 from tests.ops import harness
+from tests.ops.sample import Operand
 from tests.ops.samples import F64, SAMPLES, SIZES, Sample, T
 
 DECOMPOSED = [sample for sample in SAMPLES if harness.decomposition(sample) is not None]
@@ -92,10 +93,43 @@ def test_a_product_with_an_activation_is_matmul() -> None:
     assert weighted(Sample("aten.addmm", (T(5, 1), T(5, 4), T(4, 3))), "mat2").name == "aten.add.Tensor"
 
 
-def test_only_a_linear_layer_with_a_vector_has_another_form() -> None:
-    assert harness.decomposition(Sample("aten.linear", (T(5, 4), T(3, 4), T(3)))) is None
-    ops = harness.decomposed(Sample("aten.linear", (T(5, 4), T(4), T()))).body.ops
-    assert [op.name for op in ops] == ["aten.matmul", "aten.add.Tensor", "cf.yield"]
+@pytest.mark.parametrize(
+    ("weight", "bias", "expected"),
+    [
+        (T(3, 4), T(3), None),
+        (T(1, 4), T(1), None),
+        (T(4), T(), ["matmul", "add.Tensor"]),
+        (T(3, 4), T(1), ["expand", "linear"]),
+        (T(3, 4), T(), ["view", "expand", "linear"]),
+        (T(3, 4), T(1, 3), ["view", "linear"]),
+        (T(3, 4), T(5, 3), ["linear", "add.Tensor"]),
+    ],
+    ids=str,
+)
+def test_the_normal_form_of_a_linear_layer(
+    weight: Operand, bias: Operand, expected: list[str] | None
+) -> None:
+    """A matrix, and a bias of one number an output."""
+    found = harness.decomposition(Sample("aten.linear", (T(5, 4), weight, bias)))
+    names = None if found is None else [op.name.removeprefix("aten.") for op in found.body.ops]
+    assert names == (expected and [*expected, "cf.yield"])
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ((T(2, 3), T(2, 1)), None),
+        ((T(0), T(2)), None),
+        ((T(2, 3), T(0), T(2, 1)), ["aten.cat", "cf.yield"]),
+        ((T(0), T(2, 3)), ["cf.yield"]),
+    ],
+    ids=str,
+)
+def test_empty_parts_of_another_rank_are_not_joined(
+    parts: tuple[Operand, ...], expected: list[str] | None
+) -> None:
+    found = harness.decomposition(Sample("aten.cat", (parts, -1)))
+    assert (None if found is None else [op.name for op in found.body.ops]) == expected
 
 
 def test_casts_and_copies_that_do_nothing_go_away() -> None:

@@ -139,6 +139,15 @@ def _stack_by_cat(b: Any, op: Any) -> Any:
     return b.aten.cat(tuple(unsqueezed), axis)
 
 
+def _of_one_rank(b: Any, op: Any) -> Any:
+    """``cat`` without the empty parts of rank 1 that torch skips; None where all parts have one rank."""
+    rank, given = op.result.tensor.rank, op.variadic("tensors")
+    parts = tuple(part for part in given if part.tensor.rank == rank)
+    if len(parts) == len(given):
+        return None
+    return (parts[0] if len(parts) == 1 else b.aten.cat(parts, op.attr("dim")),)
+
+
 def _select_by_index(b: Any, op: Any) -> Any:
     x, index = op.operand("self"), op.operand("index")
     if x.tensor.rank == 0:
@@ -171,7 +180,7 @@ OPS = (
     ),
     define("aten.index.Tensor(Tensor self, Tensor?[] indices)", _index, CHECKED),
     define("aten.gather(Tensor self, int dim, Tensor index, *, bool sparse_grad=False)", _gather, CHECKED),
-    define("aten.cat(Tensor[] tensors, int dim=0)", _cat, SAFE),
+    define("aten.cat(Tensor[] tensors, int dim=0)", _cat, SAFE, decompose=_of_one_rank),
     define("aten.tril(Tensor self, SymInt diagonal=0)", _triangle, SAFE),
     define("aten.triu(Tensor self, SymInt diagonal=0)", _triangle, SAFE),
     spelling(

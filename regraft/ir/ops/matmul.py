@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from regraft.ir.dims import Dim
+from regraft.ir.dims import Dim, eq
 from regraft.ir.opdef import SAFE, CallSite, InferRule, Trait
 from regraft.ir.ops.elementwise import cast
 from regraft.ir.ops.rules import (
@@ -44,14 +44,24 @@ def linear_type(
 
 
 def _linear(site: CallSite) -> TensorType:
-    weight = site.type("weight")
-    if weight.rank != 1:
-        return linear_type(site, site.type("input"), weight, site.optional("bias"))
-    x, bias = site.type("input"), site.optional("bias")
-    shape = matmul_shape(site, x.shape, weight.shape)
+    """``linear_type``, of a vector as weight and of a bias that broadcasts to the result as well."""
+    x, weight, bias = site.type("input"), site.type("weight"), site.optional("bias")
+    if has_normal_form(weight, bias):
+        return linear_type(site, x, weight, bias)
+    vector = weight.rank == 1
+    shape = matmul_shape(site, x.shape, weight.shape) if vector else linear_type(site, x, weight, None).shape
     if bias is not None:
-        shape = broadcast(site, [shape, bias.shape])
+        pairs = zip(reversed(bias.shape), reversed(shape), strict=False)
+        fits = bias.rank <= len(shape) and all(a == 1 or eq(a, b) is True for a, b in pairs)
+        require(fits, site, f"the bias {bias} does not broadcast to the result")
     return TensorType(same_dtype(site, (x, weight, bias)), shape, x.device)
+
+
+def has_normal_form(weight: TensorType, bias: TensorType | None) -> bool:
+    """Whether a linear layer has a matrix for a weight, and a bias of one number for each row of it."""
+    if weight.rank == 1:
+        return False
+    return bias is None or (bias.rank == 1 and (bias.shape != (1,) or weight.shape[0] == 1))
 
 
 def matmul_shape(site: CallSite, a: Shape, b: Shape) -> Shape:
@@ -169,13 +179,21 @@ def product_of(b: Any, x: Any, y: Any) -> Any:
     return b.aten.matmul(x, y)
 
 
-def _with_vector(b: Any, op: Any) -> Any:
-    """``linear`` with a vector for a weight, which torch takes as well; None where it is a matrix."""
+def _in_normal_form(b: Any, op: Any) -> Any:
+    """``linear`` with a vector for a weight, or a bias that broadcasts; None where it has neither."""
     x, weight, bias = op.operand("input"), op.operand("weight"), op.optional("bias")
-    if weight.tensor.rank != 1:
+    if has_normal_form(weight.tensor, None if bias is None else bias.tensor):
         return None
-    product = b.aten.matmul(x, weight)
-    return (product if bias is None else b.aten.add.Tensor(product, bias),)
+    matrix = weight.tensor.rank == 2
+    if bias is None:
+        return (b.aten.matmul(x, weight),)
+    shape = bias.tensor.shape
+    if matrix and all(size == 1 for size in shape[:-1]):
+        row = view(b, bias, shape[-1:] or (1,))
+        whole = row.tensor.shape == weight.tensor.shape[:1]
+        return (b.aten.linear(x, weight, row if whole else b.aten.expand(row, weight.tensor.shape[:1])),)
+    product = b.aten.linear(x, weight, None) if matrix else b.aten.matmul(x, weight)
+    return (b.aten.add.Tensor(product, bias),)
 
 
 def _by_matmul(second: str) -> Any:
@@ -262,7 +280,7 @@ OPS = (
         _linear,
         SAFE,
         product_flops("input"),
-        decompose=_with_vector,
+        decompose=_in_normal_form,
     ),
     define("aten.matmul(Tensor self, Tensor other)", _matmul, SAFE, product_flops("self")),
     spelling("aten.mm(Tensor self, Tensor mat2)", _product(2), _by_matmul("mat2")),

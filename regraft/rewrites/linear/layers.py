@@ -41,9 +41,14 @@ _LARGEST_TABLE = 1 << 22
 _LARGEST_FACTOR = 2.0**32
 
 
+def layer_of(op: Op) -> Layer | None:
+    """What ``op`` is as a layer; None where it is none, or a use of one that the op table does not cover."""
+    return None if op.definition.opaque else LAYERS.get(op.name)
+
+
 def why_not_scaled(op: Op, factor: Factor) -> Declined | None:
     """Why the result of ``op`` times ``factor`` is not the same layer with another weight, if it is not."""
-    layer = LAYERS.get(op.name)
+    layer = layer_of(op)
     if layer is None:
         return Declined(f"the factor's neighbour is {op.name}", op.result)
     weight = op.operand(layer.weight)

@@ -113,7 +113,7 @@ def longer_map(found: RowMap) -> Op | None:
         if len(op.result.uses) != 1:
             return None
         (op,) = op.result.users
-        if op.name not in RULES:
+        if not _is_followed(op):
             return None
         longer = find_row_map(op)
         if isinstance(longer, RowMap) and longer.products >= found.products + (op.name not in SCALES):
@@ -124,9 +124,14 @@ def longer_map(found: RowMap) -> Op | None:
 # -- walking back ------------------------------------------------------------------------------
 
 
+def _is_followed(op: Op) -> bool:
+    """Whether a map may have ``op`` in it; a use that the op table does not cover is another op."""
+    return op.name in RULES and not op.definition.opaque
+
+
 def _sources(root: Op) -> Iterator[tuple[Value, tuple[Op, ...]]]:
     """Values that everything from them to ``root`` depends on alone, with the ops between, nearest first."""
-    if root.name not in RULES:
+    if not _is_followed(root):
         return
     inside: dict[Op, None] = {root: None}
     while len(inside) < _MAX_OPS:
@@ -149,7 +154,7 @@ def _blocker(value: Value, inside: Mapping[Op, None]) -> str | None:
     """Why the walk cannot pass ``value``."""
     if value.op is None:
         return "an argument"
-    if value.op.name not in RULES:
+    if not _is_followed(value.op):
         return value.op.name
     if any(user not in inside for user in value.users):
         return f"a result of {value.op.name} that is used elsewhere"

@@ -23,10 +23,10 @@ from regraft.ir import (
     Var,
 )
 from regraft.rewrites.linear.layers import (
-    LAYERS,
     Factor,
     along,
     is_moderate,
+    layer_of,
     scaled,
     times,
     why_not_changed,
@@ -91,7 +91,7 @@ def _maker(value: Value) -> tuple[list[Op], Op | None]:
     """The layer that makes ``value``, nothing else reading it, with the moves between, last first."""
     moves: list[Op] = []
     while value.op is not None and len(value.uses) == 1:
-        if value.op.name in LAYERS:
+        if layer_of(value.op) is not None:
             return moves, value.op
         if value.op.name not in _MOVES or len(moves) == _MAX_MOVES:
             break
@@ -129,7 +129,7 @@ def _ends_in_layers(value: Value, depth: int = 4) -> bool:
     """Whether layers alone read ``value``, perhaps after constant factors and summands."""
 
     def is_taken(user: Op) -> bool:
-        layer = LAYERS.get(user.name)
+        layer = layer_of(user)
         if layer is not None:
             return user.operand(layer.input) is value
         if user.name not in ("aten.mul.Tensor", "aten.add.Tensor", "aten.sub.Tensor") or depth == 0:
@@ -158,6 +158,8 @@ class ScaledInput(Rewrite):
         factor, product = _factor(m), m.root.operand("input")
         if factor is None or (not isinstance(factor, Value) and not is_moderate(factor)):
             return m.decline("the factor might overflow or vanish in the weight", product)
+        if m.x.type != product.type:
+            return m.decline("the factor enlarges the input", m.x)
         if isinstance(factor, Value) and (not is_known(factor) or not is_along(factor, product, -1)):
             return m.decline("the factor is not a constant number a feature", factor)
         return _only_layers_read(m, product)
@@ -201,7 +203,7 @@ def shifted_bias(op: Builder, weight: Value, shift: Value, bias: Value | None) -
 def _only_layers_read(m: Match, value: Value) -> Declined | None:
     """That every reader of ``value`` is a linear layer whose weight may change; else the op stays anyway."""
     for user in value.users:
-        if user.name != "aten.linear" or user.operand("input") is not value:
+        if user.name != "aten.linear" or layer_of(user) is None or user.operand("input") is not value:
             return m.decline(f"{user.name} reads it as well", value)
         weight, bias = user.operand("weight"), user.optional("bias")
         if weight.tensor.rank != 2 or (bias is not None and not is_known(bias)):
@@ -431,6 +433,15 @@ ScaledInput.counterexamples = (
         ("f32[5, 8]", "f32[5, 1]", "f32[6, 8]"),
         constants=(1, 2),
         reason="not a constant number a feature",
+    ),
+    *(
+        Example(
+            lambda op, x, s, w: op.aten.linear(op.aten.mul.Tensor(x, s), w),
+            (x, s, "f32[6, 8]"),
+            constants=(1, 2),
+            reason="enlarges the input",
+        )
+        for x, s in (("f32[3, 1]", "f32[8]"), ("f32[8]", "f32[1, 8]"))
     ),
 )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from regraft.ir import Builder, Dim, Op, Value, clone_op
 from regraft.rewrites.sequence.scans import is_constant
+from regraft.rewrites.support import broadcasts_to
 
 #: Builds a constant where the builder inserts.
 Make = Callable[[Builder], Value]
@@ -29,7 +30,7 @@ class Form:
 def form_of(value: Value) -> Form | None:
     """``value`` as a sum of products with constants over its last axis; None when it is none."""
     op = value.op
-    rule = None if op is None else _RULES.get(op.name)
+    rule = None if op is None or op.definition.opaque else _RULES.get(op.name)
     return None if rule is None or op is None else rule(op)
 
 
@@ -86,13 +87,31 @@ def _sum(op: Op) -> Form | None:
         return None
     forms: list[Form] = []
     for operand in op.operands:
-        vector = is_constant(operand) and operand.tensor.shape == op.result.tensor.shape[-1:]
-        form = Form((), (made(operand),)) if vector else form_of(operand)
-        # A part that is broadcast would be another product for each row.
-        if form is None or (not vector and operand.tensor.shape != op.result.tensor.shape):
+        form = _addend(operand, op.result) or form_of(operand)
+        # A product that is broadcast would be another one for each row.
+        if form is None or (form.terms and operand.tensor.shape != op.result.tensor.shape):
             return None
         forms.append(form)
     return forms[0] + forms[1]
+
+
+def _addend(operand: Value, total: Value) -> Form | None:
+    """The constant ``operand`` of the sum ``total``, where it is the same in every row."""
+    rows, width = operand.tensor.shape[:-1], total.tensor.shape[-1:]
+    alike = all(size == 1 for size in rows) and broadcasts_to(operand.tensor.shape, total.tensor.shape)
+    return Form((), (_widened(operand, width),)) if alike and is_constant(operand) else None
+
+
+def _widened(constant: Value, shape: tuple[Dim, ...]) -> Make:
+    """Makes ``constant``, which may have one number for all places, in ``shape``."""
+    size = constant.tensor.shape[-1:] or (1,)
+
+    def widened(op: Builder) -> Value:
+        value = made(constant)(op)
+        value = value if constant.tensor.shape == size else op.aten.view(value, size)
+        return value if size == shape else op.aten.expand(value, shape)
+
+    return widened
 
 
 def _raised(op: Op) -> Form | None:
