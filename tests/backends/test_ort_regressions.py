@@ -336,7 +336,7 @@ def test_norms_of_every_order() -> None:
 
 @pytest.mark.parametrize("layer", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_recurrent_layers_of_no_sample(layer: type[torch.nn.RNNBase], bidirectional: bool) -> None:
+def test_recurrent_layers_of_no_sample(layer: Callable[..., torch.nn.Module], bidirectional: bool) -> None:
     """ONNX Runtime's kernels end the process there."""
     model = layer(4, 5, batch_first=True, bidirectional=bidirectional, num_layers=2).eval()
     sizes = ({0: Dim("batch", min=0, max=99)},)
