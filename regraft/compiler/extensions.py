@@ -15,6 +15,7 @@ from regraft.errors import OptionError, RegraftError, no_such
 from regraft.ir import OPS, STAGES, Module, OnnxOp, OpDef, OpTable, Pass, PassContext, Rewrite, verify
 from regraft.plugins import NamedPlugin, Plugin, find_plugins
 from regraft.rewrites import FAMILIES, default_passes
+from regraft.runtime import HOST
 
 #: Dialects whose ops mean something to the compiler itself.
 _OWN_DIALECTS = ("rg", "cf")
@@ -224,6 +225,10 @@ def checked_backend(entry: Any) -> Backend:
     for method in ("supports", "lower"):
         if not callable(getattr(made, method, None)):
             refuse("backends", entry, f"a Backend with a method '{method}'")
+    if name == HOST:
+        refuse(
+            f"backends: {type(made).__name__}.name", name, "another name: plans' control flow has this one"
+        )
     if name in BUILTIN and BUILTIN[name][1] not in {base.__name__ for base in type(made).__mro__}:
         refuse(f"backends: {type(made).__name__}.name", name, "a name that no back end of regraft's has")
     return made

@@ -17,7 +17,7 @@ from regraft.compiler.partition import (
     make_plan,
     refusal,
 )
-from regraft.ir import Function, Op, OpTable, Region, Trait, Value, clone_region, symbols_in
+from regraft.ir import Dim, Function, Op, OpTable, Region, Trait, Value, clone_region, symbols_in
 from regraft.runtime import HOST, Block, Executable, HostExecutable
 
 
@@ -97,11 +97,18 @@ def _values(region: Region) -> list[Value]:
 
 def _details(op: Op) -> Mapping[str, Any]:
     if op.name == "cf.scan":
-        return {name: len(op.variadic(name)) for name in ("carried", "scanned")}
+        carried, scanned = (len(op.variadic(name)) for name in ("carried", "scanned"))
+        rows = [(result.tensor.dtype.value, result.tensor.shape[1:]) for result in op.results[carried:]]
+        texts = [[dtype, [_text(size) for size in row]] for dtype, row in rows]
+        return {"carried": carried, "scanned": scanned, "rows": texts}
     if op.name == "rg.alt":
         rows = op.site.dim_attr("rows")
         return {"rows": str(rows), "cuts": list(op.site.ints("cuts")), "order": list(op.site.ints("order"))}
     return {"message": op.attr("message")} if op.name == "rg.check" else {}
+
+
+def _text(size: Dim) -> int | str:
+    return size if isinstance(size, int) else str(size)
 
 
 def executor_counts(assignment: Assignment, host: HostBackend) -> dict[str, int]:

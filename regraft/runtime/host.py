@@ -15,6 +15,7 @@ from torch import Tensor
 
 from regraft.errors import RegraftError
 from regraft.runtime.dims import compile_dim
+from regraft.runtime.dtypes import TORCH_DTYPES
 from regraft.runtime.executable import ArtefactReader, ArtefactWriter, Executable
 from regraft.runtime.plan import Bind, Plan, with_bound
 from regraft.runtime.plan_record import binds_from, plan_record
@@ -137,10 +138,19 @@ def _check_blocks(executable: HostExecutable) -> None:
         fits = all(0 <= number < block.plan.inputs for _, number, _ in block.binds)
         if block.plan.inputs != plans[0].inputs or not fits:
             raise ValueError(f"the regions of {executable.op} take other arguments")
+    details = executable.details
+    if executable.op == "rg.alt":
+        cuts, order = ints(details["cuts"]), ints(details["order"])
+        if len(order) != len(cuts) + 1 or not set(order) <= set(range(len(plans))):
+            raise ValueError(f"the order {order} names no form")
+    if executable.op == "cf.scan":
+        carried, scanned = ints((details["carried"], details["scanned"]))
+        if carried < 0 or scanned < 1 or carried + scanned > len(executable.operands):
+            raise ValueError("a scan has other operands")
     if executable.op == "cf.while":
         expected = [1, plans[0].inputs]
     elif executable.op == "cf.scan":
-        expected = [max(len(plans[0].results), int(executable.details["carried"]))]
+        expected = [int(details["carried"]) + len(details["rows"])]
     else:
         expected = [len(plan.results) for plan in plans[:1]] * len(plans)
     last = len(plans[-1].results) if plans else 0
@@ -149,13 +159,17 @@ def _check_blocks(executable: HostExecutable) -> None:
 
 
 def _fresh(results: Values, values: Values) -> list[Tensor]:
-    """``results``, no two of them and none of ``values`` the same tensor."""
-    seen = set(map(id, values))
+    """``results``, none of them in memory that another one or one of ``values`` is in."""
+    seen = set(map(_place, values))
     fresh: list[Tensor] = []
     for result in results:
-        fresh.append(result.detach().clone() if id(result) in seen else result)
-        seen.add(id(result))
+        fresh.append(result.detach().clone() if _place(result) in seen else result)
+        seen.add(_place(result))
     return fresh
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 # -- what each op does ---------------------------------------------------------------------------
@@ -185,18 +199,19 @@ def _loop(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
 
 def _scan(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
     (body,), count, end = blocks, int(details["carried"]), int(details["carried"]) + int(details["scanned"])
+    stacked = [(TORCH_DTYPES[dtype], [compile_dim(size) for size in row]) for dtype, row in details["rows"]]
 
     def call(values: Values, sizes: Sizes) -> list[Tensor]:
         carried, scanned, fixed = list(values[:count]), values[count:end], values[end:]
-        if not len(scanned[0]):  # a trip that is thrown away tells what a row would be
-            trip = body.run([*carried, *(t.new_zeros(t.shape[1:]) for t in scanned), *fixed], sizes)
-            return [*carried, *(row.new_empty((0, *row.shape)) for row in trip[count:])]
         rows: list[list[Tensor]] = []
         for slices in zip(*(tensor.unbind(0) for tensor in scanned), strict=True):
             trip = body.run([*carried, *slices, *fixed], sizes)
             carried = trip[:count]
             rows.append(trip[count:])
-        return [*carried, *map(torch.stack, zip(*rows, strict=True))]
+        if rows:
+            return [*carried, *map(torch.stack, zip(*rows, strict=True))]
+        none = (torch.empty((0, *(size(sizes) for size in row)), dtype=dtype) for dtype, row in stacked)
+        return [*carried, *none]
 
     return call
 

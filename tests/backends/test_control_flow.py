@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import regraft
-from regraft.errors import ArtefactError, RegraftError, UnsupportedOpError
+from regraft.errors import ArtefactError, OptionError, RegraftError, UnsupportedOpError
 from regraft.ir import Op
 from regraft.testing import PathCounts, assert_close
 from tests.backends.straight import Straight
@@ -191,3 +191,11 @@ def test_forged(forge: Callable[[dict[str, Any]], None], tmp_path: Path) -> None
     path.write_text(json.dumps(manifest))
     with pytest.raises(ArtefactError):
         regraft.load(tmp_path / "a")
+
+
+def test_the_plans_own_name_is_taken() -> None:
+    class Named(Straight):
+        name = "host"
+
+    with pytest.raises(OptionError, match="control flow has this one"):
+        regraft.compile(Exits().eval(), (X,), backends=[Named()])

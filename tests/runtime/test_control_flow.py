@@ -28,7 +28,13 @@ class Sum:
 @pytest.mark.parametrize("trips", [0, 1, 5])
 def test_scan_of_any_number_of_trips(trips: int) -> None:
     body = Plan(3, 5, (Step(Sum(), (0, 1, 2), (3, 4)),), (3, 4))
-    scan = HostExecutable("cf.scan", (Block(body),), (0, 1, 2), (0, 1), details={"carried": 1, "scanned": 1})
+    scan = HostExecutable(
+        "cf.scan",
+        (Block(body),),
+        (0, 1, 2),
+        (0, 1),
+        details={"carried": 1, "scanned": 1, "rows": [["f32", [2]]]},
+    )
     carried, rows = scan.run([torch.zeros(2), torch.ones(trips, 2), torch.ones(2)], {})
     assert torch.equal(carried, torch.full((2,), 2.0 * trips))
     assert torch.equal(rows, torch.arange(1, trips + 1)[:, None].expand(trips, 2) * 4.0)
@@ -43,3 +49,14 @@ def test_forms_are_chosen_by_rows() -> None:
     forms = HostExecutable("rg.alt", (Block(first), Block(second)), (0,), (0,), details=details)
     found = [forms.run([torch.ones(1)], {"s0": size})[0].item() for size in (1, 2, 3, 4, 9)]
     assert found == [2, 1, 1, 2, 2]
+
+
+def test_what_a_scan_hands_through_is_fresh() -> None:
+    body = Plan(2, 2, (), (1,))
+    scan = HostExecutable(
+        "cf.scan", (Block(body),), (0, 1), (0,), details={"carried": 1, "scanned": 1, "rows": []}
+    )
+    x = torch.ones(3, 2)
+    (last,) = scan.run([torch.zeros(2), x], {})
+    last.zero_()
+    assert torch.equal(x, torch.ones(3, 2))

@@ -85,6 +85,7 @@ class TvmExecutable:
         self._constants = {name: tensor for name, tensor in held.items() if name not in self._packed}
         self.packed_bytes = sum(self._program.constants[number].nbytes for number in self._packings())
         self._idle: OrderedDict[tuple[tuple[str, int], ...], list[_Binding]] = OrderedDict()
+        self._memories: list[list[ResultMemory]] = []
         self._lock = threading.Lock()
 
     @property
@@ -101,12 +102,13 @@ class TvmExecutable:
         use_threads(self._threads)
         held = [self._readable(tensor) for tensor in inputs]
         key = tuple(sizes.items())
-        binding = self._take(key) or _Binding(self._program, sizes)
+        binding, memory = self._take(key)
+        binding = binding or _Binding(self._program, sizes)
         try:
-            results = binding.run(held)
+            results = binding.run(held, memory)
         except Exception as error:
             raise BackendError(f"a kernel failed: {error}", backend=self.backend) from error
-        self._give_back(key, binding)
+        self._give_back(key, binding, memory)
         return results
 
     def _readable(self, tensor: Tensor) -> Tensor:
@@ -130,13 +132,20 @@ class TvmExecutable:
         """The buffers that have packed weights."""
         return [n for n in self._program.constants if "packing" in self._record["buffers"][n]]
 
-    def _take(self, key: tuple[tuple[str, int], ...]) -> _Binding | None:
+    def _take(self, key: tuple[tuple[str, int], ...]) -> tuple[_Binding | None, list[ResultMemory]]:
+        """What a call of these sizes has for itself: a binding, if one is there, and memory for results."""
         with self._lock:
             kept = self._idle.get(key)
-            return kept.pop() if kept else None
+            memory = (
+                self._memories.pop() if self._memories else [ResultMemory() for _ in self._program.results]
+            )
+            return kept.pop() if kept else None, memory
 
-    def _give_back(self, key: tuple[tuple[str, int], ...], binding: _Binding) -> None:
+    def _give_back(
+        self, key: tuple[tuple[str, int], ...], binding: _Binding, memory: list[ResultMemory]
+    ) -> None:
         with self._lock:
+            self._memories.append(memory)
             self._idle.setdefault(key, []).append(binding)
             self._idle.move_to_end(key)
             if len(self._idle) > _KEPT:
@@ -364,7 +373,6 @@ class _Binding:
             if all(counts[n] for n in call.writes or call.reads):  # a kernel of no element computes nothing
                 self._calls.append((call.function, self._arguments(call, memory, sizes)))
         self._shapes = [tuple(size(sizes) for size in result.shape) for result in program.results]
-        self._memory = [ResultMemory() for _ in program.results]
 
     def _arguments(self, call: _Call, memory: Mapping[int, Tensor], sizes: Sizes) -> list[Any]:
         buffers = (*call.reads, *call.writes)
@@ -379,12 +387,12 @@ class _Binding:
         arguments += [sizes[symbol] for symbol in call.symbols]
         return arguments
 
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The results for ``inputs``, each one row of elements."""
+    def run(self, inputs: Sequence[Tensor], memories: Sequence[ResultMemory]) -> list[Tensor]:
+        """The results for ``inputs``, each one row of elements, made in ``memories``."""
         program = self._program
         given = {program.inputs[number]: tensor for number, tensor in enumerate(inputs)}
         made: list[Tensor] = []
-        for result, shape, memory in zip(program.results, self._shapes, self._memory, strict=True):
+        for result, shape, memory in zip(program.results, self._shapes, memories, strict=True):
             tensor = memory.empty(shape, program.buffers[result.buffer].dtype)
             made.append(tensor)
             if not result.is_copy:
