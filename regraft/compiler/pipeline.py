@@ -19,7 +19,7 @@ from regraft.compiler.memory import peak_intermediates
 from regraft.compiler.options import Options
 from regraft.compiler.partition import Assignment, assign, cut, make_plan
 from regraft.compiler.per_sample import PER_SAMPLE, PerSample
-from regraft.compiler.placing import Bench, comparisons, place
+from regraft.compiler.placing import Bench, Budget, comparisons, place
 from regraft.compiler.progress import Phases
 from regraft.compiler.report import Estimate, Report
 from regraft.compiler.verify_each import EachApplication
@@ -216,7 +216,7 @@ class Compilation:
         if self.picks is not None:
             return layout.assigned(self.picks), None
         notes, budget = self.report.notes, self.options.budget
-        left = None if budget is None else budget - spent
+        left = None if budget is None else Budget.after(spent, budget)
         placed = place(layout, comparisons(self.options, notes), left, bench, notes)
         self.picks = placed.picks
         self.report.choices += placed.choices

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -38,6 +38,8 @@ from regraft.timing import Measured
 
 #: Under this name the database has what a call of each back end costs.
 _CALL = "call"
+#: Times of whole plans stand under this number of rows: their signature has all sizes.
+_WHOLE = 1
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,28 @@ class Placed:
     picks: Picks
     choices: tuple[Choice, ...] = ()
     plan: Plan | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What there is to measure for.
+
+    Fields:
+        seconds: as the user gave it, for what is said.
+        deadline: when nothing more is begun, by ``time.perf_counter``.
+    """
+
+    seconds: float
+    deadline: float
+
+    @staticmethod
+    def after(spent: float, seconds: float) -> Budget:
+        """What is left now of ``seconds``, of which ``spent`` are gone."""
+        return Budget(seconds, time.perf_counter() + seconds - spent)
+
+    @property
+    def is_over(self) -> bool:
+        return time.perf_counter() >= self.deadline
 
 
 @dataclass(frozen=True)
@@ -77,11 +101,11 @@ class Bench:
 def place(
     layout: Layout,
     database: TuningDatabase | None,
-    budget: float | None,
+    budget: Budget | None,
     bench: Bench | None,
     notes: list[str],
 ) -> Placed:
-    """What is measured on ``bench`` in ``budget`` seconds, or was before, where there is no budget.
+    """What is measured on ``bench`` within ``budget``, or was before, where there is no budget.
 
     There is no bench where there is no example, and no database where nothing was kept and nothing is to be.
     ``notes`` receives what there is to say.
@@ -101,21 +125,29 @@ def place(
 
 def comparisons(options: Options, notes: list[str]) -> TuningDatabase | None:
     """The database of times that compare the back ends of a compile; None where there is none."""
-    names = "+".join(sorted(backend.name for backend in options.backends))
     database = open_database(state_folder(), notes, needed=options.budget is not None)
-    return None if database is None else database.of(machine_name(options.threads, names))
+    return None if database is None else database.of(comparison_name(options))
+
+
+def comparison_name(options: Options) -> str:
+    """What times that compare the back ends of a compile hold for, whatever the order of the list."""
+    return machine_name(options.threads, "+".join(sorted(backend.name for backend in options.backends)))
 
 
 def looked_up(layout: Layout, database: TuningDatabase) -> Placed:
-    """What earlier measurements of the same function decide; without any, the order of the list."""
+    """What earlier measurements of the same function decide; without any, the order of the list.
+
+    They decide among the plans that they have: one that could not be made, or gave other values, is none of
+    them.
+    """
     prices = known_prices(layout, database)
-    plans = alternatives(layout, prices)
-    pure = [picks for picks in plans if len(set(picks)) == 1]
-    for tried in dict.fromkeys((tuple(plans), tuple(pure))):
-        found = database.lookup(layout.signature, [layout.form(picks) for picks in tried])
-        if found:
-            return _chosen(layout, tried, found[0], prices)
-    return Placed(layout.all_on(0))
+    recorded = database.latest(layout.signature).get(_WHOLE, {})
+    first, *others = alternatives(layout, prices)
+    plans = [first, *(picks for picks in others if layout.form(picks) in recorded)]
+    if layout.form(first) not in recorded:
+        return Placed(layout.all_on(0))
+    us, noise = zip(*(recorded[layout.form(picks)] for picks in plans), strict=True)
+    return _chosen(layout, plans, Measured(_WHOLE, us, max(noise)), prices)
 
 
 def known_prices(layout: Layout, database: TuningDatabase) -> Prices | None:
@@ -144,16 +176,14 @@ class Placer:
     """Measures what the database lacks, and decides.
 
     Fields:
-        budget: seconds after which nothing more is begun.
         notes: receives what there is to say.
     """
 
     layout: Layout
     database: TuningDatabase
     bench: Bench
-    budget: float
+    budget: Budget
     notes: list[str]
-    _deadline: float = field(init=False, default=0.0)
 
     def run(self) -> Placed:
         """The decision, its measurements kept.
@@ -161,19 +191,24 @@ class Placer:
         Raises:
             BackendError: the plan that the order of the list asks for cannot be made.
         """
-        self._deadline = time.perf_counter() + self.budget
         with torch.no_grad(), same_draws():
             self._measure_sections()
-            if time.perf_counter() >= self._deadline:
-                text = f"the budget of {self.budget:g} s did not suffice to measure whole plans"
-                self.notes.append(f"{text}: back ends are in the order of the list")
-                return Placed(self.layout.all_on(0))
+            if self.budget.is_over:
+                return self._unmeasured()
             prices = known_prices(self.layout, self.database)
             plans = self._made(alternatives(self.layout, prices))
             calls = [partial(self._run, plan) for plan in plans.values()]
-            times = measured(1, calls, self._deadline, self.bench.options.threads)
+            times = measured(_WHOLE, calls, self.budget.deadline, self.bench.options.threads)
             self.database.record(self.layout.signature, [self.layout.form(p) for p in plans], times)
         return _chosen(self.layout, list(plans), times, prices, plans)
+
+    def _unmeasured(self) -> Placed:
+        """The decision without whole plans of this run: as a compile that measures nothing would have it."""
+        placed = looked_up(self.layout, self.database)
+        stands = "as measured before" if placed.choices else "in the order of the list"
+        text = f"the budget of {self.budget.seconds:g} s did not suffice to measure whole plans"
+        self.notes.append(f"{text}: back ends are {stands}")
+        return placed
 
     # -- sections --------------------------------------------------------------------------------
 
@@ -186,8 +221,10 @@ class Placer:
         values = self._values_of(missing)
         for done, kind in enumerate(missing):
             self.bench.told(done, len(missing))
-            if time.perf_counter() >= self._deadline:
-                text = f"the budget of {self.budget:g} s sufficed for {done} of {len(missing)} sections"
+            if self.budget.is_over:
+                text = (
+                    f"the budget of {self.budget.seconds:g} s sufficed for {done} of {len(missing)} sections"
+                )
                 self.notes.append(f"{text}; the next run goes on from there")
                 return
             pieces = [self._piece(each, kind) for each in self.layout.backends]
@@ -204,7 +241,7 @@ class Placer:
                 self._call(lower_piece(piece, self.bench.store, self.bench.options), inputs)
                 for piece in pieces
             ]
-            times = measured(rows, calls, self._deadline, self.bench.options.threads)
+            times = measured(rows, calls, self.budget.deadline, self.bench.options.threads)
             self.database.record(key, self.layout.names, times)
         except BackendError as error:
             self.notes.append(f"not measured, a section of {pieces[0].ops} ops: {error.message}")

@@ -15,6 +15,7 @@ from regraft.compiler.choosing import state_folder, tuning_path
 from regraft.compiler.extensions import refuse
 from regraft.compiler.materialise import Store
 from regraft.compiler.options import Options
+from regraft.compiler.placing import comparison_name
 from regraft.compiler.progress import Observer, Phases
 from regraft.ir import Exactness, Leaf, Rewrite
 
@@ -166,14 +167,14 @@ def tune(
         tuple(report.choices),
         tuple(report.kernels),
         sum(leaf.storage.nbytes for leaf in constants),
-        (*report.notes, *_remarks(report.choices, tokens, path, machine)),
+        (*report.notes, *_remarks(report.choices, tokens, path, options)),
         machine,
         str(path),
         tuple(tokens),
     )
 
 
-def _remarks(choices: Sequence[Choice], tokens: Sequence[int], path: Path, machine: str) -> Iterator[str]:
+def _remarks(choices: Sequence[Choice], tokens: Sequence[int], path: Path, options: Options) -> Iterator[str]:
     fixed = [choice for choice in choices if choice.rows.isdigit()]
     if tokens and fixed:
         rows = ", ".join(dict.fromkeys(choice.rows for choice in fixed))
@@ -181,7 +182,8 @@ def _remarks(choices: Sequence[Choice], tokens: Sequence[int], path: Path, machi
     absent = [count for count in tokens if not any(count in choice.times for choice in choices)]
     if absent and len(fixed) < len(choices):
         yield f"no computation can have {', '.join(map(str, absent))} rows: its sizes have another range"
-    others = TuningDatabase(path, machine).others()
+    own = [machine_name(options.threads, each.name) for each in options.backends]
+    others = TuningDatabase(path, own[0]).others([*own, comparison_name(options)])
     if others:
         yield (
             f"the database has {others} times of other machines, versions, threads or back ends, "

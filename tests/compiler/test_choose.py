@@ -337,6 +337,21 @@ def test_merging_keeps_the_newer_rows(tmp_path: Path) -> None:
         a.merge(tmp_path / "text.db")
 
 
+def test_the_latest_times_are_those_of_one_run_also_after_a_merge(tmp_path: Path) -> None:
+    a, b = (choose.TuningDatabase(tmp_path / name, "m") for name in ("a.db", "b.db"))
+    a.record("key", (*FORMS, "third"), choose.Measured(1, (3.0, 2.0, 1.0), 0.0))
+    a.record("key", FORMS, choose.Measured(2, (5.0, 6.0), 0.1))
+    b.record("key", FORMS, choose.Measured(1, (8.0, 9.0), 0.0))
+    a.merge(tmp_path / "b.db")
+    newer, two = (
+        {"as written": (8.0, 0.0), "merged": (9.0, 0.0)},
+        {"as written": (5.0, 0.1), "merged": (6.0, 0.1)},
+    )
+    assert a.latest("key") == {1: newer, 2: two}
+    assert a.times("key")[1] == {**newer, "third": (1.0, 0.0)}
+    assert a.latest("absent") == {}
+
+
 def test_a_database_that_is_damaged_later_is_an_error(tmp_path: Path) -> None:
     database = choose.TuningDatabase(tmp_path / "t.db", "m")
     with contextlib.closing(sqlite3.connect(tmp_path / "t.db")) as connection:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import regraft
-from regraft.compiler import choose
+from regraft.compiler import choose, tune
 from regraft.errors import BackendError
 from regraft.testing import assert_close, randomise
 
@@ -251,6 +251,26 @@ def test_what_was_measured_serves_later_compiles(clock: Clock) -> None:
     assert steps(other) == [FIRST], "of another number of threads nothing is known"
 
 
+def test_the_names_of_plans_do_not_depend_on_the_order_of_the_list() -> None:
+    one, other = layout_of(), layout_of(backends=BOTH[::-1])
+    assert one.signature == other.signature
+    assert one.form((0, 1, 1)) == other.form((1, 0, 0))
+    assert one.form((0, 1, 1)) != other.form((0, 1, 1)), "the same places, other back ends"
+    compiled(tune=True)
+    _, later = compiled(backends=BOTH[::-1])
+    assert steps(later) == MIXED
+
+
+def test_times_of_whole_plans_of_different_runs_are_not_compared(tmp_path: Path) -> None:
+    layout = layout_of(tune=True)
+    database = choose.TuningDatabase(tmp_path / "tuning.db", choose.machine_name(None, "+".join(BOTH)))
+    # A run on a busy machine, in which the mixed plan could not be made.
+    database.record(layout.signature, BOTH, choose.Measured(1, (1000.0, 2000.0), 0.001))
+    _, later = compiled()
+    assert steps(later) == [FIRST]
+    assert whole(later).times == {1: (1000.0, 2000.0)}
+
+
 def test_times_of_other_sizes_do_not_count() -> None:
     compiled(tune=True)
     _, other = compiled(x=torch.randn(2, 40, 64))
@@ -314,6 +334,17 @@ def test_a_back_end_that_refuses_a_section_gets_none_of_its_kind(charges: Charge
     notes = "\n".join(chosen.report.notes)
     assert "not measured" in notes
     assert "no aten.scaled_dot_product_attention today" in notes
+    _, later = compiled()
+    assert steps(later) == MIXED, "the plan that could not be made hides no other one"
+    assert whole(later).times == whole(chosen).times
+
+
+def test_plans_that_were_all_left_out_leave_the_order_as_measured(charges: Charges) -> None:
+    charges.wrong = SECOND
+    compiled(tune=True)
+    _, later = compiled()
+    assert steps(later) == [FIRST]
+    assert whole(later).forms == (FIRST,)
 
 
 def test_a_budget_that_runs_out_leaves_the_order_and_what_was_measured() -> None:
@@ -322,6 +353,32 @@ def test_a_budget_that_runs_out_leaves_the_order_and_what_was_measured() -> None
     notes = "\n".join(chosen.report.notes)
     assert "the next run goes on from there" in notes
     assert "back ends are in the order of the list" in notes
+    assert "the budget of 0.001 s sufficed for" in notes, "as given, and not what is left of it"
+    assert "the budget of 0.001 s did not suffice" in notes
+
+
+def test_a_budget_that_runs_out_leaves_what_was_measured_before() -> None:
+    _, before = compiled(tune=True)
+    _, chosen = compiled(tune=True, budget=1e-9)
+    assert steps(chosen) == MIXED
+    assert whole(chosen).times == whole(before).times
+    assert any("did not suffice" in n and "as measured before" in n for n in chosen.report.notes)
+
+
+def test_times_of_each_back_end_of_the_list_count_as_ones_own(tmp_path: Path) -> None:
+    model, x = randomise(Blocks().eval()), torch.randn(2, 48, 64)
+    report = tune(model, (x,), backends=BOTH)
+    assert report.choices
+    own = choose.TuningDatabase(tmp_path / "tuning.db", choose.machine_name(None, SECOND))
+    own.record("key", ("a", "b"), choose.Measured(1, (1.0, 2.0), 0.0))
+    assert not remarks(tune(model, (x,), backends=BOTH))
+    own.of("elsewhere").record("key", ("a", "b"), choose.Measured(1, (1.0, 2.0), 0.0))
+    (remark,) = remarks(tune(model, (x,), backends=BOTH))
+    assert "has 2 times of other machines" in remark
+
+
+def remarks(report: Any) -> list[str]:
+    return [note for note in report.notes if "of other machines" in note]
 
 
 def test_one_back_end_has_nothing_to_choose(clock: Clock) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import sqlite3
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -107,9 +107,10 @@ class TuningDatabase:
             ) from error
 
     def record(self, signature: str, forms: Sequence[str], measured: Measured) -> None:
-        """Store the times of all ``forms`` of one computation, in the place of earlier ones."""
+        """Store the times of ``forms`` of one computation, measured in turns, in place of earlier ones."""
+        now = time.time()
         rows = [
-            (self.machine, signature, measured.rows, form, us, measured.noise, time.time())
+            (self.machine, signature, measured.rows, form, us, measured.noise, now)
             for form, us in zip(forms, measured.us, strict=True)
         ]
         with self._used() as connection:
@@ -127,17 +128,28 @@ class TuningDatabase:
     def times(self, signature: str) -> dict[int, dict[str, tuple[float, float]]]:
         """Number of rows -> form -> microseconds and noise, as measured on this machine."""
         query = "SELECT rows, form, us, noise FROM times WHERE machine = ? AND signature = ?"
-        found: dict[int, dict[str, tuple[float, float]]] = {}
         with self._used() as connection:
-            for rows, form, us, noise in connection.execute(query, (self.machine, signature)):
-                found.setdefault(rows, {})[form] = (us, noise)
-        return found
+            return _by_rows(connection.execute(query, (self.machine, signature)))
 
-    def others(self) -> int:
-        """Times of other machines, versions, numbers of threads and back ends, which say nothing here."""
+    def latest(self, signature: str) -> dict[int, dict[str, tuple[float, float]]]:
+        """Of ``times`` those that were measured in turns with the newest one of their number of rows.
+
+        Other times come from other runs and do not compare, as on a machine that was in use in one of them.
+        """
+        query = (
+            "SELECT rows, form, us, noise FROM times AS these WHERE machine = ? AND signature = ? "
+            "AND written = (SELECT MAX(written) FROM times WHERE machine = these.machine "
+            "AND signature = these.signature AND rows = these.rows)"
+        )
         with self._used() as connection:
-            query = "SELECT COUNT(*) FROM times WHERE machine != ?"
-            (count,) = connection.execute(query, (self.machine,)).fetchone()
+            return _by_rows(connection.execute(query, (self.machine, signature)))
+
+    def others(self, machines: Collection[str]) -> int:
+        """How many times there are of machines (and versions, threads, back ends) besides ``machines``."""
+        marks = ", ".join("?" * len(machines))
+        with self._used() as connection:
+            query = f"SELECT COUNT(*) FROM times WHERE machine NOT IN ({marks})"
+            (count,) = connection.execute(query, tuple(machines)).fetchone()
         return count
 
     def merge(self, other: Path) -> int:
@@ -156,6 +168,13 @@ class TuningDatabase:
                 rows,
             )
         return len(rows)
+
+
+def _by_rows(found: Iterable[tuple[int, str, float, float]]) -> dict[int, dict[str, tuple[float, float]]]:
+    times: dict[int, dict[str, tuple[float, float]]] = {}
+    for rows, form, us, noise in found:
+        times.setdefault(rows, {})[form] = (us, noise)
+    return times
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -102,10 +102,11 @@ class Layout:
         return Counter(backend.name for backend, _ in groups(self.function, self.assigned(picks)))
 
     def form(self, picks: Picks) -> str:
-        """The name under which a plan is kept in the tuning database."""
-        if len(set(picks)) == 1:
-            return self.names[picks[0]]
-        return f"mixed {hashlib.sha256(repr(picks).encode()).hexdigest()[:12]}"
+        """The name under which a plan is kept in the tuning database, whatever the order of the list."""
+        names = tuple(self.names[pick] for pick in picks)
+        if len(set(names)) == 1:
+            return names[0]
+        return f"mixed {hashlib.sha256(repr(names).encode()).hexdigest()[:12]}"
 
 
 def _stands_alone(op: Op, known: frozenset[Symbol]) -> bool:
