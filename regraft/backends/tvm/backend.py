@@ -17,7 +17,7 @@ from regraft.backends.tvm.expand import EXPANSIONS, expand
 from regraft.backends.tvm.library import missing, usable_threads
 from regraft.backends.tvm.lower import LOWERINGS, supports
 from regraft.backends.tvm.run import TvmExecutable
-from regraft.backends.tvm.tune import Choice
+from regraft.backends.tvm.tune import Choice, Times
 from regraft.errors import BackendError
 from regraft.ir import Constant, Function, Leaf, Module, Op, Trait, print_module
 from regraft.runtime import cpu_features
@@ -81,11 +81,14 @@ class TvmBackend:
         """What was built of the same text and configs, as of an equal layer, or kept, or is now."""
         configs = {key: tuple(map(str, each.configs)) for key, each in choices.items() if each.is_measured}
         key = content_key(text, cpu, configs)
-        if key not in self._known:
-            if len(self._known) >= _KEPT:
-                self._known.clear()
-            self._known[key] = self._from_cache(key, options) or self._anew(key, text, cpu, configs, options)
-        return self._known[key]
+        # Other threads may be here: what is kept may be gone at once.
+        found = self._known.get(key)
+        if found is None:
+            found = self._from_cache(key, options) or self._anew(key, text, cpu, configs, options)
+            self._known[key] = found
+            for old in list(self._known)[:-_KEPT]:
+                self._known.pop(old, None)
+        return found
 
     def _from_cache(self, key: str, options: LowerOptions) -> BuiltProgram | None:
         content = None if options.code is None else options.code.read(key)
@@ -106,8 +109,8 @@ class TvmBackend:
         if times is None:
             return {}
 
-        def measure(key: str, rows: Sequence[int], deadline: float) -> Any:
-            return self._builder.tune(text, cpu, key, rows, deadline)
+        def measure(key: str, rows: Sequence[int], known: Times, deadline: float) -> Any:
+            return self._builder.tune(text, cpu, key, rows, known, deadline)
 
         return choices_of(function, cpu, times, tuning, measure)
 

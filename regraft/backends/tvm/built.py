@@ -9,7 +9,7 @@ from typing import Any
 
 from regraft.backends.tvm.cpu import Cpu
 from regraft.backends.tvm.library import PINS
-from regraft.runtime import cpu_features
+from regraft.runtime import cpu_features, cpu_model
 
 _LENGTH = 8
 
@@ -40,6 +40,9 @@ class BuiltProgram:
 
 
 def content_key(text: str, cpu: Cpu, configs: Mapping[str, Sequence[str]]) -> str:
-    """Equal for builds that give the same: the function's text, the target, the configs, TVM's version."""
+    """Equal for builds that give the same: the function's text, the target, the configs, TVM's version.
+
+    The target has LLVM's name of the CPU, which the model tells: it says how code is scheduled.
+    """
     chosen = {key: list(listed) for key, listed in configs.items()}
-    return json.dumps([text, asdict(cpu), sorted(cpu_features()), chosen, PINS])
+    return json.dumps([text, asdict(cpu), cpu_model(), sorted(cpu_features()), chosen, PINS])

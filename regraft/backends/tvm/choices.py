@@ -11,16 +11,17 @@ from regraft.backends.tvm.cluster import Cluster, form
 from regraft.backends.tvm.cpu import Cpu
 from regraft.backends.tvm.following import kernel_key, problem_of_cluster, title
 from regraft.backends.tvm.templates import TYPICAL_ROWS, Problem, Template, template_for
-from regraft.backends.tvm.tune import Choice, choose, missing
+from regraft.backends.tvm.tune import Choice, Times, choose, missing, record_key
+from regraft.errors import BackendError
 from regraft.ir import Function
 from regraft.timing import Measured
 
 
 class Measures(Protocol):
-    """Has candidates built and measured: ``client.Builder`` with a function's text."""
+    """Has candidates built and measured that are not ``known``: ``client.Builder`` with a function's text."""
 
     def __call__(
-        self, key: str, rows: Sequence[int], deadline: float
+        self, key: str, rows: Sequence[int], known: Times, deadline: float
     ) -> tuple[list[tuple[str, list[str], Measured]], list[str]]: ...
 
 
@@ -36,7 +37,8 @@ def choices_of(
 ) -> dict[str, Choice]:
     """The configs for each kernel of a template in ``function``, by its key.
 
-    What ``times`` lack is measured by ``measure`` while there is time left, and kept at once.
+    What ``times`` lack is measured by ``measure`` while there is time left, and kept at once. A kernel that
+    cannot be measured is told of, and keeps its estimate.
     """
     problems = problems_of(function)
     templates: dict[str, Template] = {}
@@ -69,11 +71,15 @@ def _tune(
                 f"the budget sufficed for {number} of {len(pending)} kernels; the next run goes on from there"
             )
             return
-        found, notes = measure(key, counts, now + (tuning.deadline - now) / (len(pending) - number))
+        problem, share = problems[key], (tuning.deadline - now) / (len(pending) - number)
+        try:
+            found, notes = measure(key, counts, times.times(record_key(problem)), now + share)
+        except BackendError as error:  # kernels are right without their times
+            found, notes = [], [f"not measured: {error.message}"]
         for signature, forms, measured in found:
             times.record(signature, forms, measured)
         for note in notes:
-            tuning.tell(f"kernel {title(problems[key])}: {note}")
+            tuning.tell(f"kernel {title(problem)}: {note}")
 
 
 def reported(program: Mapping[str, Any], choices: Mapping[str, Choice]) -> list[dict[str, Any]]:

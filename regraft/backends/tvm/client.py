@@ -13,11 +13,13 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from regraft.backends.tvm.built import BuiltProgram
 from regraft.backends.tvm.cpu import Cpu
+from regraft.backends.tvm.tune import Times
 from regraft.errors import BackendError
 from regraft.timing import Measured
 
@@ -33,6 +35,7 @@ class Builder:
         self._process: _Worker | None = None
         self._owner = 0
         self._asked = 0
+        os.register_at_fork(after_in_child=partial(_renew_lock, weakref.ref(self)))
 
     def build(self, text: str, cpu: Cpu, configs: Mapping[str, Sequence[str]]) -> BuiltProgram:
         """The program of the function in ``text``, its kernels for this machine, whose ``cpu`` this is.
@@ -49,19 +52,20 @@ class Builder:
             return BuiltProgram(answer["program"], content, answer["notes"])
 
     def tune(
-        self, text: str, cpu: Cpu, key: str, rows: Sequence[int], deadline: float
+        self, text: str, cpu: Cpu, key: str, rows: Sequence[int], known: Times, deadline: float
     ) -> tuple[list[tuple[str, list[str], Measured]], list[str]]:
         """Times of a kernel's candidates (signature, configs, times), and what the user should know.
 
-        Nothing is begun after ``deadline``, by ``time.perf_counter``.
+        Nothing is begun after ``deadline``, by ``time.perf_counter``. What is ``known`` is not tried again.
 
         Raises:
             BackendError: TVM refused a kernel, or the process ended.
         """
         with self._lock:
             self._running()  # to start it takes seconds, which count
+            listed = [(count, dict(each)) for count, each in known.items()]
             left = max(0.0, deadline - time.perf_counter())
-            answer = self._ask("tune", text, cpu, key=key, rows=rows, budget=left)
+            answer = self._ask("tune", text, cpu, key=key, rows=rows, known=listed, budget=left)
         found = [
             (m["signature"], m["forms"], Measured(m["rows"], tuple(m["us"]), m["noise"]))
             for m in answer["measured"]
@@ -109,7 +113,7 @@ class _Worker(subprocess.Popen[str]):
         self.lifeline = os.fdopen(ours, "wb")
         try:
             super().__init__(
-                [sys.executable, "-m", "regraft.backends.tvm.worker", str(other)],
+                [sys.executable, "-P", "-m", "regraft.backends.tvm.worker", str(other)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -119,6 +123,29 @@ class _Worker(subprocess.Popen[str]):
             )
         finally:
             os.close(other)
+        os.register_at_fork(after_in_child=partial(_let_go, weakref.ref(self)))
+
+
+def _renew_lock(known: weakref.ref[Builder]) -> None:
+    """In a forked process: a thread that held the lock is not there to give it back."""
+    builder = known()
+    if builder is not None:
+        builder._lock = threading.Lock()
+
+
+def _let_go(known: weakref.ref[_Worker]) -> None:
+    """In a forked process: hold the parent's worker by none of its pipes, or it would outlive the parent.
+
+    They lead nowhere then: to close them would write what another thread was about to.
+    """
+    process = known()
+    if process is None:
+        return
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for pipe in (process.stdin, process.stdout, process.lifeline):
+        if pipe is not None and not pipe.closed:
+            os.dup2(nowhere, pipe.fileno(), inheritable=False)
+    os.close(nowhere)
 
 
 def _started() -> _Worker:

@@ -32,6 +32,9 @@ class Scalars:
         return widened(tirx.IntImm(scalar_type(other), int(number)), lanes_of(other))
 
     def cast(self, value: Expr, to: str) -> Expr:
+        if _is_bool(value) and to != "bool":  # TVM folds casts of vectors of bools wrongly
+            kind = tirx.FloatImm if to.startswith("float") else tirx.IntImm
+            return self.select(value, kind(to, 1), kind(to, 0))
         return value.astype(retyped(value, to))
 
     def select(self, condition: Expr, yes: Expr, no: Expr) -> Expr:
@@ -50,18 +53,20 @@ class Scalars:
         return tirx.bitwise_xor(x, y) if not _is_bool(x) else self.differ(x, y)
 
     def equal(self, x: Expr, y: Expr) -> Expr:
-        # Python's == gives an object that is no expression yet, and TVM compares bools as floats.
-        return tirx.Not(self.differ(x, y)) if _is_bool(x) else tirx.EQ(*_matched(x, y))
+        # Python's == gives an object that is no expression yet.
+        x, y = _matched(x, y)
+        return tirx.EQ(*((self._as_number(x), self._as_number(y)) if _is_bool(x) else (x, y)))
 
     def differ(self, x: Expr, y: Expr) -> Expr:
         x, y = _matched(x, y)
         if _is_float(x):  # TVM's question is false for nan, which is no number's equal
             x, y = self.bind(x), self.bind(y)
             return tirx.Or(tirx.NE(x, y), tirx.Or(self.isnan(x), self.isnan(y)))
-        if not _is_bool(x):
-            return tirx.NE(x, y)
-        x, y = self.bind(x), self.bind(y)
-        return tirx.Or(tirx.And(x, tirx.Not(y)), tirx.And(tirx.Not(x), y))
+        return tirx.NE(*((self._as_number(x), self._as_number(y)) if _is_bool(x) else (x, y)))
+
+    def _as_number(self, x: Expr) -> Expr:
+        """TVM compares bools as floats, and has no negation of vectors of them that are known."""
+        return self.cast(x, "int32")
 
     def negation(self, x: Expr) -> Expr:
         return tirx.bitwise_not(x) if not _is_bool(x) else tirx.Not(x)

@@ -85,13 +85,14 @@ def choose(problem: Problem, template: Template, cpu: Cpu, records: Records | No
     candidates = template.ranked(problem, cpu, MOST_CANDIDATES)
     default = candidates[0]
     times = records.times(record_key(problem)) if records is not None else {}
-    known = _of_rows(times, problem.rows) if problem.rows is not None else _of_all(times)
+    near = _near(times, problem.rows)
+    known = _of_all(near) if problem.rows is None else _of_rows(near, problem.rows)
     if not known:
         return Choice(tuple(candidates), default)
     space = template.space(problem, cpu)
     configs = {form: config for form in known[0].forms if (config := _config(form, space)) is not None}
     measured = [configs[form] for form in _order(known, str(default)) if form in configs]
-    wrong = {form for each in known for form in each.forms if form not in each.us}
+    wrong = {form for each in near.values() for form, (us, _) in each.items() if not math.isfinite(us)}
     order = dict.fromkeys((*measured, *(config for config in candidates if str(config) not in wrong)))
     us = {each.rows: {c: each.us[f] for f, c in configs.items() if f in each.us} for each in known}
     return Choice(tuple(order or candidates), default, us if measured else {})
@@ -107,22 +108,34 @@ class _Known:
     noise: float
 
 
-def _of_rows(times: Times, rows: int) -> list[_Known]:
-    """What is known of ``rows`` rows: measured there, or in between; nothing beyond what was measured."""
+def _near(times: Times, rows: int | None) -> Times:
+    """The times that tell of ``rows`` rows: measured there, or around it; all for any number of rows."""
+    if rows is None:
+        return times
     below = max((r for r in times if r <= rows), default=None)
     above = min((r for r in times if r >= rows), default=None)
-    if below is None or above is None:
-        return []
-    forms = [form for form in times[below] if form in times[above]]
-    ends = [_measured(r, times[r], forms) for r in dict.fromkeys((below, above))]
-    found = interpolated(ends, rows)
-    return [] if found is None or not forms else [_known(found, forms)]
+    if below is None or above is None:  # nothing is said beyond what was measured
+        return {}
+    return {r: times[r] for r in dict.fromkeys((below, above))}
+
+
+def _of_rows(near: Times, rows: int) -> list[_Known]:
+    """What is known of ``rows`` rows, by the times ``near`` them."""
+    forms = _everywhere(near)
+    found = interpolated([_measured(r, each, forms) for r, each in near.items()], rows) if forms else None
+    return [] if found is None else [_known(found, forms)]
 
 
 def _of_all(times: Times) -> list[_Known]:
     """What was measured at all numbers of rows."""
-    forms = [form for form in next(iter(times.values()), {}) if all(form in each for each in times.values())]
+    forms = _everywhere(times)
     return [_known(_measured(r, times[r], forms), forms) for r in sorted(times)] if forms else []
+
+
+def _everywhere(times: Times) -> list[str]:
+    """The configs that were tried at each number of rows."""
+    first = next(iter(times.values()), {})
+    return [form for form in first if all(form in each for each in times.values())]
 
 
 def _measured(rows: int, found: Mapping[str, tuple[float, float]], forms: Sequence[str]) -> Measured:
@@ -191,6 +204,14 @@ def missing(
     return [count for count in wanted if count and not forms <= times.get(count, {}).keys()]
 
 
+@dataclass(frozen=True)
+class _Built:
+    """Candidates, by number: kernels of those that build, and those that do not."""
+
+    kernels: dict[int, Any]
+    refused: list[int]
+
+
 @dataclass
 class KernelTuner:
     """Measures what ``records`` lack, within a budget of seconds.
@@ -209,49 +230,69 @@ class KernelTuner:
     def run(self, problem: Problem, template: Template, bench: Bench, rows: Sequence[int] = ()) -> Choice:
         """Measure ``problem`` at each of ``rows`` (by default its own) that was not; what to build then.
 
-        A candidate that does not build, or gives wrong values, is recorded with an infinite time.
+        A candidate that does not build, or gives wrong values, is recorded with an infinite time. One that
+        the budget did not suffice to build is not recorded, and the next run begins with it.
         """
         candidates = template.ranked(problem, self.cpu, MOST_CANDIDATES)
-        forms, key = [str(config) for config in candidates], record_key(problem)
+        key = record_key(problem)
         deadline = self.clock() + self.budget
-        kernels: dict[int, Any] = {}
-        for count in missing(problem, template, self.cpu, self.records, rows):
-            if not kernels:
-                kernels = self._built(candidates, bench, deadline)
+        counts = missing(problem, template, self.cpu, self.records, rows)
+        built: _Built | None = None
+        for count in counts:
+            built = built or self._built(candidates, self._order(candidates, key, counts), bench, deadline)
             if self.clock() >= deadline:
                 self.notes.append(f"the budget of {self.budget:g} s ended before {count} rows were measured")
                 break
-            trials = {i: bench.trial(kernel, candidates[i], count) for i, kernel in kernels.items()}
-            measured = self._measure(candidates, trials, count, deadline)
-            if measured is not None:
-                self.records.record(key, forms, measured)
+            trials = {i: bench.trial(kernel, candidates[i], count) for i, kernel in built.kernels.items()}
+            us, noise = self._measure(candidates, trials, count, deadline)
+            if us:
+                us |= dict.fromkeys(built.refused, math.inf)
+                forms = [str(candidates[number]) for number in us]
+                self.records.record(key, forms, Measured(count, tuple(us.values()), noise))
         return choose(problem, template, self.cpu, self.records)
 
-    def _built(self, candidates: Sequence[Config], bench: Bench, deadline: float) -> dict[int, Any]:
-        """Kernels by number; building takes at most half of what is left of the budget."""
-        kernels: dict[int, Any] = {}
+    def _order(self, candidates: Sequence[Config], key: str, counts: Sequence[int]) -> list[int]:
+        """The candidates to build: the default, which all are compared with, and what was not tried."""
+        times = self.records.times(key)
+        tried = [times.get(count, {}) for count in counts]
+        untried = (
+            number
+            for number, config in enumerate(candidates)
+            if not all(str(config) in each for each in tried)
+        )
+        return list(dict.fromkeys((0, *untried)))
+
+    def _built(
+        self, candidates: Sequence[Config], order: Sequence[int], bench: Bench, deadline: float
+    ) -> _Built:
+        """Builds in ``order``, at most for half of what is left of the budget, but two in any case."""
+        built = _Built({}, [])
         half = (self.clock() + deadline) / 2
-        for number, config in enumerate(candidates):
-            if number > 1 and self.clock() >= half:
-                self.notes.append(f"the budget sufficed to build {number} of {len(candidates)} candidates")
+        for done, number in enumerate(order):
+            if done > 1 and self.clock() >= half:
+                self.notes.append(
+                    f"the budget sufficed to build {done} of {len(order)} candidates; the next run goes on "
+                    "from there"
+                )
                 break
             try:
-                kernels[number] = bench.build(config)
+                built.kernels[number] = bench.build(candidates[number])
             except BackendError as error:
-                self.notes.append(f"the candidate {config} does not build: {error.message}")
-        return kernels
+                built.refused.append(number)
+                self.notes.append(f"the candidate {candidates[number]} does not build: {error.message}")
+        return built
 
     def _measure(
         self, candidates: Sequence[Config], trials: Mapping[int, Trial], rows: int, deadline: float
-    ) -> Measured | None:
-        """Microseconds of every candidate, infinite for those without a right kernel; None if none has."""
+    ) -> tuple[dict[int, float], float]:
+        """Microseconds of what was tried, infinite where values are wrong, and the noise; none if all are."""
         alive = {
             number: trial.run for number, trial in trials.items() if self._is_right(candidates[number], trial)
         }
         if not alive:
             self.notes.append(f"no candidate gives right values at {rows} rows")
-            return None
-        times = dict.fromkeys(range(len(candidates)), math.inf)
+            return {}, 0.0
+        times = dict.fromkeys(trials, math.inf)
         default, samples = min(alive), _FIRST_SAMPLES
         while len(alive) > 2 and self.clock() < deadline:
             sampled = self._sampled(alive, samples, deadline)
@@ -262,7 +303,7 @@ class KernelTuner:
         found = self._sampled({**alive, again: alive[default]}, _FINAL_SAMPLES, deadline)
         noise = noise_of([a / b for a, b in zip(found.pop(again), found[default], strict=True)])
         times |= {number: statistics.median(each) for number, each in found.items()}
-        return Measured(rows, tuple(1e6 * times[number] for number in range(len(candidates))), noise)
+        return {number: 1e6 * seconds for number, seconds in times.items()}, noise
 
     def _is_right(self, config: Config, trial: Trial) -> bool:
         fault = trial.fault()

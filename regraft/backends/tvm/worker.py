@@ -7,7 +7,8 @@ One line of JSON in, one line out with the same ``id``. A request has ``do``, th
 
 - ``build``: with ``configs`` (see ``build`` below) and a ``folder`` to write to. The answer is ``{"program":
   ..., "library": the path of a shared object, "notes": [...]}``.
-- ``tune``: with the ``key`` of a kernel, numbers of ``rows`` and a ``budget`` in seconds. The answer is
+- ``tune``: with the ``key`` of a kernel, numbers of ``rows``, pairs of such a number and the times that are
+  ``known`` of it, and a ``budget`` in seconds. The answer is
   ``{"measured": [...], "notes": [...]}``.
 
 Where something failed, the answer is ``{"error": ..., "kind": ...}``.
@@ -79,7 +80,8 @@ def _handled(request: dict[str, Any]) -> dict[str, Any]:
     cpu = Cpu(**request["cpu"])
     try:
         if request["do"] == "tune":
-            return tune(request["text"], cpu, request["key"], request["rows"], request["budget"])
+            known = dict(request["known"])
+            return tune(request["text"], cpu, request["key"], request["rows"], known, request["budget"])
         return build(request["text"], cpu, request["configs"], Path(request["folder"]))
     except Exception as error:  # whatever it is, the other process has to hear of it
         return {"error": str(error), "kind": type(error).__name__}
@@ -119,15 +121,18 @@ def _built(
     return {**answer, "library": path}
 
 
-def tune(text: str, cpu: Cpu, key: str, rows: Sequence[int], budget: float) -> dict[str, Any]:
-    """Measure the candidates for the kernel ``key`` of the function in ``text`` at each number of rows."""
+def tune(text: str, cpu: Cpu, key: str, rows: Sequence[int], known: Times, budget: float) -> dict[str, Any]:
+    """Measure the candidates for the kernel ``key`` of the function in ``text`` at each number of rows.
+
+    Those that are ``known`` there are not tried again.
+    """
     from regraft.backends.tvm.bench import KernelBench
 
     use_threads(cpu.threads)
     problem = problems_of(_function(text))[key]
     template = template_for(problem, cpu)
     assert template is not None, "what no template takes is expanded"
-    taken = _Taken()
+    taken = _Taken(known)
     tuner = KernelTuner(taken, cpu, budget)
     tuner.run(problem, template, KernelBench(problem, template), rows)
     return {"measured": taken.measured, "notes": tuner.notes}
@@ -136,14 +141,15 @@ def tune(text: str, cpu: Cpu, key: str, rows: Sequence[int], budget: float) -> d
 class _Taken:
     """Records that go back with the answer: the process that asked has the database."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Times) -> None:
+        self.known = known
         self.measured: list[dict[str, Any]] = []
 
     def record(self, signature: str, forms: Sequence[str], measured: Measured) -> None:
         self.measured.append({"signature": signature, "forms": forms, **asdict(measured)})
 
     def times(self, signature: str) -> Times:
-        return {}
+        return self.known
 
 
 @lru_cache(maxsize=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,9 +34,11 @@ class InThisProcess:
         answer = worker.build(text, host, configs, self.folder)
         return SimpleNamespace(**{**answer, "library": Path(answer["library"]).read_bytes()})
 
-    def tune(self, text: str, host: cpu.Cpu, key: str, rows: Sequence[int], deadline: float) -> Any:
+    def tune(
+        self, text: str, host: cpu.Cpu, key: str, rows: Sequence[int], known: tune.Times, deadline: float
+    ) -> Any:
         self.tuned.append(key)
-        answer = worker.tune(text, host, key, rows, deadline - time.perf_counter())
+        answer = worker.tune(text, host, key, rows, known, deadline - time.perf_counter())
         found = [
             (m["signature"], m["forms"], Measured(m["rows"], m["us"], m["noise"])) for m in answer["measured"]
         ]
@@ -132,6 +135,47 @@ def test_a_budget_that_ends_is_told_and_the_next_run_goes_on(
     assert not here._builder.tuned
     compiled(here, tune=True)
     assert len(here._builder.tuned) == 2
+
+
+def test_a_budget_that_ends_within_a_kernel_is_no_verdict_on_the_rest(
+    here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the database and a worker: what was not tried at first is tried by the next run alone."""
+    built: list[str] = []
+    own, clock = bench.KernelBench.build, SimpleNamespace(now=0.0)
+
+    def build(self: bench.KernelBench, config: Any) -> Any:
+        built.append(str(config))
+        clock.now += 60.0
+        return own(self, config)
+
+    monkeypatch.setattr(bench.KernelBench, "build", build)
+    monkeypatch.setattr(
+        worker, "KernelTuner", partial(tune.KernelTuner, clock=lambda: time.perf_counter() + clock.now)
+    )
+    first = compiled(here, tune=True, budget="300s")
+    for count in (2, 3):  # the second kernel has all the time that is left by the real clock
+        note = f"the budget sufficed to build {count} of 4 candidates; the next run goes on from there"
+        assert any(note in each for each in first.report.notes)
+    assert len(built) == 2 + 3
+    compiled(here, tune=True, budget="2000s")
+    assert len(built) == 5 + (1 + 2) + (1 + 1), "the defaults, and what was not tried"
+    compiled(here, tune=True)
+    assert len(built) == 10
+
+
+def test_an_error_in_measuring_is_told_and_the_estimate_stands(
+    here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*given: Any) -> Any:
+        raise BackendError("the process that runs TVM ended with status -9", "tvm")
+
+    monkeypatch.setattr(here._builder, "tune", refused)
+    found = compiled(here, tune=True)
+    notes = [note for note in found.report.notes if "not measured: the process that runs TVM" in note]
+    assert len(notes) == 2
+    assert "kernel float32 64->96, 16 rows: not measured" in "".join(notes)
+    assert all("the default, estimated" in kernel["text"] for kernel in kernels(found))
 
 
 def test_a_wrong_candidate_is_never_taken(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 import regraft
 from regraft.backends import backend
+from regraft.backends.tvm import built, cpu
 from regraft.errors import BackendError
 
 PROCESS = """
@@ -69,3 +70,12 @@ def test_it_is_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         given = {"cache": tmp_path, **options}
         with pytest.raises(BackendError, match="asked to build"):
             regraft.compile(model, (torch.randn(rows, 8),), backends=(fresh,), **given)
+
+
+def test_its_key_has_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPUs of one set of features may have unlike names for LLVM."""
+    keys = set[str]()
+    for model in ("one", "another"):
+        monkeypatch.setattr(built, "cpu_model", lambda model=model: model)
+        keys.add(built.content_key("text", cpu.host_cpu(1), {}))
+    assert len(keys) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -71,11 +72,11 @@ def backends_of(compiled: regraft.CompiledModel) -> list[str]:
     return [step.executable.backend for step in compiled.plan.steps]
 
 
-def test_mlp_of_any_length() -> None:
+def test_mlp_of_any_length(tvm: Any) -> None:
     torch.manual_seed(0)
     model, x = randomise(Mlp()).eval(), torch.randn(5, 24)
     sizes = {"x": {0: Dim("n", min=0, max=64)}}
-    compiled = regraft.compile(model, (x,), dynamic_shapes=sizes, backends=("tvm",), verify=True)
+    compiled = regraft.compile(model, (x,), dynamic_shapes=sizes, backends=(tvm,), verify=True)
     assert backends_of(compiled) == ["tvm"]
     for length in (0, 1, 7, 64):
         x = torch.randn(length, 24)
@@ -97,7 +98,7 @@ DOWN = ["aten.add.Tensor", "aten.linear"]
     ids=["network", "network in bf16", "gate", "plain network"],
 )
 def test_networks_and_gates_are_kernels_of_templates(
-    model: nn.Module, dtype: torch.dtype, expected: list[list[str]]
+    tvm: Any, model: nn.Module, dtype: torch.dtype, expected: list[list[str]]
 ) -> None:
     if dtype == torch.bfloat16 and not cpu.host_cpu(1).has_bf16_dot:
         pytest.skip("this CPU has no dot product of bf16 pairs")
@@ -105,7 +106,7 @@ def test_networks_and_gates_are_kernels_of_templates(
     model = randomise(copy.deepcopy(model)).eval().to(dtype)
     sizes = {"x": {0: Dim("n", min=1, max=512)}}
     x = torch.randn(3, 24, dtype=dtype)
-    compiled = regraft.compile(model, (x,), dynamic_shapes=sizes, backends=("tvm",), cache=False)
+    compiled = regraft.compile(model, (x,), dynamic_shapes=sizes, backends=(tvm,), cache=False)
     assert kernels_of(compiled) == expected
     packed = compiled.report.to_dict()["memory"]["packed"]
     assert packed is not None
@@ -116,18 +117,18 @@ def test_networks_and_gates_are_kernels_of_templates(
         assert_close([compiled(x)], [exact], [model(x)], reassociates=True)
 
 
-def test_a_network_that_no_template_takes_is_products() -> None:
+def test_a_network_that_no_template_takes_is_products(tvm: Any) -> None:
     """In f64 there are no templates."""
     model, x = randomise(Gated(bias=True)).eval().double(), torch.randn(4, 24, dtype=torch.float64)
-    compiled = regraft.compile(model, (x,), backends=("tvm",), verify=True, cache=False)
+    compiled = regraft.compile(model, (x,), backends=(tvm,), verify=True, cache=False)
     assert kernels_of(compiled) == []
 
 
 @pytest.mark.parametrize("make", [bert, llama])
-def test_transformers_in_bf16(make: Callable[[], nn.Module]) -> None:
+def test_transformers_in_bf16(tvm: Any, make: Callable[[], nn.Module]) -> None:
     model = make().bfloat16()
     ids = torch.randint(0, 50, (2, 7))
-    compiled = regraft.compile(model, kwargs={"input_ids": ids}, dynamic_shapes=LENGTHS, backends=("tvm",))
+    compiled = regraft.compile(model, kwargs={"input_ids": ids}, dynamic_shapes=LENGTHS, backends=(tvm,))
     assert backends_of(compiled) == ["tvm"]
     ids = torch.randint(0, 50, (3, 13))
     exact = copy.deepcopy(model).double()(input_ids=ids)[0]
@@ -137,13 +138,13 @@ def test_transformers_in_bf16(make: Callable[[], nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("make", [bert, llama])
-def test_transformers_alone(make: Callable[[], nn.Module]) -> None:
+def test_transformers_alone(tvm: Any, make: Callable[[], nn.Module]) -> None:
     model = make()
     compiled = regraft.compile(
         model,
         kwargs={"input_ids": torch.randint(0, 50, (2, 7))},
         dynamic_shapes=LENGTHS,
-        backends=("tvm",),
+        backends=(tvm,),
         verify=True,
     )
     assert backends_of(compiled) == ["tvm"]
@@ -168,18 +169,18 @@ class Tagger(nn.Module):
         return self.out(hidden).softmax(-1)
 
 
-def test_beside_onnx_runtime() -> None:
+def test_beside_onnx_runtime(tvm: Any) -> None:
     torch.manual_seed(0)
     model, ids = Tagger().eval(), torch.randint(0, 20, (2, 6))
-    compiled = regraft.compile(model, (ids,), backends=("tvm", "ort"), verify=True)
+    compiled = regraft.compile(model, (ids,), backends=(tvm, "ort"), verify=True)
     assert {"tvm", "ort"} == set(backends_of(compiled))
     torch.testing.assert_close(compiled(ids), model(ids).detach())
 
 
-def test_what_has_no_kernel_is_refused() -> None:
+def test_what_has_no_kernel_is_refused(tvm: Any) -> None:
     model, x = nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 8, 8)
     with pytest.raises(UnsupportedOpError, match="there is no lowering to a kernel"):
-        regraft.compile(model, (x,), backends=("tvm",))
+        regraft.compile(model, (x,), backends=(tvm,))
 
 
 class Exits(nn.Module):
@@ -199,10 +200,10 @@ class Exits(nn.Module):
         return x
 
 
-def test_conditions_and_loops_are_the_plans() -> None:
+def test_conditions_and_loops_are_the_plans(tvm: Any) -> None:
     torch.manual_seed(0)
     model, x = Exits().eval(), torch.randn(3, 24)
-    compiled = regraft.compile(model, (x,), backends=("tvm",))
+    compiled = regraft.compile(model, (x,), backends=(tvm,))
     assert set(compiled.report.to_dict()["executors"]) == {"tvm", "host"}
     for y in (x, 10 * x, 0.01 * x, 3 * x):
         assert_close(compiled(y), model.double()(y.double()), model.float()(y), reassociates=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -262,6 +264,68 @@ def test_a_worker_ends_with_its_caller_whatever_it_is_at() -> None:
     while _is_running(worker) and time.monotonic() < end:
         time.sleep(0.05)
     assert not _is_running(worker)
+
+
+FORKS = """
+import os
+import time
+
+
+builder = Builder()
+worker = builder._running().pid
+with builder._lock:
+    child = os.fork()
+    if child:
+        print(worker, child, flush=True)
+    else:
+        print(builder._lock.acquire(timeout=1.0), flush=True)
+    time.sleep(120)
+"""
+
+
+def test_a_forked_process_neither_keeps_the_worker_nor_waits_for_it() -> None:
+    caller = subprocess.Popen([sys.executable, "-c", FORKS], stdout=subprocess.PIPE, text=True)
+    assert caller.stdout is not None
+    with caller.stdout:
+        lines = sorted(caller.stdout.readline().split() for _ in range(2))
+    (worker, child), answer = map(int, lines[0]), lines[1]
+    try:
+        assert answer == ["True"], "the lock that another thread held is free"
+        assert _is_running(worker)
+        caller.kill()
+        caller.wait()
+        end = time.monotonic() + 10
+        while _is_running(worker) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not _is_running(worker)
+        assert _is_running(child)
+    finally:
+        caller.kill()
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_worker_imports_nothing_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "signal.py").write_text("raise SystemExit('not the library')")
+    monkeypatch.chdir(tmp_path)
+    own: Any = backend("tvm")
+    assert own._builder._running().poll() is None
+
+
+class Forgetful(dict[str, Any]):
+    """Another thread drops each entry at once."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        pass
+
+
+def test_what_another_thread_drops_is_still_returned(tvm: Any) -> None:
+    own: Any = backend("tvm")
+    own._builder, own._known = tvm._builder, Forgetful()
+    x = torch.randn(3)
+    executable = lowered(own, lambda op, x: op.aten.neg(x), "f32[3]")
+    assert torch.equal(executable.run([x], {})[0], -x)
 
 
 def _is_running(pid: int) -> bool:

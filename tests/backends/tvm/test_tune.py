@@ -154,6 +154,39 @@ def test_the_budget_holds() -> None:
     assert "the budget sufficed to build 2 of 16 candidates" in tuner.notes[0]
 
 
+def test_what_the_budget_left_out_is_tried_by_the_next_run() -> None:
+    clock = Clock()
+    fake = FakeBench(clock, {11: 1e-3}, build_seconds=1.0)
+    tuner, first = run(fake, budget=8.0)
+    done = len(fake.built)
+    assert done < 11
+    assert len(tuner.records.times(KEY)[16]) == done
+    assert ranked()[15] in first.configs, "nobody knows that it is wrong"
+    assert tune.missing(PROBLEM, GEMM, ZEN4, tuner.records, (16,)) == [16]
+    again = replace(fake, built=[])
+    second = tune.KernelTuner(tuner.records, ZEN4, clock=clock, budget=60.0).run(PROBLEM, GEMM, again, (16,))
+    assert again.built == [0, *range(done, 16)], "the default, and what was not tried"
+    assert second.configs[0] == ranked()[11]
+    assert tune.missing(PROBLEM, GEMM, ZEN4, tuner.records, (16,)) == []
+
+
+def test_each_run_tries_one_more_at_least() -> None:
+    clock, records = Clock(), MemoryRecords()
+    fake = FakeBench(clock, broken=frozenset({1, 2}), build_seconds=1.0)
+    for tried in (2, 3, 4):
+        tune.KernelTuner(records, ZEN4, clock=clock, budget=2.5).run(PROBLEM, GEMM, fake, (16,))
+        assert len(records.times(KEY)[16]) == tried
+    assert records.times(KEY)[16][str(ranked()[2])][0] == float("inf")
+
+
+def test_what_is_wrong_at_one_number_of_rows_is_not_chosen_where_it_was_not_tried() -> None:
+    records = MemoryRecords()
+    forms = [str(config) for config in ranked()]
+    records.record(KEY, forms, Measured(1, (1.0, float("inf"), *[2.0] * 14), noise=0.01))
+    records.record(KEY, forms[:1], Measured(16, (1.0,), noise=0.01))
+    assert ranked()[1] not in tune.choose(PROBLEM, GEMM, ZEN4, records).configs
+
+
 def test_a_second_run_measures_nothing() -> None:
     clock = Clock()
     fake = FakeBench(clock, {4: 1e-3})
