@@ -27,7 +27,7 @@ from regraft.runtime import HOST, Bind, CheckedExecutable, Executable, Plan, Ste
 #: Ops that belong to every piece and are copied into it.
 _COPIED = Trait.CONSTANT_LIKE
 
-_DRAWS = "it draws from torch's generator: torch runs it, in eager's order"
+DRAWS = "it draws from torch's generator: torch runs it, in eager's order"
 
 
 @dataclass
@@ -95,7 +95,7 @@ def assign(
         elif last is not None and last.supports(op) is None:
             assignment.backend[op] = last
             for name, reason in reasons.items():
-                key = (op.name, name, _DRAWS if op.has(Trait.RANDOM) else reason)
+                key = (op.name, name, DRAWS if op.has(Trait.RANDOM) else reason)
                 assignment.fallbacks[key] = assignment.fallbacks.get(key, 0) + 1
         else:
             missing[op] = reasons

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from regraft.errors import OptionError
@@ -29,17 +30,17 @@ class Taylor:
             raise OptionError("no such forecast", "order", repr(self.order), "an integer from 0")
 
     def forecast(self, differences: Sequence[Tensor], weights: Tensor) -> Tensor:
-        """The output, given ``weights`` as ``weights_at`` has them."""
+        """The output, given ``weights`` as ``weights_at`` has them; it may be ``differences[0]`` itself."""
         found = differences[0]
         for i, difference in enumerate(differences[1:]):
-            found = found + difference * weights[i]
+            found = found + _product(difference, weights[i])
         return found
 
     def updated(self, differences: Sequence[Tensor], value: Tensor, rate: Tensor) -> list[Tensor]:
         """The differences after ``value`` was computed, ``rate`` being 1 by the steps since the last time."""
         found = [value]
         for old in differences[: self.order]:
-            found.append((found[-1] - old) * rate[0])
+            found.append(_product(found[-1] - old, rate[0]))
         return found
 
     def weights_at(self, ahead: int, computed: int) -> list[float]:
@@ -47,12 +48,18 @@ class Taylor:
         return [ahead**i / math.factorial(i) if i < computed else 0.0 for i in range(1, self.order + 1)]
 
 
+def _product(difference: Tensor, weight: Tensor) -> Tensor:
+    """``difference * weight``, 0 where the weight is: a difference not known yet may be infinite."""
+    return torch.where(weight != 0, difference * weight, 0.0)
+
+
 @dataclass(frozen=True)
 class Feedback:
     """Predicted by a module from what the block ``source`` gave in the step before.
 
     ``predict`` is called with that output and the arguments of the present call. (Inner loop feedback,
-    arXiv:2501.13107: the rest of the network runs on, from features that a small module foresees.)
+    arXiv:2501.13107: the rest of the network runs on, from features that a small module foresees.) The source
+    is computed at every step: it is none of the blocks that something stands for, and no probe.
     """
 
     predict: Callable[..., Any]
@@ -81,6 +88,12 @@ class Steps:
     """
 
     of: Mapping[str, Sequence[int]]
+
+    def __post_init__(self) -> None:
+        for name, steps in self.of.items():
+            wrong = [step for step in steps if type(step) is not int or step < 0]
+            if wrong:
+                raise OptionError(f"no such step of {name}", "of", repr(wrong[0]), "integers from 0")
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,13 @@ class StepGraph(nn.Module):
     """``model`` with each of ``blocks`` in its mode of ``modes``.
 
     A call takes, by block, the differences and the numbers, the values that are given, and the arguments of
-    the model; it returns the model's result and the new differences of the blocks that were computed.
+    the model; it returns the model's result and the new differences of the blocks that were computed. What
+    the model writes into a block's output is in neither these differences nor the values that are given.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[Block], modes: Sequence[Mode]) -> None:
         super().__init__()
+        self.training = False  # eval() would reach the user's modules
         self.model = model
         self.blocks = tuple(blocks)
         self.modes: tuple[Mode, ...] = tuple(modes)
@@ -72,6 +74,7 @@ class ProbeGraph(nn.Module):
 
     def __init__(self, model: nn.Module, block: Block) -> None:
         super().__init__()
+        self.training = False
         self.model = model
         self.block = block
 
@@ -95,7 +98,7 @@ def _forecast(
 ) -> Tensor:
     if isinstance(block.forecast, Taylor):
         return block.forecast.forecast(differences[block.name], numbers[block.name])
-    return block.forecast.predict(differences[block.forecast.source][0], *args, **kwargs)
+    return block.forecast.predict(differences[block.forecast.source][0].clone(), *args, **kwargs)
 
 
 @contextmanager
@@ -103,6 +106,8 @@ def observed(
     model: nn.Module, values: Mapping[str, Tensor], wanted: Sequence[str]
 ) -> Generator[dict[str, Tensor]]:
     """In the block the submodules ``values`` return those, and what the ``wanted`` ones return is collected.
+
+    Both are copies, since the model may write to what a submodule returns.
 
     Raises:
         OptionError: a block is called more than once, never, or returns something else than one tensor.
@@ -116,31 +121,33 @@ def observed(
         yield found
     never = [name for name in wanted if name not in found]
     if never:
-        raise _refusal(never[0], "is not called in a step")
+        raise _refusal(never[0], "is not called in a step (one that values decide over may not be)")
 
 
 class _Given:
-    """A ``forward`` that returns what it was given."""
+    """A ``forward`` that returns a copy of what it was given."""
 
     def __init__(self, value: Tensor) -> None:
         self._value = value
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self._value
+        return self._value.clone()
 
 
 @contextmanager
 def _replaced(block: nn.Module, value: Tensor) -> Generator[None]:
-    """In the block, a call of ``block`` computes nothing and returns ``value``."""
-    own = vars(block).get("forward")
-    vars(block)["forward"] = _Given(value)
+    """In the block, a call of ``block`` computes nothing and returns ``value``.
+
+    Its hooks do not run: what they do to an output is in ``value`` already.
+    """
+    names = ("forward", "_forward_hooks", "_forward_pre_hooks")
+    own = {name: vars(block)[name] for name in names if name in vars(block)}
+    vars(block).update(forward=_Given(value), _forward_hooks={}, _forward_pre_hooks={})
     try:
         yield
     finally:
-        if own is None:
-            del vars(block)["forward"]
-        else:
-            vars(block)["forward"] = own
+        del vars(block)["forward"]
+        vars(block).update(own)
 
 
 @contextmanager
@@ -150,7 +157,7 @@ def _watched(block: nn.Module, name: str, found: dict[str, Tensor]) -> Generator
             raise _refusal(name, "is called more than once in a step")
         if not isinstance(output, torch.Tensor):
             raise _refusal(name, f"returns a {type(output).__name__}, where one tensor is needed")
-        found[name] = output
+        found[name] = output.clone()
 
     handle = block.register_forward_hook(hook)
     try:

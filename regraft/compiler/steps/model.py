@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from regraft.compiler.api import compile as compile_model
+from regraft.compiler.capture.models import check_ready
+from regraft.compiler.partition import DRAWS
 from regraft.compiler.steps.caching import Every, Feedback, Probe, StepCache, Steps, Taylor
 from regraft.compiler.steps.graphs import Block, Mode, ProbeGraph, StepGraph, observed
-from regraft.errors import OptionError
+from regraft.compiler.trial import apart, copied, same_draws
+from regraft.errors import CaptureError, OptionError, ShapeError
 from regraft.numerics import relative_error
 from regraft.runtime import CompiledModel
 
@@ -85,6 +89,7 @@ class CompiledSteps:
     _graphs: Mapping[_Modes, CompiledModel]
     _probe: CompiledModel | None
     _example: Mapping[str, list[Tensor]]
+    _shapes: Mapping[str, torch.Size]
     report: StepReport
     step: int = 0
     _past: dict[str, _Past] = field(default_factory=dict[str, _Past])
@@ -101,11 +106,16 @@ class CompiledSteps:
         }
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's result at this step, of which some blocks may be forecast."""
+        """The model's result at this step, of which some blocks may be forecast.
+
+        Raises:
+            ShapeError: a tensor has another size than in the example; what a compiled model raises.
+        """
+        self._check_shapes(args, kwargs)
         modes, given = self._decided(args, kwargs)
         differences = {name: past.differences for name, past in self._past.items()}
         numbers = {
-            block.name: torch.tensor(self._numbers(block, mode))
+            block.name: torch.tensor(self._numbers(block, mode), dtype=self._precision(block))
             for block, mode in zip(self._blocks, modes, strict=True)
         }
         result, new = self._graphs[modes](differences, numbers, given, args, kwargs)
@@ -124,12 +134,26 @@ class CompiledSteps:
             return modes_of_probe(self._blocks, self._schedule, "computed"), {}
         assert self._probe is not None, "a schedule with a probe has its graph"
         (block,) = (each for each in self._blocks if each.name == self._schedule.block)
-        weights = torch.tensor(self._numbers(block, "forecast"))
+        weights = torch.tensor(self._numbers(block, "forecast"), dtype=self._precision(block))
         self.report.calls["probe"] += 1
         value, error = self._probe(self._past[block.name].differences, weights, args, kwargs)
         if error.item() < self._schedule.threshold:
             return modes_of_probe(self._blocks, self._schedule, "idle"), {}
         return modes_of_probe(self._blocks, self._schedule, "given"), {block.name: value}
+
+    def _check_shapes(self, args: Any, kwargs: Any) -> None:
+        for name, shape in shapes_of(args, kwargs).items():
+            expected = self._shapes.get(name, shape)
+            if shape != expected:
+                raise ShapeError(
+                    "the sizes of a step are those of the example; compile_steps with one of these sizes",
+                    name,
+                    str(list(expected)),
+                    str(list(shape)),
+                )
+
+    def _precision(self, block: Block) -> torch.dtype:
+        return precision_of(self._example.get(block.name, ()))
 
     def _numbers(self, block: Block, mode: Mode) -> list[float]:
         if not isinstance(block.forecast, Taylor):
@@ -143,28 +167,43 @@ class CompiledSteps:
     def measure(self, sample: Callable[[Callable[..., Any]], Any]) -> StepErrors:
         """Run ``sample``, which calls the denoiser that it is given in a loop, on the original and on this.
 
-        The errors are in the report too. ``sample`` draws no random numbers that differ from run to run.
+        The errors are in the report too. ``sample`` draws no random numbers that differ from run to run. What
+        the model writes to its buffers and parameters is undone after each run.
         """
         calls: list[tuple[Any, Any]] = []
         results: list[Any] = []
 
         def original(*args: Any, **kwargs: Any) -> Any:
-            calls.append((args, kwargs))
-            results.append(self._model(*args, **kwargs))
-            return results[-1]
+            calls.append(copied((args, kwargs)))
+            found = self._model(*args, **kwargs)
+            results.append(copied(found))
+            return found
 
         with torch.no_grad():
-            expected = sample(original)
-            self.reset()
-            steps = [
-                _error(self(*args, **kwargs), wanted)
-                for (args, kwargs), wanted in zip(calls, results, strict=True)
-            ]
-            self.reset()
-            found = sample(self)
-        self.reset()
+            with self._undone():
+                expected = copied(sample(original))
+            with self._undone():
+                steps = [
+                    _error(self(*args, **kwargs), wanted)
+                    for (args, kwargs), wanted in zip(calls, results, strict=True)
+                ]
+            with self._undone():
+                found = sample(self)
         self.report.errors = StepErrors(tuple(steps), _error(found, expected))
         return self.report.errors
+
+    @contextmanager
+    def _undone(self) -> Generator[None]:
+        """A generation of its own; the model's state is as before after it."""
+        effects = [graph.effects for graph in self._graphs.values() if graph.effects is not None]
+        state = [(tensor, tensor.clone()) for each in effects for tensor in each.state]
+        self.reset()
+        try:
+            yield
+        finally:
+            self.reset()
+            for tensor, before in state:
+                tensor.copy_(before)
 
 
 def _error(actual: Any, expected: Any) -> float:
@@ -177,6 +216,22 @@ def _error(actual: Any, expected: Any) -> float:
         ),
         default=0.0,
     )
+
+
+def shapes_of(args: Any, kwargs: Any) -> dict[str, torch.Size]:
+    """The shapes of the tensors of a call, by where they are: ``args[0]``, ``kwargs['mask']``."""
+    rows = pytree.tree_leaves_with_path({"args": tuple(args), "kwargs": dict(kwargs)})
+    return {_place(path): leaf.shape for path, leaf in rows if isinstance(leaf, Tensor)}
+
+
+def _place(path: Any) -> str:
+    return path[0].key + pytree.keystr(path[1:])
+
+
+def precision_of(differences: Sequence[Tensor]) -> torch.dtype:
+    """The dtype of what multiplies ``differences``: that of an f64 model must not be rounded to f32."""
+    double = any(each.dtype in (torch.float64, torch.complex128) for each in differences)
+    return torch.float64 if double else torch.float32
 
 
 # -- schedules -----------------------------------------------------------------------------------
@@ -199,7 +254,7 @@ def modes_of_probe(blocks: Sequence[Block], schedule: Probe, mode: Mode) -> _Mod
 
 
 def _modes(blocks: Sequence[Block], computed: set[str]) -> _Modes:
-    sources = {b.forecast.source for b in blocks if isinstance(b.forecast, Feedback)}
+    sources = _sources(blocks)
 
     def mode(block: Block) -> Mode:
         if block.name in sources:
@@ -209,6 +264,10 @@ def _modes(blocks: Sequence[Block], computed: set[str]) -> _Modes:
         return "forecast"
 
     return tuple(mode(block) for block in blocks)
+
+
+def _sources(blocks: Sequence[Block]) -> list[str]:
+    return list(dict.fromkeys(b.forecast.source for b in blocks if isinstance(b.forecast, Feedback)))
 
 
 def every_mode(schedule: Every | Steps | Probe, blocks: Sequence[Block]) -> list[_Modes]:
@@ -257,40 +316,107 @@ def compile_steps(
         options: as in ``regraft.compile``, for each graph.
 
     Raises:
-        OptionError: a block or a schedule does not fit the model; also what ``regraft.compile`` raises.
+        OptionError: a block or a schedule does not fit the model, or the model is in training mode; also
+            what ``regraft.compile`` raises.
     """
+    _check_options(options)
+    check_ready(model)
     given = dict(kwargs or {})
     blocks = _blocks(model, cache)
     schedule = _checked(cache.schedule, blocks)
-    with torch.no_grad(), observed(model, {}, [b.name for b in blocks]) as outputs:
-        model(*args, **given)
+    outputs = _outputs(model, blocks, args, given)
     example = {
-        b.name: [outputs[b.name].detach()] * (b.forecast.order + 1)
-        for b in blocks
-        if isinstance(b.forecast, Taylor)
+        b.name: [outputs[b.name]] * (b.forecast.order + 1) for b in blocks if isinstance(b.forecast, Taylor)
     }
     numbers = {
-        b.name: torch.zeros(max(b.forecast.order, 1) if isinstance(b.forecast, Taylor) else 1) for b in blocks
+        b.name: torch.zeros(
+            max(b.forecast.order, 1) if isinstance(b.forecast, Taylor) else 1,
+            dtype=precision_of(example.get(b.name, ())),
+        )
+        for b in blocks
     }
     own = {name: [each.clone() for each in row] for name, row in example.items()}
     graphs: dict[_Modes, CompiledModel] = {}
     for modes in every_mode(schedule, blocks):
         known = {b.name: outputs[b.name].clone() for b, m in zip(blocks, modes, strict=True) if m == "given"}
-        graph = StepGraph(model, blocks, modes).eval()
-        graphs[modes] = compile_model(graph, (own, numbers, known, tuple(args), given), **options)
+        arguments = (own, numbers, known, tuple(args), given)
+        graphs[modes] = _graph(StepGraph(model, blocks, modes), blocks, arguments, options)
+        if isinstance(schedule, Probe):
+            _check_repeatable(graphs[modes])
     probe = None
     if isinstance(schedule, Probe):
         (block,) = (b for b in blocks if b.name == schedule.block)
         arguments = (own[block.name], numbers[block.name], tuple(args), given)
-        probe = compile_model(ProbeGraph(model, block).eval(), arguments, **options)
+        probe = _graph(ProbeGraph(model, block), blocks, arguments, options)
     reports = {described(blocks, modes): graph.report for modes, graph in graphs.items()}
     if probe is not None:
         reports["probe"] = probe.report
     report = StepReport(reports, dict.fromkeys(reports, 0))
-    compiled = CompiledSteps(model, blocks, schedule, graphs, probe, example, report)
+    shapes = shapes_of(args, given)
+    compiled = CompiledSteps(model, blocks, schedule, graphs, probe, example, shapes, report)
     if sample is not None:
         compiled.measure(sample)
     return compiled
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what would need other sizes, or a switch that the graphs of a step share."""
+    ways_out = {
+        "batch": "None: the sizes of a step are fixed",
+        "dynamic_shapes": "None: the sizes of a step are fixed",
+        "adapters": "None: merge an adapter into the weights before",
+    }
+    for name, way_out in ways_out.items():
+        if options.get(name) is not None:
+            raise OptionError(f"compile_steps has no option {name}", name, repr(options[name]), way_out)
+
+
+def _outputs(
+    model: nn.Module, blocks: Sequence[Block], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Mapping[str, Tensor]:
+    """What the blocks give for the example; the model, its arguments and torch's generator are as before."""
+    state = [name for name, _ in model.named_buffers()]
+    own_args, own_kwargs = copied((tuple(args), dict(kwargs)))
+    wanted = [b.name for b in blocks]
+    with torch.no_grad(), same_draws(), apart(model, state), observed(model, {}, wanted) as outputs:
+        model(*own_args, **own_kwargs)
+    return outputs
+
+
+def _graph(
+    module: nn.Module, blocks: Sequence[Block], arguments: tuple[Any, ...], options: Mapping[str, Any]
+) -> CompiledModel:
+    try:
+        return compile_model(module, arguments, **options)
+    except CaptureError as error:
+        at = (error.location or "").rpartition(" in model.")[2]
+        if any(at == b.name or at.startswith(f"{b.name}.") for b in blocks):
+            always = (
+                f"a block is called at every step: one that values decide over, as {at} may be, cannot be"
+            )
+            error.hint = always if error.hint is None else f"{error.hint}; {always}"
+        raise
+
+
+def _check_repeatable(graph: CompiledModel) -> None:
+    """Refuse a model of which a step cannot run a part twice.
+
+    Raises:
+        OptionError: it writes to what it is given or to its state, or draws random numbers.
+    """
+    reason = None
+    if graph.effects is not None and graph.effects.writes:
+        written = {graph.effects.names[target] for target in graph.effects.writes.values()}
+        reason = f"writes to {', '.join(sorted(written))}"
+    elif any(why == DRAWS for _, _, why in graph.report.fallbacks):
+        reason = "draws random numbers"
+    if reason is not None:
+        raise OptionError(
+            f"the model {reason}, and a probe runs a part of each step twice",
+            "schedule",
+            "a Probe",
+            "Every or Steps for such a model",
+        )
 
 
 def _blocks(model: nn.Module, cache: StepCache) -> tuple[Block, ...]:
@@ -303,11 +429,17 @@ def _blocks(model: nn.Module, cache: StepCache) -> tuple[Block, ...]:
         if twice:
             raise OptionError("two patterns name one block", "blocks", repr(twice[0]), "each block once")
         found |= {name: Block(name, forecast) for name in own}
-    for forecast in cache.blocks.values():
-        if isinstance(forecast, Feedback) and forecast.source not in found:
-            if forecast.source not in names:
-                raise _no_block(forecast.source)
-            found[forecast.source] = Block(forecast.source, Taylor(0))
+    for source in _sources(tuple(found.values())):
+        if source not in names:
+            raise _no_block(source)
+        if source in found:
+            raise OptionError(
+                "the source of feedback is computed at every step, so that nothing stands for it",
+                "blocks",
+                repr(source),
+                "a source that is none of the blocks",
+            )
+        found[source] = Block(source, Taylor(0))
     nested = [name for name in found for other in found if name.startswith(f"{other}.")]
     if nested:
         raise OptionError(
@@ -332,22 +464,39 @@ def _no_block(name: str) -> OptionError:
 
 def _checked(schedule: Every | Steps | Probe, blocks: Sequence[Block]) -> Every | Steps | Probe:
     """``schedule`` with the names of blocks in place of patterns."""
-    names = [b.name for b in blocks]
+    sources = _sources(blocks)
+    names = [b.name for b in blocks if b.name not in sources]
     if isinstance(schedule, Probe):
-        forecast = next((b.forecast for b in blocks if b.name == schedule.block), None)
-        if not isinstance(forecast, Taylor):
-            raise OptionError(
-                "the probe is no block with a forecast", "block", repr(schedule.block), "one of the blocks"
-            )
+        _check_probe(schedule, blocks, names)
         return schedule
     if isinstance(schedule, Every):
         return schedule
     found: dict[str, Sequence[int]] = {}
     for pattern, steps in schedule.of.items():
-        found |= dict.fromkeys(_matching(pattern, names), tuple(steps))
-    late = [b.name for b in blocks if 0 not in found.get(b.name, ())]
+        own = _matching(pattern, names)
+        twice = [name for name in own if name in found]
+        if twice:
+            raise OptionError("two patterns name one block", "of", repr(twice[0]), "each block once")
+        found |= dict.fromkeys(own, tuple(steps))
+    late = [name for name in names if 0 not in found.get(name, ())]
     if late:
         raise OptionError(
             f"nothing is known of {late[0]} at the first step", "of", repr(dict(schedule.of)), "step 0 in all"
         )
     return Steps(found)
+
+
+def _check_probe(schedule: Probe, blocks: Sequence[Block], names: Sequence[str]) -> None:
+    """Refuse a probe that has no forecast, or none to decide about; ``names`` are the blocks but sources."""
+    forecast = next((b.forecast for b in blocks if b.name == schedule.block and b.name in names), None)
+    if not isinstance(forecast, Taylor):
+        raise OptionError(
+            "the probe is no block with a forecast",
+            "block",
+            repr(schedule.block),
+            "one of the blocks, with a Taylor, and no source of feedback",
+        )
+    if len(names) == 1:
+        raise OptionError(
+            "there is no block but the probe", "blocks", repr(schedule.block), "blocks that it decides about"
+        )
