@@ -199,3 +199,27 @@ def test_the_plans_own_name_is_taken() -> None:
 
     with pytest.raises(OptionError, match="control flow has this one"):
         regraft.compile(Exits().eval(), (X,), backends=[Named()])
+
+
+class ManyExits(nn.Module):
+    """Exits in each other, deeper than an ONNX file can be."""
+
+    def forward(self, x: Tensor, limit: Tensor) -> Tensor:
+        for i in range(31):
+            if x.sum() > limit + i:
+                return x * i
+            x = x + 1
+        return x
+
+
+def test_the_plan_decides_what_is_too_deep_for_a_file(tmp_path: Path) -> None:
+    x, limit = torch.arange(6.0), torch.tensor(5.0)
+    model = ManyExits().eval()
+    compiled = regraft.compile(model, (x, limit), backends=("ort",))
+    assert compiled.report.to_dict()["executors"]["host"] == 2
+    for value in (x, -x, x - 10, x - 100):
+        assert torch.equal(compiled(value, limit), model(value, limit))
+    with pytest.raises(UnsupportedOpError, match=r"cf\.cond") as caught:
+        regraft.export_onnx(model, (x, limit), tmp_path / "exits.onnx")
+    assert "31 deep in each other, and an ONNX file holds 29" in str(caught.value)
+    assert f"{Path(__file__).name}:" in str(caught.value)

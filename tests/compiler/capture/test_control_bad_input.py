@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +117,112 @@ class Counter:
         self.count += 1
 
 
+class Slotted:
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def up(self) -> int:
+        self.count += 1
+        return self.count
+
+
 def changes_an_object(x: Tensor) -> Tensor:
     counter = Counter()
     if x.sum() > 0:
         counter.up()
     return x * counter.count
+
+
+def changes_an_object_with_slots(x: Tensor) -> Tensor:
+    counter = Slotted()
+    while x.abs().max() > 0.5:
+        counter.up()
+        x = x * 0.5
+    return x * counter.count
+
+
+def changes_the_object_of_a_method(x: Tensor) -> Tensor:
+    up = Slotted().up
+    if x.sum() > 0:
+        up()
+    return x * up()
+
+
+def changes_a_closure(x: Tensor) -> Tensor:
+    count = 0
+
+    def up() -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    while True:
+        x = x * up() + 1
+        if x.sum() > 100:
+            break
+    return x
+
+
+def takes_from_a_list_in_a_loop(x: Tensor) -> Tensor:
+    values = iter([1.0, 2.0, 3.0, 4.0, 5.0])
+    while True:
+        x = x * next(values) + 1
+        if x.sum() > 100:
+            break
+    return x
+
+
+def counts_in_an_arm(x: Tensor) -> Tensor:
+    values = itertools.count(1)
+    if x.sum() > 0:
+        x = x * next(values)
+    return x + next(values)
+
+
+def takes_in_an_expression(x: Tensor) -> Tensor:
+    values = iter({1.0: None, 2.0: None})
+    return x * (next(values) if x.sum() > 0 else 3.0) + next(values)
+
+
+def takes_of_an_iterator_of_iterators(x: Tensor) -> Tensor:
+    values = enumerate(map(float, zip_of_one(range(5))))
+    if x.sum() > 0:
+        x = x * next(values)[1]
+    return x + next(values)[1]
+
+
+def zip_of_one(values: Iterable[int]) -> Iterator[int]:
+    return itertools.chain.from_iterable(zip(values))
+
+
+def constants() -> Iterator[float]:
+    yield 1.0
+    yield 2.0
+    yield 3.0
+
+
+def powers() -> Iterator[float]:
+    value = 1.0
+    while True:
+        value = value * 2
+        yield value
+
+
+def takes_of_a_generator(x: Tensor) -> Tensor:
+    values = constants()
+    if x.sum() > 0:
+        x = x * next(values)
+    return x + next(values)
+
+
+def takes_of_an_endless_generator(x: Tensor) -> Tensor:
+    values = powers()
+    x = x + next(values)
+    if x.sum() > 0:
+        x = x * next(values)
+    return x + next(values)
 
 
 EXECUTED: dict[str, Any] = {}
@@ -144,6 +246,15 @@ REFUSED = [
     (a_condition_in_a_comprehension, "a condition in a comprehension cannot be converted"),
     (in_a_try, "a decision inside `try` cannot be converted"),
     (changes_an_object, "'counter.count' changes where a tensor decides"),
+    (changes_an_object_with_slots, "'counter.count' changes where a tensor decides"),
+    (changes_the_object_of_a_method, "'up.count' changes where a tensor decides"),
+    (changes_a_closure, "'count of up' changes where a tensor decides"),
+    (takes_from_a_list_in_a_loop, "'values' is advanced where a tensor decides"),
+    (counts_in_an_arm, "'values' is advanced where a tensor decides"),
+    (takes_in_an_expression, "'values' is advanced where a tensor decides"),
+    (takes_of_an_iterator_of_iterators, "'values' is advanced where a tensor decides"),
+    (takes_of_a_generator, "'values' is advanced where a tensor decides"),
+    (takes_of_an_endless_generator, "'values' is advanced where a tensor decides"),
     (lambda x: EXECUTED["without_source"](x), "the function has no source"),
 ]
 
@@ -197,6 +308,24 @@ def writes_to_its_argument(x: Tensor) -> Tensor:
     return x + 1
 
 
+def takes_outside_the_arms(x: Tensor) -> Tensor:
+    """Closures, iterators and slots are in reach of both arms and change in none."""
+    counter, values, more, seen = Slotted(), iter([1.0, 2.0, 3.0]), powers(), 0
+
+    def scaled(y: Tensor) -> Tensor:
+        return y * (counter.count + seen + 1)
+
+    for _ in range(2):
+        seen = counter.up()
+        x = x + next(values) - next(more)
+        if x.sum() > 0:
+            x = scaled(x)
+        else:
+            inner = iter([3.0])
+            x = x - next(inner)
+    return x
+
+
 def compares(x: Tensor) -> Tensor:
     """Conditions that are false, or true, of a number that is none."""
     top = x.max()
@@ -209,7 +338,10 @@ def compares(x: Tensor) -> Tensor:
     return y * 3 if top else y
 
 
-@pytest.mark.parametrize("model", [to_a_depth, sizes_that_differ, two_lengths, writes_to_its_argument])
+@pytest.mark.parametrize(
+    "model",
+    [to_a_depth, sizes_that_differ, two_lengths, writes_to_its_argument, takes_outside_the_arms],
+)
 def test_works(model: Any) -> None:
     check_calls(model, (UP,), [(x * scale,) for x in (UP, DOWN) for scale in (0.1, 1.0, 4.0)])
 

@@ -54,6 +54,10 @@ LOWERINGS: Mapping[str, Lowering] = {
 #: Handled by the emitter itself.
 STRUCTURAL = ("rg.const", "cf.yield")
 
+#: Subgraphs in each other. Protobuf reads messages 100 deep, of which each takes three and the type of the
+#: innermost value five; and a lowering may put two of its own into it.
+_DEEPEST = 29
+
 
 def lowering_of(op: Op) -> Lowering | None:
     """How ``op`` is emitted: by the table, or as a user's op says itself."""
@@ -78,6 +82,9 @@ def can_write(op: Op) -> str | None:
             return f"ONNX Runtime has no tensors of type {value.tensor.dtype.value}"
         if value.tensor.device != "cpu":
             return f"it runs on {value.tensor.device}, this back end on cpu"
+    depth = _depth(op)
+    if depth > _DEEPEST:
+        return f"conditions and loops are {depth} deep in each other, and an ONNX file holds {_DEEPEST}"
     for region in op.regions:
         for inner in region.ops:
             reason = can_write(inner)
@@ -93,6 +100,14 @@ def can_write(op: Op) -> str | None:
     if lowering is None:
         return "there is no lowering to ONNX"
     return _kernels(op, lowering) or lowering.check(op)
+
+
+def _depth(op: Op) -> int:
+    """How many subgraphs are in each other where ``op`` is emitted."""
+    if not op.regions:
+        return 0
+    own = len(op.attr("cuts")).bit_length() if op.name == "rg.alt" else 1
+    return own + max((_depth(inner) for region in op.regions for inner in region.ops), default=0)
 
 
 def _kernels(op: Op, lowering: Lowering) -> str | None:

@@ -164,10 +164,7 @@ def run_arm(
     saved.restore()
     changed = watch.changed()
     if changed is not None:
-        refuse(
-            f"'{changed}' changes where a tensor decides, in a function that is called from there",
-            "return the new value instead, or change it in the function where the tensor decides",
-        )
+        refuse(changed.reason, changed.hint)
     return outcome
 
 
