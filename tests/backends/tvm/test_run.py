@@ -270,8 +270,9 @@ FORKS = """
 import os
 import time
 
+from regraft.backends import backend
 
-builder = Builder()
+builder = backend("tvm")._builder
 worker = builder._running().pid
 with builder._lock:
     child = os.fork()
