@@ -12,7 +12,7 @@ nothing, join any number of them. What is a result, or read by a product or as a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,14 +81,14 @@ class Clusters:
     memories: Mapping[Value, Value]
 
 
-def form(function: Function) -> Clusters:
-    """The kernels of ``function``."""
-    return _Forming(function).run()
+def form(function: Function, alone: Collection[Op] = ()) -> Clusters:
+    """The kernels of ``function``; no op follows the products in ``alone`` in their kernel."""
+    return _Forming(function, alone).run()
 
 
 class _Forming:
-    def __init__(self, function: Function) -> None:
-        self.function = function
+    def __init__(self, function: Function, alone: Collection[Op]) -> None:
+        self.function, self.alone = function, alone
         self.ops = [op for op in function.body.ops if _is_computed(op)]
         self.homes: dict[Op, frozenset[Cluster]] = {}
         """The kernels in which an op is inlined; none for a view that is only another shape of memory."""
@@ -148,7 +148,7 @@ class _Forming:
 
     def _can_anchor(self, op: Op, wanted: frozenset[Cluster]) -> bool:
         """Whether all that follows ``op`` in the one kernel that wants it is elementwise."""
-        if len(wanted) != 1:
+        if len(wanted) != 1 or op in self.alone:
             return False
         (cluster,) = wanted
         if not self._in_step(op.result, cluster):

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from regraft.backends.tvm import building, tune
-from regraft.backends.tvm.cluster import Cluster
+from regraft.backends.tvm.cluster import Cluster, form
 from regraft.backends.tvm.cpu import Cpu
 from regraft.backends.tvm.following import kernel_key, problem_of_cluster, title
 from regraft.backends.tvm.packing import Packing
 from regraft.backends.tvm.problems import rows_of
 from regraft.backends.tvm.space import Config
 from regraft.backends.tvm.templates import TYPICAL_ROWS, Problem, Template, template_for
-from regraft.ir import Dim
+from regraft.errors import BackendError
+from regraft.ir import Dim, Function, Op
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,32 @@ class Products:
             for a in template.arguments(problem, config)
         )
         return BuiltProduct(function, tuple(parameters), self._facts(problem, template, config))
+
+    def alone(self, function: Function) -> list[Op]:
+        """The products in ``function`` whose kernel TVM builds with nothing of what would follow them."""
+        found: list[Op] = []
+        refused: dict[str, bool] = {}
+        for cluster in form(function).steps:
+            if not (isinstance(cluster, Cluster) and cluster.is_closed) or cluster.root is cluster.anchor:
+                continue
+            problem = problem_of_cluster(cluster)
+            key = kernel_key(problem)
+            if key not in refused:
+                refused[key] = self._refuses(problem, cluster)
+            if refused[key]:
+                found.extend(cluster.products)
+        return found
+
+    def _refuses(self, problem: Problem, cluster: Cluster) -> bool:
+        template = template_for(problem, self.cpu)
+        assert template is not None, "what no template takes is expanded"
+        try:
+            building.build([template.build(problem, template.default(problem, self.cpu), "tried")])
+        except BackendError as error:
+            ops = ", ".join(f"{op.name} at {op.loc}" for op in cluster.inlined)
+            self.notes.append(f"what follows a product has kernels of its own, of {ops}: {error.message}")
+            return True
+        return False
 
     def _built(self, problem: Problem, template: Template, name: str) -> tuple[Config, Any]:
         default = template.default(problem, self.cpu)

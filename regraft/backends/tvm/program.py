@@ -7,7 +7,7 @@ one kernel: a model of equal layers has the kernels of one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from regraft.backends.tvm.cluster import Check, Cluster, symbols_of
 from regraft.backends.tvm.following import values_of
 from regraft.backends.tvm.packing import Packing
 from regraft.backends.tvm.products import BuiltProduct, Products
-from regraft.ir import Constant, Dim, DType, Function, Symbol, Trait, Value, symbols_in
+from regraft.ir import Constant, Dim, DType, Function, Op, Symbol, Trait, Value, symbols_in
 
 #: A kernel that no name tells: kernels are named by their number, calls of them by their ops.
 _KERNEL = "kernel_{}"
@@ -37,9 +37,12 @@ class Program:
     functions: Mapping[str, Any]
 
 
-def assemble(function: Function, products: Products) -> Program:
-    """The program of ``function``, whose ops all have lowerings; ``products`` builds kernels of templates."""
-    return _Assembly(function, products).run()
+def assemble(function: Function, products: Products, alone: Collection[Op] = ()) -> Program:
+    """The program of ``function``, whose ops all have lowerings; ``products`` builds kernels of templates.
+
+    No op follows the products in ``alone`` in their kernel.
+    """
+    return _Assembly(function, products).run(alone)
 
 
 @dataclass
@@ -52,8 +55,8 @@ class _Assembly:
     functions: dict[str, Any] = field(default_factory=dict[str, Any])
     known: dict[str, tuple[str, kernels.Built | BuiltProduct]] = field(default_factory=dict[str, Any])
 
-    def run(self) -> Program:
-        formed = clusters.form(self.function)
+    def run(self, alone: Collection[Op]) -> Program:
+        formed = clusters.form(self.function, alone)
         for number, value in enumerate(self.function.args):
             self._buffer(value, {"input": number})
         for op in self.function.body.ops:

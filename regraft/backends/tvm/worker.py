@@ -91,14 +91,13 @@ def build(text: str, cpu: Cpu, configs: Mapping[str, Sequence[str]], folder: Pat
     """The program of the one function in ``text``, its kernels in a shared object in ``folder``.
 
     ``configs`` has for kernels of templates, by their keys, the configs to take, the best first; where the
-    kernels do not build with the first ones, each takes its own first one that builds.
+    kernels do not build with the first ones, each takes its own first one that builds, and a product that
+    does not build with what follows it has a kernel of its own.
     """
     parsed = {key: [Config.parse(each) for each in listed] for key, listed in configs.items()}
     try:
         return _built(text, cpu, parsed, folder, is_careful=False)
     except BackendError:
-        if not configs:
-            raise
         return _built(text, cpu, parsed, folder, is_careful=True)
 
 
@@ -110,7 +109,8 @@ def _built(
     from regraft.backends.tvm.program import assemble
 
     products = Products(cpu, configs, is_careful, [])
-    program = assemble(_function(text), products)
+    function = _function(text)
+    program = assemble(function, products, products.alone(function) if is_careful else ())
     answer = {"program": program.record, "library": None, "notes": products.notes}
     if not program.functions:
         return answer
