@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Mapping
 from functools import reduce
 from itertools import takewhile
@@ -13,7 +14,7 @@ from typing import Any
 
 from regraft.compiler.capture.sizes import Sizes
 from regraft.errors import CaptureError
-from regraft.ir import Builder, Dim, DType, Symbol, TensorType, Value, dims
+from regraft.ir import Builder, Dim, DType, Location, Symbol, TensorType, Value, dims
 
 #: Op -> the operand of which it gives a part.
 _PART_OF = {
@@ -31,6 +32,9 @@ _COMPARISONS: Mapping[str, str] = {
     "Equality": "eq",
     "Unequality": "ne",
 }
+
+#: How torch begins a message where the model gives none.
+_TORCHS = "Runtime assertion failed for expression"
 
 _CONNECTIVES: Mapping[str, str] = {"And": "logical_and", "Or": "logical_or"}
 
@@ -95,7 +99,21 @@ def check_sizes(condition: Any, sizes: Sizes, builder: Builder, message: str) ->
     """
     name = _COMPARISONS.get(type(condition).__name__)
     if name is None or not _is_proved(name, *_sides(condition, sizes)):
+        if message.startswith(_TORCHS):
+            message = _unfit(condition, sizes, builder.loc)
         builder.rg.check(truth(condition, sizes, builder), message)
+
+
+def _unfit(condition: Any, sizes: Sizes, loc: Location) -> str:
+    """What a call that fails says in place of torch's own text, which names nodes and symbols of its own."""
+    holds = str(condition)
+    if type(condition).__name__ in _COMPARISONS:
+        left, right = _sides(condition, sizes)
+        holds = f"{left} {condition.rel_op} {right}"
+    source = linecache.getline(loc.file, loc.line).strip()
+    # torch asserts where the last of the sizes is made, not where it needs them.
+    place = f", of which the last is made at {loc.file}:{loc.line}: {source}" if loc.file else ""
+    return f"sizes that values decide do not fit: {holds} must hold{place}"
 
 
 def truth(condition: Any, sizes: Sizes, builder: Builder) -> Value:

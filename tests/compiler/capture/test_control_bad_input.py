@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import regraft
-from regraft.errors import CaptureError
+from regraft.errors import CaptureError, RegraftError
 from tests.compiler.capture.running import check_calls, compiled, rows
 
 HERE = Path(__file__).name
@@ -353,3 +353,24 @@ def test_what_is_no_number_decides_as_in_eager(backend: str) -> None:
         x = UP.clone()
         x[2, 1] = value
         torch.testing.assert_close(made(x), compares(x), equal_nan=True)
+
+
+def least_of_a_part(x: Tensor, n: Tensor) -> Tensor:
+    return x[: int(n)].amin()
+
+
+def two_parts(x: Tensor, n: Tensor) -> Tensor:
+    return x[int(n) :] + x[: int(n)]
+
+
+def test_sizes_that_do_not_fit_are_named_with_their_line() -> None:
+    x = torch.arange(6.0)
+    made = compiled(least_of_a_part, (x, torch.tensor(3)), "ort")
+    line = least_of_a_part.__code__.co_firstlineno + 1
+    words = rf"len0 >= 1 must hold, .*{HERE}:{line}: return x\[: int\(n\)\].amin"
+    with pytest.raises(RegraftError, match=words):
+        made(x, torch.tensor(0))
+    checks = str(compiled(two_parts, (x, torch.tensor(3)), "ort").ir)
+    assert "sizes that values decide do not fit: len0 == len1 must hold, " in checks
+    assert "return x[int(n) :] + x[: int(n)]" in checks
+    assert "Runtime assertion" not in checks
