@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -18,20 +17,26 @@ Values = tuple[Tensor, ...]
 ENDLESS = 200
 
 
-@dataclass(slots=True)  # the frames of the double count as the model
-class BothPaths:
-    """Counts what a trace would record.
+class Counts:
+    """What a trace would record.
 
     Fields:
         conditions, loops: how many there were, thrown away ones left out.
         deepest: how many conditions were inside one another.
     """
 
-    conditions: int = 0
-    loops: int = 0
-    deepest: int = 0
-    depth: int = 0
-    silent: int = 0
+    conditions = 0
+    loops = 0
+    deepest = 0
+    depth = 0
+    silent = 0
+
+
+class BothPaths:
+    """Counts in a class of its own: its frames count as the model's, whose objects an arm must not change."""
+
+    def __init__(self) -> None:
+        self.counts: type[Counts] = type("Counts", (Counts,), {})
 
     def undecided(self, value: object) -> bool:
         return isinstance(value, Tensor)
@@ -39,12 +44,12 @@ class BothPaths:
     def cond(
         self, pred: Any, then: Callable[[], Sequence[Tensor]], otherwise: Callable[[], Sequence[Tensor]]
     ) -> Values:
-        if not self.silent:
-            self.conditions += 1
-            self.depth += 1
-            self.deepest = max(self.deepest, self.depth)
+        if not self.counts.silent:
+            self.counts.conditions += 1
+            self.counts.depth += 1
+            self.counts.deepest = max(self.counts.deepest, self.counts.depth)
         first, second = tuple(then()), tuple(otherwise())
-        self.depth -= not self.silent
+        self.counts.depth -= not self.counts.silent
         assert [(t.dtype, t.dim()) for t in first] == [(t.dtype, t.dim()) for t in second]
         return first if bool(pred) else second
 
@@ -55,7 +60,7 @@ class BothPaths:
         carried: Sequence[Tensor],
         limit: int | None = None,
     ) -> Values:
-        self.loops += not self.silent
+        self.counts.loops += not self.counts.silent
         now, types = tuple(carried), [(t.dtype, t.dim()) for t in carried]
         for _ in range(ENDLESS):
             if not test(now):
@@ -66,11 +71,11 @@ class BothPaths:
 
     @contextmanager
     def thrown_away(self) -> Generator[None]:
-        self.silent += 1
+        self.counts.silent += 1
         try:
             yield
         finally:
-            self.silent -= 1
+            self.counts.silent -= 1
 
 
 def converted(function: Any, limit: int | None = None) -> tuple[Any, BothPaths, control.Converted]:

@@ -368,7 +368,7 @@ def test_exits_nest_and_nothing_is_written_twice() -> None:
     run, traced, _ = converted(twelve_exits)
     for value in VALUES:
         assert plain(run(tensor(value))) == plain(twelve_exits(tensor(value)))
-    assert (traced.conditions, traced.deepest) == (12 * len(VALUES), 12)
+    assert (traced.counts.conditions, traced.counts.deepest) == (12 * len(VALUES), 12)
 
 
 def twelve_exits(x):
