@@ -177,8 +177,6 @@ class Compilation:
         """Partition the module, lower its pieces and join them into a plan."""
         function: Function = self.module.main
         eager = backend("eager")
-        # Arguments that are returned as they are come last, and no plan computes them.
-        results = function.results[: len(function.results) - len(function.signature.returned)]
         spent = sum(seconds for name, seconds in self.report.passes if name == ChooseForms.name)
         tuning = self.options.kernel_tuning(spent, self.report.notes)
         folder = cache_path(self.options.cache)
@@ -186,6 +184,8 @@ class Compilation:
         options = LowerOptions(self.options.threads, tuning=tuning, code=code)
 
         def plan_of(assignment: Assignment) -> Plan:
+            # Arguments that are returned as they are come last, and no plan computes them.
+            results = function.results[: len(function.results) - len(function.signature.returned)]
             return make_plan(function, cut(function, assignment), eager, store, options, results)
 
         with self.phases.phase("partition"):

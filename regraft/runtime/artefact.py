@@ -298,10 +298,11 @@ def read(folder: Path, *, allow_native: bool, added: Added | None = None) -> Con
 
 def _function_from(record: Mapping[str, Any], reader: _Reader, allow_native: bool) -> Contents:
     loader = _Loader(reader, allow_native)
-    plan = _plan_from(record["plan"], loader)
     signature = signature_from(record["signature"])
     written = record.get("effects")
     effects = None if written is None else _effects_from(written, signature, reader)
+    state = () if effects is None else effects.state
+    plan = _plan_from(record["plan"], len(signature.tensors) + len(state), loader)
     adapters = tuple(str(name) for name in record.get("adapters", ()))
     _check_fit(signature, plan, effects)
     _check_adapters(adapters, effects)
@@ -331,9 +332,6 @@ def _check_fit(signature: Signature, plan: Plan, effects: Effects | None) -> Non
         NameError: a size names a symbol that no input defines.
     """
     tensors = signature.tensors
-    state = () if effects is None else effects.state
-    inputs = len(tensors) + len(state)
-    _require(plan.inputs == inputs, "the plan and the signature differ in the number of inputs")
     flat = len(plan.results) if effects is None else _check_effects(effects, len(tensors), plan)
     _require(effects is not None or not signature.returned, "nothing returns the arguments")
     for symbol in signature.symbols:
@@ -405,7 +403,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _plan_from(record: Mapping[str, Any], loader: _Loader) -> Plan:
+def _plan_from(record: Mapping[str, Any], inputs: int, loader: _Loader) -> Plan:
+    """The plan of a record, for a call with ``inputs`` tensors."""
+    given, slots = ints((record["inputs"], record["slots"]))
+    _require(given == inputs, "a plan and its call differ in the number of inputs")
     steps = tuple(
         Step(
             loader.executable(step),
@@ -416,7 +417,6 @@ def _plan_from(record: Mapping[str, Any], loader: _Loader) -> Plan:
         )
         for step in record["steps"]
     )
-    inputs, slots = ints((record["inputs"], record["slots"]))
     plan = Plan(inputs, slots, steps, ints(record["results"]))
     _check_slots(plan)
     return plan
@@ -451,7 +451,7 @@ class _Loader:
     def _loaded(self, backend: str, step: Mapping[str, Any]) -> Executable:
         if backend == HOST:
             inputs = len(step["inputs"])
-            return load_host(step["record"], inputs, self.reader, lambda record: _plan_from(record, self))
+            return load_host(step["record"], inputs, self.reader, partial(_plan_from, loader=self))
         if backend not in LOADERS:
             return _loaded_by(self.reader.added.loader(backend), backend, step["record"], self.reader)
         executable = import_module(LOADERS[backend]).load(step["record"], self.reader)

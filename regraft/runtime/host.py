@@ -110,16 +110,19 @@ def load(
     record: Mapping[str, Any],
     inputs: int,
     reader: ArtefactReader,
-    plan_from: Callable[[Mapping[str, Any]], Plan],
+    plan_from: Callable[[Mapping[str, Any], int], Plan],
 ) -> HostExecutable:
     """The executable that ``save`` wrote, which is called with ``inputs`` tensors.
+
+    ``plan_from`` makes the plan of a record, for so many inputs.
 
     Raises:
         LookupError, TypeError, ValueError, ArtefactError: it is not a record of ours.
     """
-    blocks = tuple(Block(plan_from(b["plan"]), binds_from(b["binds"])) for b in record["blocks"])
     constants = tuple((str(name), reader.tensor(str(name))) for name in record["constants"])
     operands, keeps = ints(record["operands"]), ints(record["keeps"])
+    arguments = len(operands) - (record["op"] == "cf.cond")  # the predicate is for the plan alone
+    blocks = tuple(Block(plan_from(b["plan"], arguments), binds_from(b["binds"])) for b in record["blocks"])
     executable = HostExecutable(record["op"], blocks, operands, keeps, constants, dict(record["details"]))
     if not set(operands) <= set(range(inputs + len(constants))):
         raise ValueError(f"an operand of {executable.op} is no input")

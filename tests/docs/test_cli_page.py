@@ -30,7 +30,9 @@ def test_console_blocks_show_what_is_printed(
     monkeypatch.setenv("REGRAFT_CACHE_DIR", str(tmp_path / "cache"))
     # What is chosen on the page must not depend on how busy a machine is.
     seconds = [13.5e-6] * 3, [9.1e-6] * 3
-    monkeypatch.setattr("regraft.compiler.choose.tune.interleaved", lambda calls: (seconds, seconds[0]))
+    monkeypatch.setattr(
+        "regraft.compiler.choose.tune.interleaved", lambda calls, clock: (seconds, seconds[0])
+    )
     monkeypatch.setattr(sys, "path", list(sys.path))
     page = PAGE.read_text(encoding="utf-8")
     name, code = MODEL.findall(page)[0]

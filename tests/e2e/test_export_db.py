@@ -40,7 +40,6 @@ class Refusal:
 
 #: Every example that is not here runs.
 REFUSED: Mapping[str, Refusal] = {
-    "assume_constant_result": Refusal("up to a number that only a call knows", "self.get_item(y)", "a mask"),
     "dynamic_shape_round": Refusal("dynamic_shapes do not fit the model", None, "Dim.AUTO"),
     "model_attr_mutation": Refusal(
         "writes to its attribute 'attr_list'", "self.attr_list = self.recreate_list()", "return the new value"

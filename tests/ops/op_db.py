@@ -77,7 +77,7 @@ LIMITS: Mapping[str, tuple[str, ...]] = {
         for n in (1, 2, 3)
     },
     "pad": ("padding of an empty tensor",),
-    "_unique2": ("aten.unique_dim at", "no bool kernel for Unique"),
+    "_unique2": ("aten.unique_dim", "no bool kernel for Unique"),
     **{f"add{product}": (f"aten.add{product}: there is no lowering",) for product in ("bmm", "mv")},
     "baddbmm": ("aten.baddbmm: there is no lowering",),
     "arange": (

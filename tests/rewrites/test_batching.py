@@ -40,6 +40,9 @@ CALLS = [
 REFUSED = (
     "aten.linear(f32[s, 4], f32[4])",
     "aten.linear(f32[4], f32[4], f32[])",
+    "aten.linear(f32[s, 4], f32[3, 4], f32[1, 3])",
+    "aten.linear(f32[s, 4], f32[3, 4], f32[s, 1])",
+    "aten.linear(f32[s, 4], f32[3, 4], f32[s, 3])",
     "aten.cat((f32[0], f32[s, 3]), 1)",
     "aten.index_put(f32[s, 3, 4], (i64[n], None, i64[n]), f32[n, 3], True)",
     "aten.index_put(f32[s, 3, 4], (bool[s, 3]), f32[])",

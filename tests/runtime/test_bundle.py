@@ -502,7 +502,7 @@ def test_artefacts_of_format_1_0_are_read(bundle: regraft.Bundle, tmp_path: Path
     """An artefact of one function without adapters has the form that 1.0 had, but for their empty list."""
     bundle.encode.save(tmp_path / "model")
     manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
-    assert manifest["format"] == [1, 2]
+    assert manifest["format"] == [1, 3]
     assert manifest.pop("adapters") == []
     assert {"signature", "plan", "report", "files"} <= set(manifest)
     manifest["format"] = [1, 0]

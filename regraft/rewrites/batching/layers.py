@@ -59,6 +59,9 @@ def _parted(call: Call, made: Value, old: Value) -> Value:
 def _is_by_matrix(op: Op, varying: Set[Value]) -> str | None:
     if op.operand("weight").tensor.rank != 2:
         return "a product with a vector"
+    bias = op.optional("bias")
+    if bias is not None and bias.tensor.rank > 1:
+        return "a bias with rows of its own"
     return _fixed_but("input")(op, varying)
 
 
