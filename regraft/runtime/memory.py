@@ -1,8 +1,8 @@
 """Memory for results, used again once nobody reads them any more.
 
 A large block is new to the process each time it is allocated, unless the allocator happens to keep it: the
-system then clears every page at its first touch. That takes microseconds a page, for some results longer than
-to compute what is in them.
+system then clears every page at its first touch. That takes microseconds a page (3 ms for 6 MB on a virtual
+machine), which results that are cheap to compute cost less than.
 """
 
 from __future__ import annotations

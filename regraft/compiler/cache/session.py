@@ -79,7 +79,7 @@ class Session:
         if options.adapters.names:
             return Session(CacheOutcome("not cached", "adapters= are read anew"))
         if options.budget is not None:
-            return Session(CacheOutcome("not cached", "tune=True measures anew"))
+            return Session(CacheOutcome("not cached", "tune=True measures what is not known yet"))
         try:
             with (phases or Phases()).phase("cache"):
                 key = key_of(model, args, kwargs, shapes, options)

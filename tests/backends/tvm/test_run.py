@@ -260,10 +260,14 @@ def test_a_worker_ends_with_its_caller_whatever_it_is_at() -> None:
     assert _is_running(worker)
     caller.kill()
     caller.wait()
+    _await_end(worker)
+
+
+def _await_end(process: int) -> None:
     end = time.monotonic() + 10
-    while _is_running(worker) and time.monotonic() < end:
+    while _is_running(process) and time.monotonic() < end:
         time.sleep(0.05)
-    assert not _is_running(worker)
+    assert not _is_running(process)
 
 
 FORKS = """
@@ -295,10 +299,7 @@ def test_a_forked_process_neither_keeps_the_worker_nor_waits_for_it() -> None:
         assert _is_running(worker)
         caller.kill()
         caller.wait()
-        end = time.monotonic() + 10
-        while _is_running(worker) and time.monotonic() < end:
-            time.sleep(0.05)
-        assert not _is_running(worker)
+        _await_end(worker)
         assert _is_running(child)
     finally:
         caller.kill()
