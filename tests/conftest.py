@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from tests.sampling import commit_hash, is_sampled
@@ -31,6 +32,15 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["REGRAFT_CACHE_DIR"] = ""
     if config.option.sample_seed is None:
         config.option.sample_seed = commit_hash(REPOSITORY)
+
+
+    torch.manual_seed(0)  # for what test files draw while they are imported
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # A test draws the same weights alone, in any order and on any worker.
+    torch.manual_seed(0)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
