@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def test_only_the_transformers_for_convolutions_run(block: Block, tmp_path: Path
         [sys.executable, "-c", PROGRAM, str(path)], capture_output=True, text=True, check=True, timeout=120
     )
     ran = set(re.findall(r"GraphTransformer (\w+)", done.stderr))
-    assert ran - ALWAYS == {"NchwcTransformer", "ConvActivationFusion"}
+    assert ran - ALWAYS == {"NchwcTransformer", "ConvActivationFusion", "Level1_RuleBasedTransformer"}
 
 
 @pytest.fixture
@@ -95,6 +96,18 @@ def test_convolutions_are_blocked(block: Block, optimised: Callable[[], list[str
     assert optimised().count("nchwc.Conv") == 2
     assert ".Conv" not in optimised()
     assert_close([compiled(x)], [block.double()(x.double())])
+
+
+def test_a_norm_of_16_bits_goes_into_the_convolution(
+    block: Block, optimised: Callable[[], list[str]]
+) -> None:
+    """Its factors are multiplied in f32 and rounded nowhere, as our own rewrite could not."""
+    half, x = copy.deepcopy(block).bfloat16(), torch.randn(2, 16, 8, 8).bfloat16()
+    compiled = regraft.compile(half, (x,))
+    found = optimised()
+    assert found.count("nchwc.Conv") == 3  # the norm that has no convolution before it is one
+    assert not any("BatchNormalization" in name for name in found)
+    assert_close([compiled(x)], [copy.deepcopy(half).double()(x.double())], [half(x)])
 
 
 class Activated(nn.Module):
