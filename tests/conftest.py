@@ -33,7 +33,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.sample_seed is None:
         config.option.sample_seed = commit_hash(REPOSITORY)
 
-
     torch.manual_seed(0)  # for what test files draw while they are imported
 
 

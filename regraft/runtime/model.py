@@ -69,9 +69,6 @@ class CompiledModel(StandIn):
             _weights=[w for w in weights if not w.is_inference()],
             _entry=EntryPoint(signature, plan, effects),
         )
-        # Aliases share the counters. Made in one go they lie side by side: after a large model has run,
-        # a call finds nothing in the caches, and goes through them in two thirds of the time.
-        vars(self)["_watched"] = [w.detach() for w in self._weights]
         vars(self)["_versions"] = [w._version for w in self._weights]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -89,7 +86,7 @@ class CompiledModel(StandIn):
             RegraftError: a weight of the original was written to since the compile, or the call runs under
                 another autocast than the model was compiled under.
         """
-        if [w._version for w in self._watched] != self._versions:
+        if [w._version for w in self._weights] != self._versions:
             raise RegraftError(
                 "a weight of the model was changed in place after the compile; call refresh(model)"
             )
@@ -147,7 +144,7 @@ def refreshed(compiled: CompiledModel, model: Any) -> CompiledModel:
 
 def take_over(compiled: CompiledModel, fresh: CompiledModel) -> None:
     """Make ``compiled`` what ``refreshed`` gave."""
-    names = ("plan", "effects", "_weights", "_watched", "_versions", "_entry", "_original")
+    names = ("plan", "effects", "_weights", "_versions", "_entry", "_original")
     vars(compiled).update({name: vars(fresh)[name] for name in names})
 
 
