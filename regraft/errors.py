@@ -255,6 +255,11 @@ class OptionError(RegraftError, ValueError):
 
 
 @dataclass(eq=False)
+class UnknownArgumentError(RegraftError, TypeError):
+    """A function of the public API was called with an argument by a name that it does not have."""
+
+
+@dataclass(eq=False)
 class FactoryError(RegraftError):
     """A user's function that makes a model, or the file around it, cannot be used."""
 

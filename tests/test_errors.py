@@ -29,6 +29,7 @@ EXAMPLES = [
     errors.NoFunctionError("there is no function 'encode'"),
     errors.ArtefactError("checksum differs", "plan.json"),
     errors.OptionError("unknown fallback", "fallback", "'maybe'", expected="'error' or 'eager'"),
+    errors.UnknownArgumentError("compile(): there is no argument 'bakends'"),
     errors.FactoryError("make() raised ValueError: no", trace="  model.py:3, in make\n    raise ValueError"),
 ]
 

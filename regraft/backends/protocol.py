@@ -37,6 +37,11 @@ class KernelTimes(Protocol):
         """Number of rows -> form -> microseconds and the relative noise of measuring."""
         ...
 
+    @property
+    def recent(self) -> KernelTimes:
+        """The same times without those that are to be measured again."""
+        ...
+
 
 def _untold(note: str) -> None:
     pass

@@ -37,13 +37,26 @@ def show(folder: Folder = None, as_json: Json = False, quiet: Quiet = False) -> 
 
 
 @app.command()
-def clear(folder: Folder = None, as_json: Json = False, quiet: Quiet = False) -> None:
+def clear(
+    folder: Folder = None,
+    tuning: Annotated[
+        bool, typer.Option("--tuning", help="Forget what was measured too: tuning.db, of all machines.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Remove every entry, and the machine code that was built."""
+    if tuning and folder is not None:
+        raise typer.BadParameter("--tuning forgets the user's own times, which are in no other --folder")
     cache = _cache(folder)
     removed = cache.clear()
     code = cache.code.clear()
+    result = {"removed": removed, "removed_code": code}
     text = f"{_entries(removed)} and {_builds(code)} removed from {cache.path}"
-    Output(as_json, quiet).show({"removed": removed, "removed_code": code}, text)
+    if tuning:
+        result["removed_times"] = _forgotten()
+        text += f"; {_times(result['removed_times'])} forgotten"
+    Output(as_json, quiet).show(result, text)
 
 
 @app.command()
@@ -85,6 +98,24 @@ def _entries(count: int) -> str:
 
 def _builds(count: int) -> str:
     return f"machine code of {count} {'build' if count == 1 else 'builds'}"
+
+
+def _times(count: int) -> str:
+    return f"{count} measured {'time' if count == 1 else 'times'}"
+
+
+def _forgotten() -> int:
+    """Forget all measured times; how many there were.
+
+    Raises:
+        OptionError: the tuning database cannot be opened.
+    """
+    from regraft.compiler import choose, state_folder, tuning_path
+
+    folder = state_folder()
+    if folder is None or not tuning_path(folder).exists():
+        return 0
+    return choose.TuningDatabase(tuning_path(folder), choose.machine_name()).clear()
 
 
 def _told(head: dict[str, Any] | None) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def _findings() -> dict[str, Any]:
         "backends": _backends(),
         "profile": _profile(),
         "cache": _cache(),
+        "tuning": _tuning(),
         "optional": {
             name: {"version": _version(name), "get": f"pip install 'regraft[{extra}]'", "for": purpose}
             for name, (extra, purpose) in _OPTIONAL.items()
@@ -142,6 +143,16 @@ def _cache() -> dict[str, Any] | None:
     return {"path": str(folder), "entries": len(found.entries()), "bytes": found.size(), "limit": found.limit}
 
 
+def _tuning() -> dict[str, Any] | None:
+    """The file of measured times, which is not opened; None where there is none."""
+    from regraft.compiler import state_folder, tuning_path
+
+    folder = state_folder()
+    if folder is None or not tuning_path(folder).is_file():
+        return None
+    return {"path": str(tuning_path(folder)), "bytes": tuning_path(folder).stat().st_size}
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -161,10 +172,12 @@ def _table(findings: Mapping[str, Any]) -> Any:
     known = ", ".join(f"{name} {count}" for name, count in threads.items() if count is not None)
     table.add_row("threads", known)
     profile = findings["profile"]
-    origin = "measured" if profile["measured"] else "default figures; regraft doctor --measure measures them"
+    measured = "measured, for the default number of threads"
+    origin = measured if profile["measured"] else "default figures; regraft doctor --measure measures them"
     speeds = f"{profile['memory_bandwidth'] / 1e9:.0f} GB/s, {profile['peak'] / 1e9:.0f} GFLOP/s"
     table.add_row("speed", f"{speeds} ({origin})")
     table.add_row("cache", _cache_text(findings["cache"]))
+    table.add_row("tuning", _tuning_text(findings["tuning"]))
     for name, state in findings["backends"].items():
         table.add_row(f"back end {name}", state)
     for name, version in findings["packages"].items():
@@ -179,3 +192,9 @@ def _cache_text(cache: Mapping[str, Any] | None) -> str:
         return "off: REGRAFT_CACHE_DIR is empty, or there is no home"
     size = f"{cache['bytes'] / 1e6:.1f} of {cache['limit'] / 1e6:.0f} MB"
     return f"{cache['entries']} entries, {size} in {cache['path']}"
+
+
+def _tuning_text(tuning: Mapping[str, Any] | None) -> str:
+    if tuning is None:
+        return "nothing measured; regraft tune FACTORY, or compile(..., tune=True)"
+    return f"{tuning['bytes'] / 1e3:.1f} kB of measured times in {tuning['path']}"

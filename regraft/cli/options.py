@@ -90,14 +90,18 @@ def exactness_of(text: str) -> Exactness:
 
     name, colon, tolerance = text.partition(":")
     if name == "approx" and colon:
-        try:
-            return Exactness.APPROX(float(tolerance))
-        except ValueError as error:
-            raise OptionError(f"--exactness {text}: '{tolerance}' is not a number") from error
+        return Exactness.APPROX(_number(tolerance, f"--exactness {text}"))
     known = {"exact": Exactness.EXACT, "reassociates": Exactness.REASSOCIATES}
     if text not in known:
         raise OptionError(f"--exactness: {no_such('level', text, (*known, 'approx:TOLERANCE'))}")
     return known[text]
+
+
+def _number(text: str, given: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise OptionError(f"{given}: '{text}' is not a number") from error
 
 
 def backend_list(text: str) -> list[str]:
@@ -134,19 +138,15 @@ def dynamic_shapes(entries: list[str] | None) -> dict[str, dict[int, Any]] | Non
     return shapes or None
 
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-
-
 def bytes_of(text: str, option: str) -> int:
     """A number of bytes from ``1500``, ``200MB``, ``1.5 GiB``.
 
     Raises:
         OptionError: it is none of these.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().upper())
-    if found is None:
-        raise OptionError(f"{option} {text}: expected a size such as 0, 200MB or 1GiB")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
+    from regraft.compiler import choose
+
+    return choose.parse_size(text, option)
 
 
 def must_be_free(path: Path | None, option: str) -> None:

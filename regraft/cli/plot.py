@@ -43,8 +43,8 @@ def draw(report: TuneReport, path: Path) -> None:
     if not unlike:
         raise OptionError(f"--plot {path}: nothing to draw, no computation of this model has several forms")
     figure = Figure(figsize=(7, 4 * len(unlike)), layout="constrained")
-    for axes, (choice, uses) in zip(figure.subplots(len(unlike), squeeze=False).flat, unlike, strict=True):
-        _draw_choice(axes, choice, report.rows_of(choice), uses)
+    for axes, same in zip(figure.subplots(len(unlike), squeeze=False).flat, unlike, strict=True):
+        _draw_choice(axes, same[0], report.rows_of(same[0]), len(same))
     _write(figure, path)
 
 

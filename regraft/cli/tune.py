@@ -33,6 +33,10 @@ Merge = Annotated[
     list[Path] | None,
     typer.Option(metavar="FILE", help="Add the times of another tuning database first. Repeatable."),
 ]
+Again = Annotated[
+    bool,
+    typer.Option("--again", help="Measure what is known as well, as after a run on a busy machine."),
+]
 MemoryLimit = Annotated[
     str | None,
     typer.Option(
@@ -47,6 +51,7 @@ def tune_command(
     tokens: Tokens = None,
     plot: Plot = None,
     merge: Merge = None,
+    again: Again = False,
     memory_limit: MemoryLimit = None,
     dynamic: options.Dynamic = None,
     backends: options.Backends = "ort",
@@ -59,7 +64,7 @@ def tune_command(
 ) -> None:
     """Measure computations that have several forms, and keep the times for later compiles."""
     output = Output(as_json, quiet, verbose)
-    _check_use(factory, plot, merge)
+    _check_use(factory, plot, merge, again)
     counts = _counts(tokens)
     limit = None if memory_limit is None else options.bytes_of(memory_limit, "--memory-limit")
     merged = {str(other): _merged(other) for other in merge or ()}
@@ -84,6 +89,7 @@ def tune_command(
             budget=budget,
             memory_limit=limit,
             tokens=counts,
+            again=again,
             progress=watch,
         )
     output.show({**report.to_dict(), "merged": merged}, report)
@@ -94,10 +100,12 @@ def tune_command(
         output.note(f"drawn in {plot}")
 
 
-def _check_use(factory: str | None, plot: Path | None, merge: list[Path] | None) -> None:
+def _check_use(factory: str | None, plot: Path | None, merge: list[Path] | None, again: bool) -> None:
     """Say before the work begins what cannot be done."""
     if factory is None and not merge:
         raise typer.BadParameter("name a FACTORY to tune, or databases to --merge")
+    if factory is None and again:
+        raise typer.BadParameter("--again measures the computations of a FACTORY")
     if plot is None:
         return
     if factory is None:

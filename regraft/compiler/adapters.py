@@ -8,6 +8,7 @@ rewrites. Where one adapter always applies, there is no ``i``: the sum is one of
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -95,8 +96,8 @@ def _refused(option: str, value: Any, expected: str) -> OptionError:
 def _read(name: str, number: int, state: Adapter, changes: dict[str, dict[int, _Change]]) -> float:
     """Note what the adapter ``name`` does in ``changes``; its scaling."""
     scaling = state.get(_SCALING, 1.0)
-    if isinstance(scaling, bool) or not isinstance(scaling, (int, float)):
-        raise _refused(f"adapters['{name}']['{_SCALING}']", scaling, "a number, lora_alpha / r")
+    if isinstance(scaling, bool) or not isinstance(scaling, (int, float)) or not math.isfinite(scaling):
+        raise _refused(f"adapters['{name}']['{_SCALING}']", scaling, "a finite number, lora_alpha / r")
     for key, tensor in state.items():
         if key == _SCALING:
             continue

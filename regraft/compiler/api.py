@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from regraft.backends import Backend
 from regraft.compiler.adapters import insert_adapters
+from regraft.compiler.arguments import checks_names
 from regraft.compiler.cache import Session
 from regraft.compiler.capture import Captured, as_module, call_of, capture_model, holds_at_size_one, split
 from regraft.compiler.check import error_against_eager, runner_of
@@ -20,7 +21,7 @@ from regraft.compiler.export import ExportReport, write_onnx
 from regraft.compiler.extensions import Extensions
 from regraft.compiler.materialise import Store, replacements
 from regraft.compiler.memory import Resident
-from regraft.compiler.options import Fallback, Options, Verify, check_max_trips
+from regraft.compiler.options import Fallback, Options, Tune, Verify, check_max_trips
 from regraft.compiler.per_sample import OneByOne, check_samples
 from regraft.compiler.pipeline import WHOLE, Compilation, Limit
 from regraft.compiler.plan_export import PlanReport, write_plan
@@ -34,6 +35,7 @@ from regraft.runtime import CompiledModel, Effects, Signature
 _DEFAULT_BACKENDS = ("ort",)
 
 
+@checks_names
 def compile(
     model: Any,
     args: Sequence[Any] = (),
@@ -51,9 +53,9 @@ def compile(
     dump: str | Path | None = None,
     threads: int | None = None,
     progress: Observer | None = None,
-    tune: bool = False,
+    tune: Tune = False,
     budget: str | float | None = None,
-    memory_limit: int | None = None,
+    memory_limit: int | str | None = None,
     cache: bool | str | Path = True,
     adapters: Mapping[str, Mapping[str, Any]] | None = None,
     max_trips: int | None = None,
@@ -85,11 +87,12 @@ def compile(
         progress: called with a ``Progress`` as each phase begins and ends.
         tune: measure the forms of computations that have several (low-rank factors, or merged) on this
             machine, and what several back ends take on each of them, and keep the times for later
-            compiles. Without it forms are chosen by what was measured before, else by estimates, and back
-            ends by what was measured of the same function, else in their order.
+            compiles. What is known already is not measured, but with ``tune="again"``, whose times take the
+            place of the earlier ones. Without it forms are chosen by what was measured before, else by
+            estimates, and back ends by what was measured of the same function, else in their order.
         budget: the most time to measure, such as ``"30s"`` (which is the default).
-        memory_limit: bytes of constants that chosen forms may need beside those of the model; None
-            allows as much again as the model's own.
+        memory_limit: bytes of constants that chosen forms may need beside those of the model, as a number or
+            a text such as ``"512 MiB"``; None allows as much again as the model's own.
         cache: keep the rewritten graph, without weights, in the user's cache folder or in the one given.
             It is taken from there when all that it depends on is as it was; see ``report.cache``.
         adapters: state dicts of LoRA factors (``layer.lora_A.weight``, ``layer.lora_B.weight``, and
@@ -277,6 +280,7 @@ def lowered(compilation: Compilation, store: Store, model: Any = None) -> Compil
     )
 
 
+@checks_names
 def capture(
     model: Any,
     args: Sequence[Any] = (),
@@ -296,6 +300,7 @@ def capture(
     return capture_model(model, args, kwargs, dynamic_shapes, table, max_trips=max_trips).module
 
 
+@checks_names
 def export_onnx(
     model: Any,
     args: Sequence[Any],
@@ -367,6 +372,7 @@ def export_onnx(
         return write_onnx(compilation, Store(compilation.module), target, opset, contrib, switched)
 
 
+@checks_names
 def export_plan(
     model: Any,
     args: Sequence[Any],

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from regraft.backends import Backend, ConstantStore, LowerOptions
 from regraft.compiler.api import lowered, rewritten
+from regraft.compiler.arguments import checks_names
 from regraft.compiler.capture import Captured, capture_model
 from regraft.compiler.check import error_against_eager
 from regraft.compiler.dump import unified
@@ -134,6 +135,7 @@ class BisectReport:
         return lines_in_rich(self.lines())
 
 
+@checks_names
 def bisect(
     model: Any,
     args: Sequence[Any] = (),
@@ -177,7 +179,13 @@ def bisect(
     captured = capture_model(model, args, kwargs, dynamic_shapes, options.table)
 
     def against_eager(compiled: CompiledModel) -> bool:
-        error_against_eager(model, compiled, captured, reassociates=exactness != Exactness.EXACT)
+        error_against_eager(
+            model,
+            compiled,
+            captured,
+            reassociates=exactness != Exactness.EXACT,
+            tolerance=exactness.tolerance,
+        )
         return True
 
     return _Bisection(captured, options, check or against_eager, progress).run()

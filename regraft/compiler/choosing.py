@@ -32,11 +32,13 @@ class Tuning:
         budget: seconds to measure for; None measures nothing.
         rows: the numbers of rows to measure and to report where sizes vary; none leaves it to the tuner.
         told: hears how many measurements are done, and of how many.
+        since: what was measured before is measured again, by ``time.time``.
     """
 
     budget: float | None = None
     rows: tuple[int, ...] = ()
     told: Callable[[int, int], None] = lambda done, total: None
+    since: float = 0.0
 
 
 def choosing_pass(
@@ -48,7 +50,7 @@ def choosing_pass(
 ) -> ChooseForms:
     """The pass for one compile. ``notes`` receives what the user should know, also while the pass runs."""
     folder = state_folder()
-    databases = _databases(folder, backends, threads, notes, needed=tuning.budget is not None)
+    databases = _databases(folder, backends, threads, tuning, notes)
     executors = Executors(backends, databases)
     timetable = Timetable(RooflineModel(load_profile(folder, threads)), executors.known)
 
@@ -69,18 +71,17 @@ def kernel_tuning(
 
     Where several back ends are compared, that has half of the time.
     """
-    is_measured = tuning.budget is not None
-    databases = _databases(state_folder(), backends, threads, notes, needed=is_measured)
+    databases = _databases(state_folder(), backends, threads, tuning, notes)
     share = 0.5 if len(backends) > 1 else 1.0
     deadline = None if tuning.budget is None else time.perf_counter() + share * (tuning.budget - spent)
     return KernelTuning(databases, deadline, tuning.rows, notes.append)
 
 
 def _databases(
-    folder: Path | None, backends: Sequence[Backend], threads: int | None, notes: list[str], *, needed: bool
+    folder: Path | None, backends: Sequence[Backend], threads: int | None, tuning: Tuning, notes: list[str]
 ) -> dict[str, TuningDatabase]:
     """The tuning database for the times of each back end; none where none is kept."""
-    database = open_database(folder, notes, needed=needed)
+    database = open_database(folder, notes, needed=tuning.budget is not None, since=tuning.since)
     if database is None:
         return {}
     return {each.name: database.of(machine_name(threads, each.name)) for each in backends}
@@ -109,12 +110,14 @@ def tuning_path(folder: Path | None) -> Path:
     return folder / "tuning.db"
 
 
-def open_database(folder: Path | None, notes: list[str], *, needed: bool) -> TuningDatabase | None:
+def open_database(
+    folder: Path | None, notes: list[str], *, needed: bool, since: float = 0.0
+) -> TuningDatabase | None:
     """The tuning database; a compile that measures nothing goes on without one that cannot be read."""
     if not needed and (folder is None or not tuning_path(folder).exists()):
         return None
     try:
-        database = TuningDatabase(tuning_path(folder), machine_name())
+        database = TuningDatabase(tuning_path(folder), machine_name(), since)
     except OptionError as error:
         if needed:
             raise

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from regraft.compiler.arguments import checks_names
 from regraft.compiler.capture import capture_model
 from regraft.compiler.options import Options
 from regraft.compiler.pipeline import passes_of
@@ -183,6 +184,7 @@ class Explanation:
         return lines_in_rich(self.lines())
 
 
+@checks_names
 def explain(
     model: Any,
     args: Sequence[Any] = (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 from regraft.backends import BUILTIN, Backend, KernelTuning, backend
 from regraft.compiler.adapters import Adapters
-from regraft.compiler.choose import ChooseForms, parse_budget
+from regraft.compiler.choose import ChooseForms, parse_budget, parse_size
 from regraft.compiler.choosing import Tuning, choosing_pass, kernel_tuning
 from regraft.compiler.extensions import Extensions, checked_backend, refuse
 from regraft.compiler.per_sample import PER_SAMPLE
@@ -20,6 +21,10 @@ from regraft.plugins import Plugin
 
 Fallback = Literal["error", "eager"]
 Verify = bool | Literal["each"]
+Tune = bool | Literal["again"]
+
+AGAIN = "again"
+"""The value of ``tune`` that measures what is known as well."""
 
 _DEFAULT_BUDGET = "30s"
 
@@ -47,17 +52,27 @@ class Options:
     batch: str | None = None
     rows: tuple[int, ...] = ()
     """Numbers of rows at which forms are measured and reported, besides those of a decision."""
+    since: float = 0.0
+    """What was measured before is measured again, by ``time.time``."""
+    left_out: frozenset[str] = frozenset()
+    """Names of rewrites that are not applied."""
+
+    @property
+    def approximates(self) -> bool:
+        """Whether rewrites may change values beyond the order of operations."""
+        return self.exactness.rank > Exactness.REASSOCIATES.rank
 
     def choosing(
         self, notes: list[str], told: Callable[[int, int], None] = lambda done, total: None
     ) -> ChooseForms:
         """The pass that chooses forms; what it has to say goes to ``notes``, how far it is to ``told``."""
-        tuning = Tuning(self.budget, self.rows, told)
+        tuning = Tuning(self.budget, self.rows, told, self.since)
         return choosing_pass(self.backends, self.threads, tuning, self.memory_limit, notes)
 
     def kernel_tuning(self, spent: float, notes: list[str]) -> KernelTuning:
         """What back ends choose their own kernels by, where ``spent`` seconds were measured before."""
-        return kernel_tuning(self.backends, self.threads, Tuning(self.budget, self.rows), spent, notes)
+        tuning = Tuning(self.budget, self.rows, since=self.since)
+        return kernel_tuning(self.backends, self.threads, tuning, spent, notes)
 
     @staticmethod
     def checked(
@@ -95,14 +110,8 @@ class Options:
         _require(verify in (True, False, "each"), "verify", verify, "True, False or 'each'")
         _require(threads is None or (_is_int(threads) and threads > 0), "threads", threads, "a positive int")
         _require(progress is None or callable(progress), "progress", progress, "a function of one Progress")
-        _require(tune in (True, False), "tune", tune, "True or False")
+        _require(tune in (True, False, AGAIN), "tune", tune, f"True, False or {AGAIN!r}")
         _require(budget is None or tune, "budget", budget, "None, since 'tune' is not set")
-        _require(
-            memory_limit is None or (_is_int(memory_limit) and memory_limit >= 0),
-            "memory_limit",
-            memory_limit,
-            "a number of bytes, or None",
-        )
         check_max_trips(max_trips)
         added = Extensions.of(plugins, rewrites, passes, ops)
         chosen, notes = _backends(backends, added.backends)
@@ -119,12 +128,13 @@ class Options:
             threads,
             progress or unobserved,
             parse_budget(_DEFAULT_BUDGET if budget is None else budget) if tune else None,
-            memory_limit,
+            None if memory_limit is None else parse_size(memory_limit, "memory_limit"),
             _cache(cache),
             Adapters.checked(adapters),
             max_trips,
             _batch(batch, verify, adapters if switched else None),
             tuple(rows),
+            time.time() if tune == AGAIN else 0.0,
         )
 
 

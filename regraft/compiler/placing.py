@@ -125,7 +125,8 @@ def place(
 
 def comparisons(options: Options, notes: list[str]) -> TuningDatabase | None:
     """The database of times that compare the back ends of a compile; None where there is none."""
-    database = open_database(state_folder(), notes, needed=options.budget is not None)
+    needed = options.budget is not None
+    database = open_database(state_folder(), notes, needed=needed, since=options.since)
     return None if database is None else database.of(comparison_name(options))
 
 
@@ -214,9 +215,10 @@ class Placer:
 
     def _measure_sections(self) -> None:
         """Time each kind that the database lacks, those of most estimated time first."""
-        if not self.database.lookup(_CALL, self.layout.names):
+        known = self.database.recent
+        if not known.lookup(_CALL, self.layout.names):
             self._record(_CALL, 1, [_smallest(each) for each in self.layout.backends], [torch.ones(1)])
-        missing = [k for k in self.layout.kinds if not self.database.lookup(k.signature, self.layout.names)]
+        missing = [k for k in self.layout.kinds if not known.lookup(k.signature, self.layout.names)]
         missing.sort(key=lambda kind: -kind.estimated * len(kind.sections))
         values = self._values_of(missing)
         for done, kind in enumerate(missing):

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from regraft.backends import FileRunner, LowerOptions, backend
+from regraft.compiler.arguments import checks_names
 from regraft.compiler.check import references, runner_of, state_of
 from regraft.compiler.trial import apart, copied, on_copies, run_compiled
 from regraft.errors import BackendError, NumericsMismatch
@@ -75,6 +76,7 @@ class BenchReport:
         return Group(table, *left_out)
 
 
+@checks_names
 def bench(
     model: Any,
     compiled: CompiledModel,

@@ -9,15 +9,17 @@ from typing import Any
 
 from regraft.backends import Backend
 from regraft.compiler.api import rewritten
+from regraft.compiler.arguments import checks_names
 from regraft.compiler.capture import capture_model
 from regraft.compiler.choose import Choice, TuningDatabase, machine_name
 from regraft.compiler.choosing import state_folder, tuning_path
 from regraft.compiler.extensions import refuse
 from regraft.compiler.materialise import Store
-from regraft.compiler.options import Options
+from regraft.compiler.options import AGAIN, Options
 from regraft.compiler.placing import comparison_name
 from regraft.compiler.progress import Observer, Phases
 from regraft.ir import Exactness, Leaf, Rewrite
+from regraft.runtime import choice_view
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,13 @@ class TuneReport:
         asked = [count for count in choice.times if count in self.tokens]
         return asked or list(choice.measured_at) or list(choice.times)
 
-    def unlike(self) -> list[tuple[Choice, int]]:
-        """Each choice once, with the number of computations that it was made for."""
+    def unlike(self) -> list[list[Choice]]:
+        """The choices, those that were made alike together."""
         found: dict[tuple[Any, ...], list[Choice]] = {}
         for choice in self.choices:
             key = (choice.signature, choice.rows, choice.cuts, choice.order, choice.reason)
             found.setdefault(key, []).append(choice)
-        return [(each[0], len(each)) for each in found.values()]
+        return list(found.values())
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -75,10 +77,9 @@ class TuneReport:
     def _parts(self) -> Iterator[Any]:
         if not self.choices and not self.kernels:
             yield "nothing to choose: no computation of this model has several forms or kernels"
-        for choice, uses in self.unlike():
-            times = f" (and {uses - 1} more like it)" if uses > 1 else ""
-            yield f"{choice}{times}"
-            yield _table(choice, self.rows_of(choice))
+        for same in self.unlike():
+            yield from choice_view.headline([choice.to_dict() for choice in same])
+            yield _table(same[0], self.rows_of(same[0]))
             yield ""
         if self.choices:
             extra = sum(choice.extra_bytes for choice in self.choices)
@@ -90,19 +91,20 @@ class TuneReport:
 
 
 def _table(choice: Choice, shown: Sequence[int]) -> Any:
-    """Times by rows: as measured, the estimate beside it, and the form that runs."""
+    """Times by rows, the estimate beside what was measured, where they come from, what runs and why."""
     from rich.padding import Padding
     from rich.table import Table
 
-    table = Table("rows", *(f"{form}, us" for form in choice.forms), "runs", box=None, pad_edge=False)
+    content = choice.to_dict()
+    forms = (f"{form}, us" for form in choice.forms)
+    table = Table("rows", *forms, "times", "runs", "why", box=None, pad_edge=False)
     for rows in shown:
         cells = [f"{us:.1f}" for us in choice.times[rows]]
-        if rows in choice.measured_at:
+        if choice.based_on.get(rows):
             estimates = choice.estimated.get(rows) or [None] * len(cells)
             cells = [_beside(cell, us) for cell, us in zip(cells, estimates, strict=True)]
-        else:
-            cells = [f"estimated {cell}" for cell in cells]
-        table.add_row(str(rows), *cells, choice.forms[choice.form_at(rows)])
+        origin, runs = choice_view.source(content, str(rows)), choice.forms[choice.form_at(rows)]
+        table.add_row(str(rows) if choice.rows else "all", *cells, origin, runs, choice.why.get(rows, ""))
     return Padding(table, (0, 0, 0, 2), expand=False)
 
 
@@ -110,6 +112,7 @@ def _beside(measured: str, estimate: float | None) -> str:
     return measured if estimate is None else f"{measured} (estimated {estimate:.1f})"
 
 
+@checks_names
 def tune(
     model: Any,
     args: Sequence[Any] = (),
@@ -121,8 +124,9 @@ def tune(
     exactness: Exactness = Exactness.REASSOCIATES,
     threads: int | None = None,
     budget: str | float = "30s",
-    memory_limit: int | None = None,
+    memory_limit: int | str | None = None,
     tokens: Sequence[int] = (),
+    again: bool = False,
     progress: Observer | None = None,
 ) -> TuneReport:
     """Measure the forms of a model's computations that have several, and keep the times for later compiles.
@@ -131,6 +135,7 @@ def tune(
 
     Args:
         tokens: the numbers of rows to measure at and to report, where sizes vary; by default powers of two.
+        again: measure what is known as well; the new times take the place of the earlier ones.
         The others are those of ``regraft.compile``.
 
     Raises:
@@ -150,7 +155,7 @@ def tune(
         dump=None,
         threads=threads,
         progress=progress,
-        tune=True,
+        tune=AGAIN if again else True,
         budget=budget,
         memory_limit=memory_limit,
         rows=tokens,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
-from regraft.errors import NumericsMismatch, RewriteError, UnsupportedOpError, VerifyError
+from regraft.errors import NumericsMismatch, OptionError, RewriteError, UnsupportedOpError, VerifyError
 from regraft.ir.core import UNKNOWN, Op, Value
 from regraft.ir.module import Module
 from regraft.ir.opdef import OpTable
@@ -162,6 +162,7 @@ def run_pass(each: Pass, module: Module, context: PassContext) -> None:
             op's surroundings, once; an exception of another kind is its cause.
         VerifyError, NumericsMismatch: a check of the compile failed.
         UnsupportedOpError: the pass has no form for ops of the model.
+        OptionError: an option that the error names does not fit the model: no fault of the pass.
     """
     context.at = None
     start = time.perf_counter()
@@ -176,6 +177,8 @@ def run_pass(each: Pass, module: Module, context: PassContext) -> None:
         _locate(error, each.name, module, context.at)
         raise
     except Exception as error:
+        if isinstance(error, OptionError) and error.option is not None:
+            raise
         failure = RewriteError(f"the pass '{each.name}' failed: {type(error).__name__}: {error}")
         _locate(failure, each.name, module, context.at)
         raise failure from error

@@ -27,6 +27,9 @@ class Exactness:
     ``EXACT`` keeps every bit, ``REASSOCIATES`` changes the order of floating-point operations only,
     and ``APPROX(tolerance)`` may err by ``tolerance`` relative to the largest output; that last kind
     runs only when the user asks for it.
+
+    Raises:
+        OptionError: the tolerance is no number from 0 on.
     """
 
     rank: int
@@ -34,6 +37,16 @@ class Exactness:
 
     EXACT: ClassVar[Exactness]
     REASSOCIATES: ClassVar[Exactness]
+
+    def __post_init__(self) -> None:
+        given: Any = self.tolerance
+        if isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0:
+            raise OptionError(
+                "the tolerance of an approximation cannot be this",
+                option="tolerance",
+                value=repr(given),
+                expected="a number from 0 on, the error allowed relative to the largest output",
+            )
 
     @staticmethod
     def APPROX(tolerance: float) -> Exactness:

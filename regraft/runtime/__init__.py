@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from regraft.runtime import choice_view
 from regraft.runtime.adapters import ACTIVE as ACTIVE_ADAPTER
 from regraft.runtime.adapters import own_state
 from regraft.runtime.bundle import Bundle, load
@@ -64,6 +65,7 @@ __all__ = [
     "TensorSpec",
     "ValueSpec",
     "autocast_dtype",
+    "choice_view",
     "compile_dim",
     "cpu_features",
     "cpu_model",

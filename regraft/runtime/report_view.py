@@ -9,6 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from regraft.runtime.choice_view import alike, choice_lines
+
 UNKNOWN = "unknown"
 
 Content = Mapping[str, Any]
@@ -58,6 +60,9 @@ def _facts(report: Content) -> Iterator[tuple[str, str]]:
         yield "cache", f"{cache['status']}: {cache['reason']}" if cache["reason"] else cache["status"]
     error = report["error"]
     yield "error", "not verified" if error is None else f"{error:.2e} against eager in fp64"
+    approximation = report.get("approximation")
+    if approximation is not None:
+        yield "approx", f"{approximation:.2e} by the graph, on the example in eager torch"
     memory = report["memory"]
     constants, intermediates = (_megabytes(memory.get(key)) for key in ("constants", "intermediates"))
     packed = f", packed {_megabytes(memory['packed'])}" if memory.get("packed") else ""
@@ -119,7 +124,9 @@ def _remarks(report: Content) -> list[str]:
         f"fallback: {f['op']} x{f['uses']} to eager: {f['backend']}: {f['reason']}"
         for f in report["fallbacks"]
     ]
-    lines += [f"choice: {choice['text']}" for choice in report["choices"]]
+    for same in alike(report["choices"]):
+        first, *rest = choice_lines(same)
+        lines += [f"choice: {first}", *rest]
     lines += [f"kernel: {kernel['text']}" for kernel in report.get("kernels", [])]
     return lines + [f"note: {note}" for note in report["notes"]]
 

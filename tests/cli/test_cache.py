@@ -86,7 +86,10 @@ def test_a_folder_that_is_not_there_is_an_empty_cache(invoke: Invoke) -> None:
     ("arguments", "message"),
     [
         (["path"], "the cache is off: REGRAFT_CACHE_DIR is empty"),
-        (["prune", "--keep", "much", "--folder", "x"], "--keep much: expected a size such as"),
+        (
+            ["prune", "--keep", "much", "--folder", "x"],
+            "--keep: expected a number of bytes, or a size such as",
+        ),
         (["show", "--folder", "{file}"], "a folder"),
     ],
 )

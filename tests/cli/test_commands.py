@@ -277,6 +277,7 @@ def test_the_version(invoke: Invoke) -> None:
         (["compile", "{file}:make", "--backends", "otr"], "no back end 'otr'; did you mean 'ort'"),
         (["compile", "{file}:make", "--exactness", "exat"], "no level 'exat'; did you mean 'exact'"),
         (["compile", "{file}:make", "--exactness", "approx:x"], "'x' is not a number"),
+        (["compile", "{file}:make", "--exactness", "approx:-1"], "tolerance: expected a number from 0 on"),
         (["compile", "{file}:make", "--rewrite", "{file}:number"], "rewrites"),
         (["compile", "{file}:branch"], "a decision inside `try` cannot be converted"),
         (["compile", "{file}:make", "--out", "{file}"], "there is something at this path already"),

@@ -101,11 +101,13 @@ def test_the_report_is_for_people(invoke: Invoke, models: Path) -> None:
     with mock.patch("regraft.compiler.choose.tune.interleaved", return_value=told):
         result = invoke("tune", f"{models}:varying", "--tokens", "1,16")
     assert result.exit_code == 0, result.output
-    assert "(and 1 more like it)" in result.stdout
-    assert "measured at 1 to 16 rows, else estimated" in " ".join(result.stdout.split())
+    text = " ".join(result.stdout.split())
+    assert "(and 1 more like it): merged; " in text
+    assert "layers: 0.down, 0.up, 1.down, 1.up" in text
     rows = [line.split()[0] for line in result.stdout.splitlines() if "(estimated" in line]
     assert rows == ["1", "16"]
-    assert "MB beside the model's own" in result.stdout
+    assert "merged is 2.00 times as fast" in text
+    assert "MB beside the model's own" in text
     assert "tune: rewrites" in result.stderr
 
 
@@ -119,6 +121,34 @@ def test_a_run_goes_on_from_where_the_last_one_stopped(invoke: Invoke, models: P
         times = tuned(invoke, *arguments)["choices"][0]["microseconds"]
     assert measured.call_count == 2
     assert [us(times[n]) for n in ("1", "8", "64")] == [[1, 2], [3, 4], [5, 6]]
+
+
+def test_what_is_known_is_measured_again(invoke: Invoke, models: Path) -> None:
+    with measuring((9, 1)):
+        tuned(invoke, f"{models}:fixed")
+    with measuring((2, 3)) as measured:
+        kept = tuned(invoke, f"{models}:fixed")
+    assert measured.call_count == 0
+    assert us(kept["choices"][0]["microseconds"]["5"]) == [9, 1]
+    with measuring((2, 3)) as measured:
+        again = tuned(invoke, f"{models}:fixed", "--again")
+    assert measured.call_count == 1
+    assert us(again["choices"][0]["microseconds"]["5"]) == [2, 3]
+    assert any("forms compare otherwise, by a factor of up to 13.50" in note for note in again["notes"])
+
+
+def test_what_was_measured_is_forgotten(invoke: Invoke, models: Path) -> None:
+    nothing = invoke("cache", "clear", "--tuning").stdout
+    assert "0 measured times forgotten" in " ".join(nothing.split())
+    database = Path(tuned(invoke, f"{models}:fixed")["database"])
+    assert json.loads(invoke("cache", "clear", "--json").stdout).keys() == {"removed", "removed_code"}
+    assert json.loads(invoke("cache", "clear", "--tuning", "--json").stdout)["removed_times"] == 2
+    assert database.is_file()
+    with measuring((2, 3)):
+        assert us(tuned(invoke, f"{models}:fixed")["choices"][0]["microseconds"]["5"]) == [2, 3]
+    refused = invoke("cache", "clear", "--tuning", "--folder", "elsewhere")
+    assert refused.exit_code == 2
+    assert "--tuning forgets the user's own times" in " ".join(refused.stderr.replace("│", " ").split())
 
 
 def test_fixed_sizes_have_one_number_of_rows(invoke: Invoke, models: Path) -> None:
@@ -228,10 +258,15 @@ def test_foreign_databases_are_refused(
         (["{file}:fixed", "--budget", "soon"], 1, "expected a positive time, such as '30s'"),
         (["{file}:fixed", "--tokens", "1,x"], 1, "--tokens 1,x: expected numbers from 1 on"),
         (["{file}:fixed", "--tokens", "0"], 1, "expected numbers from 1 on"),
-        (["{file}:fixed", "--memory-limit", "much"], 1, "--memory-limit much: expected a size"),
+        (
+            ["{file}:fixed", "--memory-limit", "much"],
+            1,
+            "--memory-limit: expected a number of bytes, or a size such as",
+        ),
         (["{file}:fixed", "--plot", "times.gif"], 1, "must end in .png, .svg, .pdf"),
         (["{file}:fixed", "--plot", "{file}"], 1, "there is something at this path already"),
         (["{file}:fixed", "--plot", "absent/times.png"], 1, "the folder 'absent' does not exist"),
+        (["--merge", "absent.db", "--again"], 2, "--again measures the computations of a FACTORY"),
         (["--merge", "absent.db"], 1, "there is no tuning database at absent.db"),
         (["--merge", "{file}", "--plot", "times.png"], 2, "--plot draws"),
     ],

@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,7 +171,7 @@ def test_forms_are_timed_where_all_of_them_run(tmp_path: Path) -> None:
 def decided(op: Op, slow_start: Sequence[float], per_row: Sequence[float], noise: float = 0.0) -> Any:
     def times(_: Op, rows: int) -> choose.Times:
         us = tuple(a + b * rows for a, b in zip(slow_start, per_row, strict=True))
-        return choose.Times(us, measured=True, noise=noise)
+        return choose.Times(us, (rows,), noise)
 
     return choose.decide(op, times)
 
@@ -180,7 +181,12 @@ def test_thresholds_are_where_the_times_cross() -> None:
     assert choice.order == (1, 0)
     assert choice.cuts == (8,)
     assert choice.measured
-    assert "merged, from 8 rows as written; measured" in str(choice)
+    first, at_one, at_the_cut = str(choice).splitlines()
+    assert first.endswith(": merged, from 8 rows as written")
+    assert at_one.startswith("    at 1 row: as written 11.0 us, merged 4.0 us, measured (noise 0.0 %); ")
+    assert at_one.endswith("; merged is 2.75 times as fast")
+    assert at_the_cut.startswith("    at 8 rows: as written 18.0 us, merged 18.0 us")
+    assert at_the_cut.endswith("; merged takes 1.00 times as long")
 
 
 def test_noise_keeps_the_reference() -> None:
@@ -195,12 +201,12 @@ def test_noise_keeps_the_reference() -> None:
 def test_where_noise_hides_the_difference_the_estimate_has_to_agree(
     estimated: tuple[float, ...], order: tuple[int, ...]
 ) -> None:
-    noisy = choose.Times((10, 9), measured=True, noise=0.2, estimated=estimated)
+    noisy = choose.Times((10, 9), (16,), 0.2, estimated)
     assert choose.decide(alternative(16), lambda op, rows: noisy).order == order
 
 
 def test_a_form_that_was_measured_to_be_no_faster_is_not_taken() -> None:
-    refuted = choose.Times((10, 10), measured=True, noise=0.2, estimated=(10, 5))
+    refuted = choose.Times((10, 10), (16,), 0.2, (10, 5))
     assert choose.decide(alternative(16), lambda op, rows: refuted).order == (0,)
 
 
@@ -449,7 +455,10 @@ def test_budgets_that_are_none(budget: Any) -> None:
         ({"budget": "3s"}, "budget"),
         ({"tune": "yes"}, "tune"),
         ({"memory_limit": -1}, "memory_limit"),
-        ({"memory_limit": "1GB"}, "memory_limit"),
+        ({"memory_limit": True}, "memory_limit"),
+        ({"memory_limit": 1.5}, "memory_limit"),
+        ({"memory_limit": "much"}, r"memory_limit: expected a number of bytes.*got 'much'"),
+        ({"memory_limit": "-1MB"}, "memory_limit"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
@@ -467,6 +476,113 @@ def test_estimates_are_corrected_by_what_was_measured() -> None:
         return [choose.Measured(1, (2 * at_one[0], at_one[1]), 0.0)]
 
     corrected = choose.Timetable(model, known)(op, 64)
-    assert not corrected.measured
+    assert corrected.at == (1,)
     assert corrected.estimated == plain
     assert corrected.us == pytest.approx((2 * plain[0], plain[1]))
+
+
+def test_sizes_are_taken_as_text() -> None:
+    given = {"1500": 1500, "200MB": 200_000_000, "1.5 GiB": 3 << 29, "512 MiB": 512 << 20, 7: 7, 0: 0}
+    assert {text: choose.parse_size(text, "limit") for text in given} == given
+    _, compiled = compiled_low_rank(250, memory_limit="1 kB")
+    assert "would pass the memory limit" in compiled.report.choices[0].reason
+
+
+# -- what the report says ----------------------------------------------------------------------
+
+
+def timetable(*known: choose.Measured) -> choose.Timetable:
+    return choose.Timetable(choose.RooflineModel(choose.MachineProfile("m")), lambda op: known)
+
+
+def test_times_say_which_measurements_they_come_from() -> None:
+    table = timetable(choose.Measured(4, (9.0, 1.0), 0.01), choose.Measured(16, (9.0, 2.0), 0.02))
+    choice = choose.decide(alternative(S), table, also=(3,))
+    assert [choice.based_on[rows] for rows in (3, 4, 8, 16, 32)] == [(4,), (4,), (4, 16), (16,), (16,)]
+    assert choice.measured_at == (4, 8, 16), "what lies beyond is scaled"
+    assert not choice.measured
+    content = choice.to_dict()
+    assert content["based_on"]["8"] == [4, 16]
+    assert content["noise"]["32"] == 0.02
+    assert "estimated, scaled by what was measured at 4 (" in str(choice)
+
+
+def test_times_at_other_rows_are_labelled_with_those() -> None:
+    table = timetable(choose.Measured(4, (9.0, 1.0), 0.01))
+    (_, line) = str(choose.decide(alternative(16), table)).splitlines()
+    assert "at 16 rows: " in line
+    assert "estimated, scaled by what was measured at 4" in line
+    between = timetable(choose.Measured(4, (9.0, 1.0), 0.01), choose.Measured(64, (9.0, 1.0), 0.01))
+    assert "from those measured at 4 and 64" in str(choose.decide(alternative(16), between))
+    assert str(choose.decide(alternative(16), timetable())).count("estimated") == 1
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (choose.Times((10, 5), (16,), 0.0), "merged is 2.00 times as fast"),
+        (choose.Times((10, 12.5), (16,), 0.0), "merged takes 1.25 times as long"),
+        (choose.Times((10, 9), (16,), 0.2), "merged is 1.11 times as fast, which is within the noise"),
+        (choose.Times((10, 9.9), (16,), 0.0), "merged is 1.01 times as fast, too little to change"),
+        (choose.Times((10, 9), (16,), 0.2, (10, 7)), "the noise would hide and the estimate confirms"),
+    ],
+)
+def test_why_a_form_was_taken(times: choose.Times, expected: str) -> None:
+    choice = choose.decide(alternative(16), lambda op, rows: times)
+    assert expected in choice.why[16]
+    assert expected in str(choice)
+
+
+def test_layers_are_named_and_equal_choices_told_once() -> None:
+    layers = nn.Sequential(*(LowRank(256, 250, 256) for _ in range(3)))
+    compiled = regraft.compile(randomise(layers.eval()), (torch.randn(512, 256),))
+    assert [choice.layers for choice in compiled.report.choices] == [
+        (f"{i}.down", f"{i}.up") for i in range(3)
+    ]
+    text = " ".join(str(compiled.report).split())
+    assert text.count("choice: ") == 1
+    assert "(and 2 more like it): merged; 0.8 MB more" in text
+    assert "layers: 0.down, 0.up, 1.down, 1.up, 2.down, 2.up at 512 rows: as written" in text
+
+
+# -- measuring again ---------------------------------------------------------------------------
+
+
+def spoilt(path: Path) -> None:
+    """Let the database say what a disturbed run may have measured."""
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE times SET us = 1e6 WHERE form = 'merged'")
+
+
+def test_what_is_known_is_measured_again_on_request(tmp_path: Path) -> None:
+    compiled_low_rank(250, tune=True, budget="20s")
+    spoilt(tmp_path / "tuning.db")
+    for options in ({}, {"tune": True, "budget": "20s"}):
+        _, compiled = compiled_low_rank(250, **options)
+        assert compiled.report.choices[0].times[4][1] == 1e6, "what is known is not measured"
+    _, again = compiled_low_rank(250, tune="again", budget="20s")
+    assert again.report.choices[0].times[4][1] < 1e5
+    assert any("by 1 of them forms compare otherwise" in note for note in again.report.notes)
+    _, later = compiled_low_rank(250)
+    assert later.report.choices[0].times == again.report.choices[0].times
+
+
+def test_a_budget_that_ends_leaves_the_earlier_times(tmp_path: Path) -> None:
+    _, before = compiled_low_rank(250, tune=True, budget="20s")
+    _, again = compiled_low_rank(250, tune="again", budget=1e-6)
+    assert again.report.choices[0].times == before.report.choices[0].times
+    assert any("0 of 1 measurements; the others stand as they were" in note for note in again.report.notes)
+
+
+def test_only_earlier_times_are_measured_again(tmp_path: Path) -> None:
+    old = choose.TuningDatabase(tmp_path / "t.db", "m")
+    old.record("key", FORMS, choose.Measured(4, (1.0, 2.0), 0.0))
+    since = time.time()
+    again = choose.TuningDatabase(tmp_path / "t.db", "m", since).of("m")
+    assert again.lookup("key", FORMS) == [choose.Measured(4, (1.0, 2.0), 0.0)]
+    assert again.recent.lookup("key", FORMS) == []
+    again.record("key", FORMS, choose.Measured(4, (3.0, 4.0), 0.0))
+    assert again.recent.lookup("key", FORMS) == again.lookup("key", FORMS)
+    assert old.lookup("key", FORMS) == [choose.Measured(4, (3.0, 4.0), 0.0)]
+    assert old.clear() == 2
+    assert again.times("key") == {}

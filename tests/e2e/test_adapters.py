@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,11 @@ BAD = {
     "no tensor": ({"a": {"up.weight": 3}}, "a tensor of floats"),
     "integers": ({"a": {"up.weight": torch.zeros(HIDDEN, WIDTH, dtype=torch.int64)}}, "a tensor of floats"),
     "no scaling": ({"a": {"scaling": "big"}}, "lora_alpha / r"),
+    "a scaling of nan": (
+        {"a": {"scaling": math.nan}},
+        r"adapters\[.a.\]\[.scaling.\]: expected a finite number",
+    ),
+    "a scaling of inf": ({"a": {"scaling": -math.inf}}, "a finite number, lora_alpha"),
 }
 
 

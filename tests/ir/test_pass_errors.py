@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from regraft.errors import NumericsMismatch, RewriteError
+from regraft.errors import NumericsMismatch, OptionError, RewriteError
 from regraft.ir import (
     Builder,
     DType,
@@ -190,3 +190,20 @@ def test_a_replacement_that_does_not_fit_is_located() -> None:
     assert error.message.startswith("'Loses' replaces aten.tanh: f32[2] by a f32[2, 1]")
     assert (error.rewrites, error.in_pass) == (("Loses",), "my-pass")
     assert error.path == "forward.body.op[2].region[1].op[4]"
+
+
+class Asks(Visits):
+    """A pass that a user's option does not suit, or that builds an op wrongly."""
+
+    def __init__(self, option: str | None) -> None:
+        self.option = option
+
+    def run(self, made: Module, context: PassContext) -> bool:
+        raise OptionError("there is no weight 'w'", option=self.option, value="'w'", expected="a name")
+
+
+def test_an_option_that_does_not_fit_is_no_fault_of_the_pass() -> None:
+    with pytest.raises(OptionError, match="ranks: expected a name, got 'w'"):
+        run_pass(Asks("ranks"), nested(), PassContext(TABLE))
+    with pytest.raises(RewriteError, match="the pass 'visits' failed: OptionError"):
+        run_pass(Asks(None), nested(), PassContext(TABLE))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from regraft.errors import RewriteError, VerifyError
+from regraft.errors import OptionError, RewriteError, VerifyError
 from regraft.ir import (
     Builder,
     Declined,
@@ -201,6 +201,12 @@ def test_exactness_levels() -> None:
     for i, level in enumerate(levels):
         assert [level.allows(other) for other in levels] == [j <= i for j in range(4)]
     assert [str(level) for level in levels] == ["exact", "reassociates", "approx(0.001)", "approx(0.01)"]
+
+
+@pytest.mark.parametrize("tolerance", [-1, -1e-9, float("nan"), True, "0.1", None])
+def test_tolerances_that_are_none(tolerance: Any) -> None:
+    with pytest.raises(OptionError, match="tolerance: expected a number from 0 on"):
+        Exactness.APPROX(tolerance)
 
 
 def test_order_of_rewrites_is_theirs() -> None:

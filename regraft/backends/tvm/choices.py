@@ -61,8 +61,8 @@ def _tune(
 ) -> None:
     """Measure what ``times`` lack; each kernel has an equal share of the time that is left."""
     assert tuning.deadline is not None
-    rows = tuning.rows or TYPICAL_ROWS
-    wanted = {key: missing(problem, templates[key], cpu, times, rows) for key, problem in problems.items()}
+    rows, known = tuning.rows or TYPICAL_ROWS, times.recent
+    wanted = {key: missing(problem, templates[key], cpu, known, rows) for key, problem in problems.items()}
     pending = {key: counts for key, counts in wanted.items() if counts}
     for number, (key, counts) in enumerate(pending.items()):
         now = time.perf_counter()
@@ -73,7 +73,7 @@ def _tune(
             return
         problem, share = problems[key], (tuning.deadline - now) / (len(pending) - number)
         try:
-            found, notes = measure(key, counts, times.times(record_key(problem)), now + share)
+            found, notes = measure(key, counts, known.times(record_key(problem)), now + share)
         except BackendError as error:  # kernels are right without their times
             found, notes = [], [f"not measured: {error.message}"]
         for signature, forms, measured in found:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,8 @@ class Session:
             return Session(CacheOutcome("not cached", "adapters= are read anew"))
         if options.budget is not None:
             return Session(CacheOutcome("not cached", "tune=True measures what is not known yet"))
+        if options.approximates and not options.verify:
+            return Session(CacheOutcome("not cached", "what approximations change is measured anew"))
         try:
             with (phases or Phases()).phase("cache"):
                 key = key_of(model, args, kwargs, shapes, options)
@@ -237,11 +239,16 @@ def _stats(record: Mapping[str, Any]) -> RewriteStats:
 
 
 def _choice(record: Mapping[str, Any]) -> Choice:
-    changed: dict[str, Any] = {
-        name: tuple(record[name]) for name in ("forms", "cuts", "order", "measured_at")
+    changed: dict[str, Any] = {name: tuple(record[name]) for name in ("forms", "cuts", "order", "layers")}
+    values: dict[str, Callable[[Any], Any]] = {
+        "times": lambda each: tuple(map(float, each)),
+        "estimated": lambda each: tuple(map(float, each)),
+        "based_on": lambda each: tuple(map(int, each)),
+        "noise": float,
+        "why": str,
     }
-    for name in ("times", "estimated"):
-        changed[name] = {int(rows): tuple(map(float, each)) for rows, each in record[name].items()}
+    for name, value in values.items():
+        changed[name] = {int(rows): value(each) for rows, each in record[name].items()}
     return Choice(**{**record, **changed})
 
 

@@ -1,5 +1,6 @@
 """Choosing forms by what they cost here: the machine's profile, estimates, measurements, decisions."""
 
+from regraft.compiler.choose.amounts import parse_budget, parse_size
 from regraft.compiler.choose.database import TuningDatabase
 from regraft.compiler.choose.decide import Choice, ChooseForms, Times, decide, within
 from regraft.compiler.choose.machine import (
@@ -12,7 +13,7 @@ from regraft.compiler.choose.machine import (
 from regraft.compiler.choose.model import RooflineModel
 from regraft.compiler.choose.placement import Kind, Layout, Picks, Prices
 from regraft.compiler.choose.sections import Section
-from regraft.compiler.choose.tune import Executors, Timetable, Tuner, measured, parse_budget
+from regraft.compiler.choose.tune import Executors, Timetable, Tuner, measured
 from regraft.timing import Measured
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "measure_profile",
     "measured",
     "parse_budget",
+    "parse_size",
     "store_profile",
     "within",
 ]

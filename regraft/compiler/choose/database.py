@@ -31,11 +31,14 @@ CREATE TABLE IF NOT EXISTS times (
 class TuningDatabase:
     """Measured times of one machine.
 
+    A time takes the place of the earlier one of the same computation, form and number of rows.
+
     Fields:
+        since: what was measured before is to be measured again, by ``time.time``; see ``recent``.
         notes: what the user should know, such as a damaged file that was set aside.
     """
 
-    def __init__(self, path: Path, machine: str) -> None:
+    def __init__(self, path: Path, machine: str, since: float = 0.0) -> None:
         """Open the database at ``path``, made when it is missing.
 
         Raises:
@@ -43,7 +46,9 @@ class TuningDatabase:
         """
         self.path = path
         self.machine = machine
+        self.since = since
         self.notes: list[str] = []
+        self._earliest = 0.0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._prepare()
@@ -61,6 +66,13 @@ class TuningDatabase:
         """The same file for the times of another machine."""
         other = copy.copy(self)
         other.machine = machine
+        return other
+
+    @property
+    def recent(self) -> TuningDatabase:
+        """The same times without those that are to be measured again."""
+        other = copy.copy(self)
+        other._earliest = self.since
         return other
 
     def _prepare(self) -> None:
@@ -127,9 +139,9 @@ class TuningDatabase:
 
     def times(self, signature: str) -> dict[int, dict[str, tuple[float, float]]]:
         """Number of rows -> form -> microseconds and noise, as measured on this machine."""
-        query = "SELECT rows, form, us, noise FROM times WHERE machine = ? AND signature = ?"
+        query = "SELECT rows, form, us, noise FROM times WHERE machine = ? AND signature = ? AND written >= ?"
         with self._used() as connection:
-            return _by_rows(connection.execute(query, (self.machine, signature)))
+            return _by_rows(connection.execute(query, (self.machine, signature, self._earliest)))
 
     def latest(self, signature: str) -> dict[int, dict[str, tuple[float, float]]]:
         """Of ``times`` those that were measured in turns with the newest one of their number of rows.
@@ -151,6 +163,11 @@ class TuningDatabase:
             query = f"SELECT COUNT(*) FROM times WHERE machine NOT IN ({marks})"
             (count,) = connection.execute(query, tuple(machines)).fetchone()
         return count
+
+    def clear(self) -> int:
+        """Forget all times, those of other machines too; how many there were."""
+        with self._used() as connection:
+            return connection.execute("DELETE FROM times").rowcount
 
     def merge(self, other: Path) -> int:
         """Add the rows of the database at ``other``, the newer one of two standing; how many it has.

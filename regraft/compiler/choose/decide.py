@@ -8,7 +8,7 @@ keeps its forms and learns at which numbers of rows to change from one to anothe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -27,6 +27,7 @@ from regraft.ir import (
     dims,
     evaluate,
 )
+from regraft.runtime import choice_view
 
 #: A form must be this much faster than the reference to replace it: estimates are no better than that.
 MARGIN = 0.02
@@ -44,13 +45,15 @@ class Times:
 
     Fields:
         us: what to decide by.
-        measured: whether they were measured on this machine, at these rows or around them.
+        at: the numbers of rows that were measured on this machine and that ``us`` comes from: this number
+            alone, the two around it, or the nearest one, by which the estimate was corrected. None where
+            there is an estimate only.
         noise: of the measurement, relative.
         estimated: what the cost model alone says; nothing where nobody asked it.
     """
 
     us: tuple[float, ...]
-    measured: bool = False
+    at: tuple[int, ...] = ()
     noise: float = 0.0
     estimated: tuple[float, ...] = ()
 
@@ -66,15 +69,18 @@ class Choice:
     Fields:
         where: the source line of the computation.
         signature: identifies computations that are decided alike.
-        rows: the number of rows, as a size or an expression.
+        rows: the number of rows, as a size or an expression; empty where times are of something whole.
         forms: names of the forms, the reference first.
         cuts, order: form ``order[i]`` runs at rows from ``cuts[i-1]`` up to, not including, ``cuts[i]``.
         times: rows -> microseconds of each form, by which it was decided.
         estimated: rows -> what the cost model says of each form.
-        measured_at: the rows whose times were measured on this machine.
+        based_on: rows -> the numbers of rows that were measured and that the times come from; see ``Times``.
+        noise: rows -> that of the measurement, relative.
+        why: rows -> how the forms compare there, in words.
         extra_bytes: of the constants that the chosen forms need beside the reference's. What several
             computations need counts at the first of them.
         reason: why another form was not taken.
+        layers: paths of the modules whose ops the forms stand for.
     """
 
     where: str
@@ -85,9 +91,17 @@ class Choice:
     order: tuple[int, ...]
     times: dict[int, tuple[float, ...]] = field(default_factory=dict[int, tuple[float, ...]])
     estimated: dict[int, tuple[float, ...]] = field(default_factory=dict[int, tuple[float, ...]])
-    measured_at: tuple[int, ...] = ()
+    based_on: dict[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
+    noise: dict[int, float] = field(default_factory=dict[int, float])
+    why: dict[int, str] = field(default_factory=dict[int, str])
     extra_bytes: int = 0
     reason: str = ""
+    layers: tuple[str, ...] = ()
+
+    @property
+    def measured_at(self) -> tuple[int, ...]:
+        """The rows whose times were measured on this machine, at these rows or on both sides of them."""
+        return tuple(n for n in self.times if (at := self.based_on.get(n)) and min(at) <= n <= max(at))
 
     @property
     def measured(self) -> bool:
@@ -102,6 +116,8 @@ class Choice:
         """The choice as JSON values."""
         return {
             "where": self.where,
+            "signature": self.signature,
+            "layers": list(self.layers),
             "rows": self.rows,
             "forms": list(self.forms),
             "break_even": list(self.cuts),
@@ -110,24 +126,15 @@ class Choice:
             "estimated_microseconds": {str(rows): list(each) for rows, each in self.estimated.items()},
             "measured": self.measured,
             "measured_at": list(self.measured_at),
+            "based_on": {str(rows): list(each) for rows, each in self.based_on.items()},
+            "noise": {str(rows): each for rows, each in self.noise.items()},
+            "why": {str(rows): each for rows, each in self.why.items()},
             "extra_bytes": self.extra_bytes,
             "reason": self.reason,
         }
 
     def __str__(self) -> str:
-        parts = [self.forms[self.order[0]]]
-        parts += [f"from {c} rows {self.forms[i]}" for c, i in zip(self.cuts, self.order[1:], strict=True)]
-        extra = f", {self.extra_bytes / 1e6:.1f} MB more" if self.extra_bytes else ""
-        reason = f" ({self.reason})" if self.reason else ""
-        return f"{self.where}: {', '.join(parts)}; {self._source()}{extra}{reason}"
-
-    def _source(self) -> str:
-        """Where the times come from."""
-        if self.measured:
-            return "measured"
-        if not self.measured_at:
-            return "estimated"
-        return f"measured at {self.measured_at[0]} to {self.measured_at[-1]} rows, else estimated"
+        return "\n".join(choice_view.choice_lines([self.to_dict()]))
 
 
 class ChooseForms:
@@ -193,15 +200,31 @@ def settle(op: Op, choice: Choice, rewriter: Rewriter) -> None:
 
 def decide(op: Op, times: FormTimes, also: Sequence[int] = ()) -> Choice:
     """The fastest form at each number of rows; ``also`` are numbers to look at besides those of the grid."""
-    rows = op.site.dim_attr("rows")
-    choice = Choice(str(op.loc), signature(op), str(rows), tuple(op.attr("forms")), (), (0,))
-    found = {count: times(op, count) for count in sorted({*grid(rows), *within(rows, also)})}
-    choice.times = {count: each.us for count, each in found.items()}
-    choice.estimated = {count: each.estimated for count, each in found.items() if each.estimated}
-    choice.measured_at = tuple(count for count, each in found.items() if each.measured)
-    choice.cuts, choice.order = _intervals(list(found), lambda count: times(op, count))
-    choice.extra_bytes = sum(map(_size, _extra_recipes(op, choice.order)))
-    return choice
+    rows, forms = op.site.dim_attr("rows"), tuple(op.attr("forms"))
+    counts = sorted({*grid(rows), *within(rows, also)})
+    cuts, order = _intervals(counts, lambda count: times(op, count))
+    found = {count: times(op, count) for count in sorted({*counts, *cuts})}
+    return Choice(
+        str(op.loc),
+        signature(op),
+        str(rows),
+        forms,
+        cuts,
+        order,
+        times={count: each.us for count, each in found.items()},
+        estimated={count: each.estimated for count, each in found.items() if each.estimated},
+        based_on={count: each.at for count, each in found.items() if each.at},
+        noise={count: each.noise for count, each in found.items() if each.at},
+        why={count: verdict(each, forms) for count, each in found.items()},
+        extra_bytes=sum(map(_size, _extra_recipes(op, order))),
+        layers=layers_of(op.regions[0].ops),
+    )
+
+
+def layers_of(ops: Iterable[Op]) -> tuple[str, ...]:
+    """Paths of the modules that ``ops`` come from, in order; constants are read from anywhere."""
+    paths = (op.loc.module for op in ops if not op.has(Trait.CONSTANT_LIKE))
+    return tuple(dict.fromkeys(path for path in paths if path))
 
 
 def grid(rows: Dim) -> list[int]:
@@ -289,6 +312,26 @@ def fastest(each: Times) -> int:
     index = _least(each.estimated)
     agreed = all(us[index] < us[0] * (1 - MARGIN) for us in (each.us, each.estimated) if us)
     return index if each.estimated and agreed else 0
+
+
+def verdict(each: Times, forms: Sequence[str]) -> str:
+    """How the forms compare by ``each``, in the words of the rule of ``fastest``."""
+    taken, least = fastest(each), _least(each.us)
+    if taken:
+        gain = f"{forms[taken]} is {each.us[0] / each.us[taken]:.2f} times as fast"
+        if each.us[taken] < each.us[0] * (1 - max(MARGIN, each.noise)):
+            return gain
+        return f"{gain}, which the noise would hide and the estimate confirms"
+    if least:
+        gain = f"{forms[least]} is {each.us[0] / each.us[least]:.2f} times as fast"
+        if each.us[least] < each.us[0] * (1 - MARGIN):
+            return f"{gain}, which is within the noise"
+        return f"{gain}, too little to change"
+    others = [(us, form) for us, form in zip(each.us[1:], forms[1:], strict=True)]
+    if not others:
+        return "there is no other"
+    us, form = min(others)
+    return f"{form} takes {us / each.us[0]:.2f} times as long"
 
 
 def _least(us: Sequence[float]) -> int:

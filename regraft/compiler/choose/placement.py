@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from regraft.backends import Backend
-from regraft.compiler.choose.decide import MARGIN, Choice, Times, fastest
+from regraft.compiler.choose.decide import MARGIN, Choice, Times, fastest, layers_of, verdict
 from regraft.compiler.choose.model import RooflineModel
 from regraft.compiler.choose.sections import Section, rows_of, sections, signature
 from regraft.compiler.partition import Assignment, groups, refusal
@@ -195,20 +195,20 @@ def alternatives(layout: Layout, prices: Prices | None) -> list[Picks]:
 
 def choice_of_whole(layout: Layout, plans: Sequence[Picks], measured: Measured) -> tuple[Picks, Choice]:
     """The best of ``plans`` as measured in turns: the first unless another one is faster beyond the noise."""
-    best = fastest(Times(measured.us, True, measured.noise))
+    times = Times(measured.us, (measured.rows,), measured.noise)
+    best = fastest(times)
     forms = tuple(layout.form(picks) for picks in plans)
-    times = _listed([form.partition(" ")[0] for form in forms], measured.us)
-    reason = f"{times}; noise {100 * measured.noise:.1f} %"
     return plans[best], Choice(
         "back ends of the whole",
         layout.signature,
-        str(measured.rows),
+        "",
         forms,
         (),
         (best,),
         {measured.rows: measured.us},
-        measured_at=(measured.rows,),
-        reason=reason,
+        based_on={measured.rows: times.at},
+        noise={measured.rows: measured.noise},
+        why={measured.rows: verdict(times, forms)},
     )
 
 
@@ -220,7 +220,6 @@ def choices_of_kinds(layout: Layout, picks: Picks, prices: Prices | None) -> lis
 def _choice(layout: Layout, kind: Kind, pick: int, prices: Prices | None) -> Choice:
     lead, more = kind.sections[0].lead, len(kind.sections[0].ops) - 1
     found = None if prices is None else prices.sections.get(kind.signature)
-    known = "not measured" if found is None else _listed(layout.names, found.us)
     what = f"{lead.name} and {more} more ops" if more else lead.name
     return Choice(
         str(lead.loc),
@@ -231,10 +230,8 @@ def _choice(layout: Layout, kind: Kind, pick: int, prices: Prices | None) -> Cho
         (pick,),
         {} if found is None else {kind.rows: found.us},
         {kind.rows: (kind.estimated,) * len(layout.names)},
-        () if found is None else (kind.rows,),
-        reason=f"{what}, {len(kind.sections)} times: {known}, estimated {kind.estimated:.0f} us",
+        {} if found is None else {kind.rows: (kind.rows,)},
+        {} if found is None else {kind.rows: found.noise},
+        reason=f"{what}, {len(kind.sections)} times",
+        layers=layers_of(op for section in kind.sections for op in section.ops),
     )
-
-
-def _listed(names: Sequence[str], us: Sequence[float]) -> str:
-    return ", ".join(f"{name} {each:.0f} us" for name, each in zip(names, us, strict=True))

@@ -6,7 +6,6 @@ noise, and a form that is not faster by more than that does not replace the refe
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,6 @@ from regraft.compiler.choose.database import TuningDatabase
 from regraft.compiler.choose.decide import Times, grid, signature, sizes_at, within
 from regraft.compiler.choose.model import RooflineModel
 from regraft.compiler.partition import refusal
-from regraft.errors import OptionError
 from regraft.ir import Function, Op, Symbol, Trait, Value, clone_region, evaluate, input_symbols
 from regraft.runtime import TORCH_DTYPES, Executable
 from regraft.timing import Measured, interpolated, noise_of
@@ -80,14 +78,14 @@ class Timetable:
         known = self._lookup(op)
         exact = interpolated(known, rows)
         if exact is not None:
-            return Times(exact.us, True, exact.noise, estimate)
+            return Times(exact.us, _around(known, rows), exact.noise, estimate)
         if not known:
             return Times(estimate, estimated=estimate)
         nearest = min(known, key=lambda m: abs(m.rows - rows))
         at_nearest = self._estimate(op, nearest.rows)
         factors = [m / e for m, e in zip(nearest.us, at_nearest, strict=True)]
         us = tuple(e * f for e, f in zip(estimate, factors, strict=True))
-        return Times(us, noise=nearest.noise, estimated=estimate)
+        return Times(us, (nearest.rows,), nearest.noise, estimate)
 
     def _lookup(self, op: Op) -> Sequence[Measured]:
         key = signature(op)
@@ -100,9 +98,43 @@ class Timetable:
         return tuple(self.model.region(region, sizes).us for region in op.regions)
 
 
+def _around(known: Sequence[Measured], rows: int) -> tuple[int, ...]:
+    """The measured numbers of rows next to ``rows`` on both sides, or just that one."""
+    below, above = max(m.rows for m in known if m.rows <= rows), min(m.rows for m in known if m.rows >= rows)
+    return tuple(dict.fromkeys((below, above)))
+
+
+@dataclass
+class _Again:
+    """How measurements that were taken again agree with the earlier ones on how forms compare.
+
+    ``factors`` has for each by what factor they do not, 1 within their noise.
+    """
+
+    factors: list[float] = field(default_factory=list[float])
+
+    def add(self, old: Measured | None, new: Measured) -> None:
+        """Note ``new``, which takes the place of ``old``."""
+        if old is None:
+            return
+        ratios = [(b / new.us[0]) / (a / old.us[0]) for a, b in zip(old.us, new.us, strict=True)]
+        most = max(max(ratio, 1 / ratio) for ratio in ratios)
+        self.factors.append(most if most > 1 + old.noise + new.noise else 1.0)
+
+    def notes(self) -> list[str]:
+        """What there is to say of them."""
+        if not self.factors:
+            return []
+        off = [factor for factor in self.factors if factor > 1]
+        told = f"{len(self.factors)} of the measurements were taken again"
+        if not off:
+            return [f"{told} and agree with the earlier ones"]
+        return [f"{told}; by {len(off)} of them forms compare otherwise, by a factor of up to {max(off):.2f}"]
+
+
 @dataclass
 class Tuner:
-    """Measures what the databases lack, within a budget of seconds.
+    """Measures what the databases lack, or has to be measured again, within a budget of seconds.
 
     Fields:
         rows: the numbers of rows to measure at where sizes vary; some powers of two when there are none.
@@ -126,21 +158,29 @@ class Tuner:
             if key not in taken
         ]
         missing = {key: self._missing(op, backend) for key, (op, backend) in taken.items()}
-        total, done = sum(map(len, missing.values())), 0
+        total, done, again = sum(map(len, missing.values())), 0, _Again()
         deadline = time.perf_counter() + self.budget
         self.told(done, total)
         for key, (op, backend) in taken.items():
-            forms: list[Executable] | None = None
+            database, forms = self.executors.databases[backend.name], op.attr("forms")
+            before = {each.rows: each for each in database.lookup(key, forms)}
+            lowered: list[Executable] | None = None
             for rows in missing[key]:
                 if time.perf_counter() >= deadline:
-                    spent = f"the budget of {self.budget:g} s sufficed for {done} of {total} measurements"
-                    return [*notes, f"{spent}; the next run goes on from there"]
-                forms = forms or self._lowered(op, backend)
-                found = self._measure(op, forms, rows)
-                self.executors.databases[backend.name].record(key, op.attr("forms"), found)
+                    return [*notes, *again.notes(), self._over(done, total, database)]
+                lowered = lowered or self._lowered(op, backend)
+                found = self._measure(op, lowered, rows)
+                database.record(key, forms, found)
+                again.add(before.get(rows), found)
                 done += 1
                 self.told(done, total)
-        return notes
+        return [*notes, *again.notes()]
+
+    def _over(self, done: int, total: int, database: TuningDatabase) -> str:
+        spent = f"the budget of {self.budget:g} s sufficed for {done} of {total} measurements"
+        return f"{spent}; " + (
+            "the others stand as they were" if database.since else "the next run goes on from there"
+        )
 
     def _missing(self, op: Op, backend: Backend) -> list[int]:
         rows = op.site.dim_attr("rows")
@@ -149,7 +189,7 @@ class Tuner:
             wanted = [rows]
         elif not self.rows:
             wanted = [r for r in wanted if r <= _MOST_TUNED_ROWS][::2] or wanted[:1]
-        known = self.executors.databases[backend.name].lookup(signature(op), op.attr("forms"))
+        known = self.executors.databases[backend.name].recent.lookup(signature(op), op.attr("forms"))
         return [r for r in wanted if r not in {m.rows for m in known}]
 
     def _lowered(self, op: Op, backend: Backend) -> list[Executable]:
@@ -216,29 +256,3 @@ def interleaved(
 def _example(value: Value, sizes: dict[Symbol, int]) -> Tensor:
     shape = [evaluate(d, sizes) for d in value.tensor.shape]
     return torch.full(shape, 0.5, dtype=TORCH_DTYPES[value.tensor.dtype.value])
-
-
-_BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min)?")
-_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, None: 1.0}
-
-
-def parse_budget(budget: str | float) -> float:
-    """Seconds from ``"30s"``, ``"2m"``, ``"500ms"`` or a number of seconds.
-
-    Raises:
-        OptionError: it is none of these, or not positive.
-    """
-    seconds = 0.0
-    if isinstance(budget, str):
-        found = _BUDGET.fullmatch(budget.strip())
-        seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
-    elif isinstance(budget, (int, float)) and not isinstance(budget, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-        seconds = float(budget)
-    if not seconds > 0:  # nan is not
-        raise OptionError(
-            "'budget' cannot be this",
-            option="budget",
-            value=repr(budget),
-            expected="a positive time, such as '30s' or '2m'",
-        )
-    return seconds

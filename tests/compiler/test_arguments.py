@@ -1,0 +1,54 @@
+"""Arguments of the public calls that have no such name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import regraft
+from regraft.compiler import bench, tune
+from regraft.errors import UnknownArgumentError
+
+MODEL, X = nn.Linear(4, 4).eval(), torch.ones(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "nearest"),
+    [
+        (regraft.compile, {"bakends": ["ort"]}, "'backends'"),
+        (regraft.compile, {"dynamic_shape": None}, "'dynamic_shapes'"),
+        (regraft.capture, {"dynamic_shape": None}, "'dynamic_shapes'"),
+        (regraft.export_onnx, {"opsett": 18}, "'opset'"),
+        (regraft.export_plan, {"maxtrips": 3}, "'max_trips'"),
+        (regraft.explain, {"rewrit": "Rotary"}, "'rewrite'"),
+        (regraft.bisect, {"chek": None}, "'check'"),
+        (bench, {"round": 3}, "'rounds'"),
+        (tune, {"agian": True}, "'again'"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(
+    call: Callable[..., Any], given: dict[str, Any], nearest: str
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        call(MODEL, (X,), **given)
+    assert isinstance(caught.value, UnknownArgumentError)
+    (name,) = given
+    assert caught.value.message.startswith(f"{call.__name__}(): there is no argument '{name}'")
+    assert f"did you mean {nearest}" in caught.value.message
+
+
+def test_a_name_like_no_other_lists_all() -> None:
+    with pytest.raises(UnknownArgumentError, match=r"there are: adapters, args, backends, .*verify"):
+        regraft.compile(MODEL, (X,), zzz=1)  # type: ignore[call-arg]
+
+
+def test_the_signature_is_the_functions_own() -> None:
+    parameters = inspect.signature(regraft.compile).parameters
+    assert parameters["tune"].default is False
+    assert list(parameters)[:3] == ["model", "args", "kwargs"]
+    assert regraft.compile.__doc__ is not None
