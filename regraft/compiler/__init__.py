@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from regraft.compiler import cache, choose, options, steps
 from regraft.compiler.api import capture, compile, export_onnx, export_plan
-from regraft.compiler.approximate import FactoredLayer, LayerChange, LowRank, WithoutLayers, rank_layers
+from regraft.compiler.approximate import (
+    FactoredLayer,
+    KeptLayer,
+    LayerChange,
+    LowRank,
+    WithoutLayers,
+    rank_layers,
+)
 from regraft.compiler.bisect import BisectReport, bisect
 from regraft.compiler.capture import Captured, capture_model, control
 from regraft.compiler.choosing import state_folder, tuning_path
@@ -31,6 +38,7 @@ __all__ = [
     "Explanation",
     "ExportReport",
     "FactoredLayer",
+    "KeptLayer",
     "LayerChange",
     "LowRank",
     "Measurement",

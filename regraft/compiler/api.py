@@ -27,6 +27,7 @@ from regraft.compiler.pipeline import WHOLE, Compilation, Limit
 from regraft.compiler.plan_export import PlanReport, write_plan
 from regraft.compiler.progress import Observer, Phases
 from regraft.compiler.report import Report
+from regraft.compiler.tolerance import Declared
 from regraft.errors import NumericsMismatch, OptionError, RegraftError
 from regraft.ir import Exactness, Leaf, Module, OpDef, Pass, Rewrite, print_module
 from regraft.plugins import Plugin
@@ -77,7 +78,8 @@ def compile(
         ops: definitions of your own ops, such as ``op_from_torch`` makes.
         plugins: installed plug-ins by name, or ``Plugin`` objects: their rewrites, passes and ops are added,
             and ``backends`` may name their back ends.
-        exactness: the least exact kind of rewrite that may be applied.
+        exactness: the least exact kind of rewrite that may be applied. With ``APPROX(tolerance)`` the results
+            on the example are compared with those of the captured graph, where ``verify`` does not compare.
         verify: ``True`` compares with eager in fp64 on the example arguments, and times some calls for
             the report; ``"each"`` also compares every application of every rewrite with what it replaces,
             and checks the graph after every pass.
@@ -109,7 +111,8 @@ def compile(
         PluginError: a plug-in cannot be found or used.
         CaptureError: the model's Python cannot be turned into a graph.
         UnsupportedOpError: ops that no executor takes, all of them.
-        NumericsMismatch: ``verify`` found a result that is off by more than the numerics rule.
+        NumericsMismatch: ``verify`` found a result that is off by more than the numerics rule, or an
+            approximation is off by more than its tolerance.
     """
     options = Options.checked(
         backends=backends,
@@ -143,7 +146,7 @@ def _compiled(
     session = Session.begin(model, args, kwargs, dynamic_shapes, options, phases)
 
     def finish(compiled: CompiledModel, captured: Captured) -> CompiledModel:
-        compiled.report.time["total"] = time.perf_counter() - start
+        compiled.report.time["total"] = time.perf_counter() - start - phases.seconds.get("verify", 0.0)
         compiled.report.memory |= resident.growth()
         if options.verify:
             _verify(model, compiled, captured, options, phases)
@@ -158,14 +161,9 @@ def _compiled(
         else:
             compiled.report.cache = session.outcome
             return compiled
-    captured = capture_model(
-        model, args, kwargs, dynamic_shapes, options.table, phases, max_trips=options.max_trips
-    )
-    note = insert_adapters(captured.module, options.adapters, options.table, model)
-    compilation = rewritten(captured, options, phases)
-    compilation.report.notes += [note] if note else []
+    captured, compilation, store = prepared(model, args, kwargs, dynamic_shapes, options, phases)
     entry = session.describe(compilation.module, compilation.read, compilation.report)
-    compiled = finish(lowered(compilation, Store(compilation.module), model), captured)
+    compiled = finish(lowered(compilation, store, model), captured)
     session.store(entry)
     compiled.report.cache = session.outcome
     return compiled
@@ -193,7 +191,8 @@ def _verify(
             )
         except NumericsMismatch as error:
             each = 'compile(..., verify="each") compares every rewrite; ' if options.verify is True else ""
-            error.hint = f"{each}regraft.bisect(...) finds the pass, rewrite or back end that is wrong"
+            finds = f"{each}regraft.bisect(...) finds the pass, rewrite or back end that is wrong"
+            error.hint = error.hint or finds
             raise
         report.measure(compiled, captured.args, captured.kwargs)
 
@@ -219,7 +218,8 @@ def _from_cache(
     try:
         compilation = _compilation(captured, options, phases, report)
         compilation.restored()
-        compiled = lowered(compilation, Store(module), model)
+        store = Store(module)
+        compiled = lowered(compilation, store, model)
     except RegraftError as error:
         return session.miss(f"the entry cannot be used, {error.message}")
     with phases.phase("cache"):
@@ -242,12 +242,52 @@ def _compilation(
 
 def rewritten(captured: Captured, options: Options, phases: Phases, limit: Limit = WHOLE) -> Compilation:
     """Rewrite a captured model, as far as ``limit`` says; its module changes in place."""
+    compilation = _begun(captured, options, phases, limit)
+    compilation.rewrite()
+    return compilation
+
+
+def prepared(
+    model: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+    options: Options,
+    phases: Phases,
+    *,
+    switched: bool = True,
+) -> tuple[Captured, Compilation, Store]:
+    """A model captured and rewritten, with the values of its constants.
+
+    Approximations keep to their tolerance on the
+    example, which is measured here where no verification does. ``switched`` is that of ``insert_adapters``.
+
+    Raises:
+        NumericsMismatch: an approximation is off by more than was allowed.
+    """
+    captured = capture_model(
+        model, args, kwargs, dynamic_shapes, options.table, phases, max_trips=options.max_trips
+    )
+    note = insert_adapters(captured.module, options.adapters, options.table, model, switched=switched)
+    compilation = _begun(captured, options, phases)
+    compilation.report.notes += [note] if note else []
+    declared = None
+    if options.approximates and not options.verify:
+        with phases.phase("verify"):
+            declared = Declared.of(compilation)
+    compilation.rewrite()
+    store = Store(compilation.module)
+    if declared is not None:
+        with phases.phase("verify"):
+            declared.check(compilation, store)
+    return captured, compilation, store
+
+
+def _begun(captured: Captured, options: Options, phases: Phases, limit: Limit = WHOLE) -> Compilation:
     if options.batch is not None:
         check_samples(captured.module.main)
     report = Report(notes=list(options.notes), time=phases.seconds)
-    compilation = _compilation(captured, options, phases, report, limit)
-    compilation.rewrite()
-    return compilation
+    return _compilation(captured, options, phases, report, limit)
 
 
 def lowered(compilation: Compilation, store: Store, model: Any = None) -> CompiledModel:
@@ -264,7 +304,8 @@ def lowered(compilation: Compilation, store: Store, model: Any = None) -> Compil
 
     def refreshed(model: Any) -> CompiledModel:
         source = model if isinstance(model, ExportedProgram) else as_module(model)
-        return lowered(compilation, Store(module, replacements(module, source)), model)
+        store = Store(module, replacements(module, source))
+        return lowered(compilation, store, model)
 
     original = as_module(model) if isinstance(model, torch.nn.Module) else model
     return CompiledModel(
@@ -359,17 +400,15 @@ def export_onnx(
         batch=batch,
         switched=adapter is None,
     )
-    given_adapters = options.adapters if adapter is None else options.adapters.only(adapter)
-    phases = Phases(options.progress)
-    captured = capture_model(
-        model, args, kwargs, dynamic_shapes, options.table, phases, max_trips=options.max_trips
-    )
-    note = insert_adapters(captured.module, given_adapters, options.table, model, switched=adapter is None)
-    compilation = rewritten(captured, options, phases)
-    compilation.report.notes += [note] if note else []
     switched = options.adapters.names if adapter is None else ()
+    if adapter is not None:
+        options = replace(options, adapters=options.adapters.only(adapter))
+    phases = Phases(options.progress)
+    _, compilation, store = prepared(
+        model, args, kwargs, dynamic_shapes, options, phases, switched=adapter is None
+    )
     with torch.no_grad(), phases.phase("lower"):
-        return write_onnx(compilation, Store(compilation.module), target, opset, contrib, switched)
+        return write_onnx(compilation, store, target, opset, contrib, switched)
 
 
 @checks_names
@@ -421,12 +460,9 @@ def export_plan(
         batch=batch,
     )
     phases = Phases(options.progress)
-    captured = capture_model(
-        model, args, kwargs, dynamic_shapes, options.table, phases, max_trips=options.max_trips
-    )
-    compilation = rewritten(captured, options, phases)
+    _, compilation, store = prepared(model, args, kwargs, dynamic_shapes, options, phases)
     with torch.no_grad(), phases.phase("lower"):
-        return write_plan(compilation, Store(compilation.module), target, opset, contrib)
+        return write_plan(compilation, store, target, opset, contrib)
 
 
 def _target(call: str, path: Any) -> Path:

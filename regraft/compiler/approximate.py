@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from regraft.compiler.cache import Uncacheable
+from regraft.compiler.extensions import refuse
 from regraft.compiler.materialise import Store
 from regraft.errors import OptionError, no_such
 from regraft.ir import Builder as OpBuilder
@@ -30,9 +31,11 @@ from regraft.ir import (
     DType,
     Module,
     Op,
+    Pass,
     PassContext,
     Recipe,
     Region,
+    RewritePass,
     TensorType,
     Trait,
     Value,
@@ -40,6 +43,7 @@ from regraft.ir import (
     leaves,
 )
 from regraft.plugins import Plugin
+from regraft.rewrites import fold, linear
 
 
 def _principal_type(site: CallSite) -> TensorType:
@@ -80,6 +84,17 @@ class FactoredLayer:
         return f"{self.name}: {size}, error {self.error:.2g}"
 
 
+@dataclass(frozen=True)
+class KeptLayer:
+    """A linear layer that ``LowRank`` left as it is, and why."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: as it was, {self.reason}"
+
+
 class _Approximation:
     """A pass that changes values: only where the user allows that, and never from the cache."""
 
@@ -88,10 +103,18 @@ class _Approximation:
     before: tuple[str, ...] = ()
 
     def require(self, context: PassContext) -> None:
+        """Refuse to run where no approximation is allowed.
+
+        Raises:
+            OptionError: the compile's exactness is below ``APPROX``.
+        """
         if context.exactness.rank < 2:
             raise OptionError(
                 f"'{self.name}' changes what the model computes; allow it by "
-                "compile(..., exactness=regraft.Exactness.APPROX(tolerance))"
+                "compile(..., exactness=regraft.Exactness.APPROX(tolerance))",
+                option="exactness",
+                value=str(context.exactness),
+                expected="Exactness.APPROX(tolerance)",
             )
 
     def fingerprint(self) -> NoReturn:
@@ -101,8 +124,9 @@ class _Approximation:
 class LowRank(Plugin):
     """Linear layers as two of lower rank, by the singular value decomposition of their weights.
 
-    ``layers`` lists what was done. A layer stays where two would not be smaller. Which of the two forms runs
-    then is decided by cost, as for any layer of low rank.
+    ``layers`` lists what was done, ``kept`` the layers that stay and why: one stays where two would not be
+    smaller. Which of the two forms runs then is decided by cost, as for any layer of low rank. Where adapters
+    of low rank change a layer, its base is approximated and the adapters stay beside it.
     """
 
     def __init__(
@@ -125,86 +149,152 @@ class LowRank(Plugin):
         if len(given) != 1:
             raise OptionError("LowRank takes one of 'energy', 'rank' and 'ranks'")
         if energy is not None and not (_is_number(energy) and 0 < energy <= 1):
-            _refuse("energy", energy, "a number above 0, at most 1")
-        for name, each in {"rank": rank, **(ranks or {})}.items():
-            if each is not None and not (isinstance(each, int) and not isinstance(each, bool) and each > 0):  # pyright: ignore[reportUnnecessaryIsInstance]
-                _refuse(name, each, "a positive int")
-        self_pass = _Factoring(energy, rank, ranks)
-        object.__setattr__(self, "layers", self_pass.layers)
-        super().__init__("low-rank", passes=(("recover", self_pass),), ops=(PRINCIPAL,))
+            refuse("energy", energy, "a number above 0, at most 1")
+        if rank is not None:
+            _check_rank("rank", rank)
+        if ranks is not None and not (isinstance(ranks, Mapping) and ranks):  # pyright: ignore[reportUnnecessaryIsInstance]
+            refuse("ranks", ranks, "a dict of ranks by the names of weights")
+        for name, each in (ranks or {}).items():
+            _check_rank(f"ranks['{name}']", each)
+        factoring = _Factoring(energy, rank, ranks)
+        object.__setattr__(self, "layers", factoring.layers)
+        object.__setattr__(self, "kept", factoring.kept)
+        passes = (*_beside_adapters(), factoring)
+        super().__init__("low-rank", passes=tuple(("recover", each) for each in passes), ops=(PRINCIPAL,))
 
     layers: list[FactoredLayer]
+    kept: list[KeptLayer]
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.layers)) or "no layer became smaller"
+        return "\n".join(map(str, (*self.layers, *self.kept))) or "there is no linear layer with a weight"
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _refuse(name: str, value: Any, expected: str) -> NoReturn:
-    raise OptionError(f"'{name}' cannot be this", option=name, value=repr(value), expected=expected)
+def _check_rank(option: str, rank: Any) -> None:
+    if not (isinstance(rank, int) and not isinstance(rank, bool) and rank > 0):
+        refuse(option, rank, "a positive int")
+
+
+def _beside_adapters() -> tuple[Pass, ...]:
+    """Passes after which a layer that adapters of low rank change has its base by itself."""
+    split = RewritePass("low-rank.adapters", "recover", (linear.LowRankEpilogue(),), after=("recover.sweep",))
+    return split, fold.ConstantRecipes("low-rank.constants", "recover", after=(split.name,))
 
 
 class _Factoring(_Approximation):
     name = "low-rank.factors"
-    after = ("recover.sweep",)
+    after = ("low-rank.constants",)
 
     def __init__(self, energy: float | None, rank: int | None, ranks: Mapping[str, int] | None) -> None:
         self.energy, self.rank, self.ranks = energy, rank, ranks
         self.layers: list[FactoredLayer] = []
+        self.kept: list[KeptLayer] = []
 
     def run(self, module: Module, context: PassContext) -> bool:
         self.require(context)
         self.layers.clear()
-        names, store = (
-            {each: _weight_name(each, name) for each, name in module.constants().items()},
-            Store(module),
-        )
-        if self.ranks is not None:
-            unknown = [name for name in self.ranks if name not in names.values()]
-            if unknown:
-                raise OptionError(no_such("weight", unknown[0], names.values()))
+        self.kept.clear()
+        names = {each: _weight_name(each, name) for each, name in module.constants().items()}
+        store = Store(module)
+        self._check_names(names.values())
         for function in module.functions.values():
             for const in [op for op in function.walk() if op.name == "rg.const"]:
                 self._factor(const, names[const.attr("value")], store, context)
+        self._check_layers()
         return bool(self.layers)
 
+    def _check_names(self, known: Iterable[str]) -> None:
+        """Refuse ranks of weights that are not there."""
+        unknown = [name for name in self.ranks or () if name not in known]
+        if unknown:
+            _no_rank(unknown[0], no_such("weight", unknown[0], known))
+
+    def _check_layers(self) -> None:
+        """Refuse ranks of what is no weight of a linear layer."""
+        seen = {each.name for each in (*self.layers, *self.kept)}
+        others = [name for name in self.ranks or () if name not in seen]
+        if others:
+            _no_rank(others[0], f"'{others[0]}' is the weight of no linear layer")
+
     def _factor(self, const: Op, name: str, store: Store, context: PassContext) -> None:
+        if self.ranks is not None and name not in self.ranks:
+            return
+        if const.result.tensor.rank != 2:
+            return
         linears = [u for u in const.result.users if u.name == "aten.linear" and _reads(u, const.result)]
-        type = const.result.tensor
-        if not linears or type.rank != 2 or type.dtype not in (DType.F32, DType.F64):
+        if not linears:
+            if _is_changed(const.result):
+                self.kept.append(KeptLayer(name, "since adapters change more of it than a low rank"))
             return
-        weight: Tensor = store.tensor(const.attr("value")).detach().double()
-        singular = torch.linalg.svdvals(weight)
-        rank = self._rank(name, singular)
-        rows, columns = weight.shape
-        if rank is None or rank * (rows + columns) >= rows * columns:
+        found = self._singular(const, name, store)
+        if isinstance(found, KeptLayer):
+            self.kept.append(found)
             return
-        rewriter = context.rewriter(self.name)
-        op = rewriter.before(reduce(lambda a, b: a if a.comes_before(b) else b, linears))
-        right = op.constant(_recipe(const, rank, context))
-        left = op.aten.linear(const.result, right)
-        for linear in linears:
-            op = rewriter.before(linear)
-            low = op.aten.linear(linear.operand("input"), right)
-            rewriter.replace(linear, (op.aten.linear(low, left, linear.optional("bias")),))
-        lost = float(singular[rank:].square().sum() / singular.square().sum())
+        rank = self._rank(name, found)
+        rows, columns = store.tensor(const.attr("value")).shape
+        if rank * (rows + columns) >= rows * columns:
+            reason = f"since two of rank {rank} would not be smaller than {rows} x {columns}"
+            self.kept.append(KeptLayer(name, reason))
+            return
+        _split(const, linears, rank, context, self.name)
+        total = float(found.square().sum())
+        lost = float(found[rank:].square().sum()) / total if total else 0.0
         self.layers.append(FactoredLayer(name, (rows, columns), rank, math.sqrt(lost)))
 
-    def _rank(self, name: str, singular: Tensor) -> int | None:
+    def _singular(self, const: Op, name: str, store: Store) -> Tensor | KeptLayer:
+        """The singular values of the weight, or why it stays."""
+        dtype = const.result.tensor.dtype
+        if dtype not in (DType.F32, DType.F64):
+            return KeptLayer(name, f"since it is {dtype.value}: weights of f32 and f64 are factored")
+        weight: Tensor = store.tensor(const.attr("value")).detach().double()
+        if not bool(weight.isfinite().all()):
+            return KeptLayer(name, "since not all of it is finite")
+        return torch.linalg.svdvals(weight)
+
+    def _rank(self, name: str, singular: Tensor) -> int:
         if self.ranks is not None:
-            return self.ranks.get(name)
+            return self.ranks[name]
         if self.energy is None:
+            assert self.rank is not None, "one of the three is given"
             return self.rank
         kept = singular.square().cumsum(0) / singular.square().sum()
         return int((kept < self.energy).sum()) + 1
 
 
+def _no_rank(name: str, message: str) -> NoReturn:
+    raise OptionError(message, option="ranks", value=repr(name), expected="names of linear layers' weights")
+
+
+def _split(const: Op, linears: Sequence[Op], rank: int, context: PassContext, made_by: str) -> None:
+    """Two layers of ``rank`` in the place of each of ``linears``, whose weight is ``const``."""
+    rewriter = context.rewriter(made_by)
+    op = rewriter.before(reduce(lambda a, b: a if a.comes_before(b) else b, linears))
+    right = op.constant(_recipe(const, rank, context))
+    left = op.aten.linear(const.result, right)
+    for layer in linears:
+        op = rewriter.before(layer)
+        low = op.aten.linear(layer.operand("input"), right)
+        rewriter.replace(layer, (op.aten.linear(low, left, layer.optional("bias")),))
+
+
+def _is_changed(weight: Value) -> bool:
+    """Whether calls add to ``weight`` what they know alone, as adapters do, and multiply by the sum."""
+    sums = [weight]
+    for value in sums:
+        for use in value.uses:
+            if use.op.name in ("aten.linear", "aten.matmul") and use.index == 1 and value is not weight:
+                return True
+            if use.op.name == "aten.add.Tensor" and use.op.result.tensor.shape == weight.tensor.shape:
+                sums.append(use.op.result)
+    return False
+
+
 def _weight_name(constant: Constant, name: str) -> str:
-    """The name of the one weight that ``constant`` is computed from, or else its own."""
-    found = {leaf.name for leaf in leaves(constant)}
+    """The name of the model's one weight that ``constant`` is computed from, or else its own."""
+    found = {leaf.name for leaf in leaves(constant) if not leaf.is_added}
     return found.pop() if len(found) == 1 else name
 
 
@@ -240,7 +330,7 @@ class WithoutLayers(Plugin):
         """
         given = (names,) if isinstance(names, str) else tuple(names)
         if not given or not all(isinstance(name, str) and name for name in given):  # pyright: ignore[reportUnnecessaryIsInstance]
-            _refuse("names", names, "paths of submodules")
+            refuse("names", names, "paths of submodules")
         super().__init__("without-layers", passes=(("canonicalize", _Removal(given)),))
 
 
@@ -261,17 +351,23 @@ class _Removal(_Approximation):
         inside = [op for op in module.main.body.ops if _is_of(op, name)]
         if not inside:
             paths = {op.loc.module for op in module.main.body.ops if op.loc.module}
-            raise OptionError(no_such("layer", name, sorted(paths | {p.rpartition(".")[0] for p in paths})))
+            known = paths | {p.rpartition(".")[0] for p in paths}
+            _no_layer(name, no_such("layer", name, known))
         kept = set(inside)
         rewriter = context.rewriter(self.name)
         for op in inside:
             if not op.has(Trait.PURE):
-                raise OptionError(f"the layer '{name}' does more than give a value ({op.name} at {op.loc})")
+                _no_layer(name, f"the layer '{name}' does more than give a value ({op.name} at {op.loc})")
             for result in op.results:
                 leaving = [use.op for use in result.uses if use.op not in kept]
                 if leaving:
                     zeros = _zeros(rewriter.before(op), result, name)
                     rewriter.replace_uses(result, zeros, lambda use: use.op not in kept)
+
+
+def _no_layer(name: str, message: str) -> NoReturn:
+    expected = "paths of submodules that only give values of floats"
+    raise OptionError(message, option="names", value=repr(name), expected=expected)
 
 
 def _is_of(op: Op, name: str) -> bool:
@@ -282,7 +378,7 @@ def _zeros(op: OpBuilder, value: Value, name: str) -> Value:
     """Zeros in the place of ``value``; negative ones, which change nothing that they are added to."""
     type = value.tensor
     if not type.dtype.is_float:
-        raise OptionError(f"the layer '{name}' gives values of {type.dtype.value}, which cannot be left out")
+        _no_layer(name, f"the layer '{name}' gives values of {type.dtype.value}, which cannot be left out")
     return op.aten.full(type.shape, -0.0, dtype=type.dtype)
 
 

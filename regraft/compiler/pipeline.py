@@ -145,7 +145,7 @@ class Compilation:
             self.phases.step("rewrites", f"measured {done} of {total}", 0.0, share=done / total)
 
     def _each_application(self) -> EachApplication:
-        inputs = self._example()
+        inputs = self.example()
         if inputs is None:
             raise OptionError(
                 "verify='each' compares on example arguments, and the exported program has none; "
@@ -225,7 +225,7 @@ class Compilation:
     def _bench(
         self, plan_of: Callable[[Assignment], Plan], store: Store, options: LowerOptions
     ) -> Bench | None:
-        inputs = self._example()
+        inputs = self.example()
         if inputs is None:
             return None
 
@@ -235,7 +235,7 @@ class Compilation:
         sizes = {symbol.name: value for symbol, value in self.sizes.items()}
         return Bench(store, options, plan_of, inputs, sizes, told)
 
-    def _example(self) -> list[Tensor] | None:
+    def example(self) -> list[Tensor] | None:
         """The plan's inputs in the example: its tensors and the state."""
         if self.inputs is None:
             return None
@@ -268,7 +268,7 @@ def passes_of(
     """
     choose = options.choosing(notes, told)
     many = (PerSample(),) if options.batch == PER_SAMPLE else ()
-    return choose, (*default_passes(options.rewrites), *many, choose, *options.passes)
+    return choose, (*default_passes(options.rewrites, options.left_out), *many, choose, *options.passes)
 
 
 def _run_some(module: Module, passes: Sequence[Pass], context: PassContext, count: int | None) -> None:

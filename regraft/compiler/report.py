@@ -65,6 +65,8 @@ class Report(ReadableReport):
         estimated: what a call takes by the roofline of this machine; None before there is a final graph.
         measured: what a call took; None until ``measure`` was called.
         error: max |y - reference| / max |reference| against eager in fp64; None when not verified.
+        approximation: the same of what approximations changed, both graphs run by eager torch at the model's
+            own dtypes; None when none were allowed, and when ``error`` tells.
         memory: bytes of ``constants``, of the weights that kernels have ``packed`` beside those, the
             estimated peak of ``intermediates`` in one call, and by how much the compile made the process
             grow: ``growth`` at its end, ``peak_growth`` at most. None where the system does not tell.
@@ -87,6 +89,7 @@ class Report(ReadableReport):
     estimated: Estimate | None = None
     measured: Measurement | None = None
     error: float | None = None
+    approximation: float | None = None
     memory: dict[str, int | None] = field(default_factory=dict[str, "int | None"])
     cache: CacheOutcome = CacheOutcome("off")
 
@@ -133,6 +136,7 @@ class Report(ReadableReport):
             "estimated": None if self.estimated is None else asdict(self.estimated),
             "measured": None if self.measured is None else self.measured.to_dict(),
             "error": self.error,
+            "approximation": self.approximation,
             "memory": dict(self.memory),
             "cache": asdict(self.cache),
         }

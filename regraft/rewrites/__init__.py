@@ -6,10 +6,10 @@ A family is an explicit tuple; the order within one never matters (see ``regraft
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from regraft.ir import Pass, Rewrite
-from regraft.rewrites import batching, dynamic, fold, sequence
+from regraft.rewrites import batching, dynamic, fold, linear, sequence
 from regraft.rewrites.activation import ACTIVATION
 from regraft.rewrites.attention import ATTENTION
 from regraft.rewrites.canonical import CANONICAL, CanonicalSpellings
@@ -41,6 +41,7 @@ __all__ = [
     "default_passes",
     "dynamic",
     "fold",
+    "linear",
     "sequence",
 ]
 
@@ -61,15 +62,17 @@ FAMILIES: dict[str, tuple[Rewrite, ...]] = {
 _STAGES = ("canonicalize", "fold", "recover", "algebra", "fuse")
 
 
-def default_passes(rewrites: Sequence[Rewrite] = ()) -> tuple[Pass, ...]:
+def default_passes(rewrites: Sequence[Rewrite] = (), without: Collection[str] = ()) -> tuple[Pass, ...]:
     """The passes of a compile up to ``fuse``, with a user's ``rewrites`` beside the shipped ones.
+
+    Those named by ``without`` are left out; the canonical ones, which others rely on, cannot be.
 
     Every stage applies its rewrites together with the canonical ones, to a common fixpoint, so that the
     normal form holds between stages; and then gathers constants and removes what is left unused. Those of
     conditions and loops belong to every stage from ``fold`` on, since each stage may find a constant, a dead
     value or a common one.
     """
-    shipped = [rewrite for family in FAMILIES.values() for rewrite in family]
+    shipped = [r for family in FAMILIES.values() for r in family if r in CANONICAL or r.name not in without]
     passes: list[Pass] = []
     for stage in _STAGES:
         own = [r for r in (*shipped, *rewrites) if r.stage == stage and r not in (*CANONICAL, *DYNAMIC)]
