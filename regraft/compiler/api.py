@@ -22,6 +22,7 @@ from regraft.compiler.extensions import Extensions
 from regraft.compiler.materialise import Store, replacements
 from regraft.compiler.memory import Resident
 from regraft.compiler.options import Fallback, Options, Tune, Verify, check_max_trips
+from regraft.compiler.overflow import overflowing
 from regraft.compiler.per_sample import OneByOne, check_samples
 from regraft.compiler.pipeline import WHOLE, Compilation, Limit
 from regraft.compiler.plan_export import PlanReport, write_plan
@@ -219,6 +220,9 @@ def _from_cache(
         compilation = _compilation(captured, options, phases, report)
         compilation.restored()
         store = Store(module)
+        with torch.no_grad():
+            if overflowing(module, store):
+                return session.miss("with these weights, constants that were merged are not finite")
         compiled = lowered(compilation, store, model)
     except RegraftError as error:
         return session.miss(f"the entry cannot be used, {error.message}")
@@ -259,7 +263,7 @@ def prepared(
 ) -> tuple[Captured, Compilation, Store]:
     """A model captured and rewritten, with the values of its constants.
 
-    Approximations keep to their tolerance on the
+    Rewrites whose merged constants are not finite are left out. Approximations keep to their tolerance on the
     example, which is measured here where no verification does. ``switched`` is that of ``insert_adapters``.
 
     Raises:
@@ -277,6 +281,11 @@ def prepared(
             declared = Declared.of(compilation)
     compilation.rewrite()
     store = Store(compilation.module)
+    with torch.no_grad():
+        harmful = overflowing(compilation.module, store)
+    if harmful - options.left_out:
+        options = replace(options, left_out=options.left_out | harmful)
+        return prepared(model, args, kwargs, dynamic_shapes, options, phases, switched=switched)
     if declared is not None:
         with phases.phase("verify"):
             declared.check(compilation, store)
@@ -287,6 +296,9 @@ def _begun(captured: Captured, options: Options, phases: Phases, limit: Limit = 
     if options.batch is not None:
         check_samples(captured.module.main)
     report = Report(notes=list(options.notes), time=phases.seconds)
+    if options.left_out:
+        names = ", ".join(sorted(options.left_out))
+        report.notes.append(f"left out, since constants that they merge are not finite here: {names}")
     return _compilation(captured, options, phases, report, limit)
 
 
@@ -305,6 +317,11 @@ def lowered(compilation: Compilation, store: Store, model: Any = None) -> Compil
     def refreshed(model: Any) -> CompiledModel:
         source = model if isinstance(model, ExportedProgram) else as_module(model)
         store = Store(module, replacements(module, source))
+        with torch.no_grad():
+            if overflowing(module, store):
+                raise RegraftError(
+                    "with the new weights, constants that were merged are not finite. Compile again"
+                )
         return lowered(compilation, store, model)
 
     original = as_module(model) if isinstance(model, torch.nn.Module) else model

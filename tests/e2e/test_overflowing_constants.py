@@ -1,0 +1,154 @@
+"""Constants that are not finite once they are merged: the model's own order is kept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import regraft
+from regraft.errors import RegraftError
+from regraft.testing import assert_close
+
+WIDTH = 32
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class InARow(nn.Module):
+    """Two layers of full rank, which are merged wherever that is allowed."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
+        with torch.no_grad():
+            self.first.weight.copy_(size * normal(WIDTH, WIDTH))
+            self.second.weight.copy_(size * normal(WIDTH, WIDTH, seed=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.second(self.first(x)))
+
+
+class Beside(nn.Module):
+    """A layer times, or over, one number for each output."""
+
+    def __init__(self, divides: bool, *values: float) -> None:
+        super().__init__()
+        self.layer, self.divides = nn.Linear(WIDTH, WIDTH), divides
+        self.values = nn.Parameter(normal(WIDTH, seed=2).abs() + 0.5)
+        with torch.no_grad():
+            self.values[: len(values)] = torch.tensor(values)
+            self.layer.weight.mul_(100)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return y / self.values if self.divides else y * self.values
+
+
+class Normed(nn.Module):
+    """A convolution behind which batch normalisation divides by a deviation of 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.0)
+        assert self.norm.running_var is not None
+        self.norm.running_var[1] = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+X = normal(5, WIDTH, seed=3)
+CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "layers in a row": (lambda: InARow(1e25), 1e-30 * X),
+    "a divisor of 0": (lambda: Beside(True, 0.0), X),
+    "a divisor of nearly 0": (lambda: Beside(True, 1e-40), 1e-30 * X),
+    "a factor of inf": (lambda: Beside(False, torch.inf, -torch.inf), X),
+    "a large factor": (lambda: Beside(False, 3e38), 1e-30 * X),
+    "a deviation of 0": (Normed, normal(1, 3, 8, 8)),
+}
+
+
+def made(case: str) -> tuple[nn.Module, Tensor]:
+    make, x = CASES[case]
+    torch.manual_seed(0)
+    return make().eval(), x
+
+
+def assert_like(actual: Any, model: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        assert_close(actual, copy.deepcopy(model).double()(x.double()), model(x), reassociates=True)
+
+
+def left_out(report: Any) -> list[str]:
+    return [note for note in report.notes if "left out, since constants that they merge" in note]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_are_those_of_the_models_own_order(case: str) -> None:
+    model, x = made(case)
+    compiled = regraft.compile(model, (x,), verify=True, cache=False)
+    assert_like(compiled(x), model, x)
+    assert left_out(compiled.report)
+
+
+@pytest.mark.parametrize("case", ["layers in a row", "a divisor of 0"])
+def test_exports_do_the_same(case: str, tmp_path: Path) -> None:
+    model, x = made(case)
+    report = regraft.export_onnx(model, (x,), tmp_path / "model.onnx")
+    assert left_out(report.compile)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {report.inputs[0]: np.asarray(x)})
+    assert_like(torch.as_tensor(found), model, x)
+
+
+def test_finite_constants_are_merged() -> None:
+    merges = {
+        "MergedLinear": InARow(0.1),
+        "DivisionByConstant": Beside(True, 2.0),
+        "ScaledLayer": Beside(False, 3.0),
+    }
+    for rewrite, model in merges.items():
+        compiled = regraft.compile(model.eval(), (X,), verify=True, cache=False)
+        assert not left_out(compiled.report)
+        assert compiled.report.rewrites[rewrite].hits
+
+
+def test_masks_may_be_infinite() -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            mask = torch.full((6, 6), -torch.inf).triu(1)
+            return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask + mask)
+
+    x = normal(1, 2, 6, 8)
+    compiled = regraft.compile(Attention().eval(), (x,), verify=True, cache=False)
+    assert not left_out(compiled.report)
+
+
+def test_new_weights_that_overflow_ask_for_a_compile() -> None:
+    model = InARow(0.1).eval()
+    compiled = regraft.compile(model, (X,), cache=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1e26)
+    with pytest.raises(RegraftError, match=r"merged are not finite\. Compile again"):
+        compiled.refresh(model)
+    assert_like(regraft.compile(model, (1e-30 * X,), cache=False)(1e-30 * X), model, 1e-30 * X)
+
+
+def test_an_entry_of_the_cache_does_not_serve_weights_that_overflow(tmp_path: Path) -> None:
+    regraft.compile(InARow(0.1).eval(), (X,), cache=tmp_path)
+    assert regraft.compile(InARow(0.2).eval(), (X,), cache=tmp_path).report.cache.status == "hit"
+    model, x = InARow(1e25).eval(), 1e-30 * X
+    compiled = regraft.compile(model, (x,), cache=tmp_path, verify=True)
+    assert "constants that were merged are not finite" in compiled.report.cache.reason
+    assert_like(compiled(x), model, x)
