@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from regraft.ir import Value
-from tests.backends.ort_graphs import S, function, leaf, tensor
+from tests.backends.ort_graphs import E, S, function, leaf, tensor
 from tests.backends.test_ort import close, eager, lower, operators
 
 BIAS, GAIN = leaf("b", torch.linspace(-1, 1, 6)), leaf("w", torch.linspace(-1, 1, 24).reshape(6, 4))
@@ -114,3 +114,44 @@ def test_a_factor_of_nothing_keeps_nan(build: Callable[..., Value]) -> None:
     inputs = [torch.ones(2, 2), torch.full((2, 2), torch.nan)]
     (found,), (expected,) = lower(made).run(inputs, {}), eager(made, inputs, {})
     torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+BLOCKS = leaf("blocks", torch.linspace(-1, 1, 48).reshape(3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "nodes"),
+    [
+        (lambda op, x: op.aten.matmul(_turned(op, x), op.constant(BLOCKS)), (E, 3, 4), {"FusedMatMul": 1}),
+        (lambda op, x: op.aten.matmul(op.constant(BLOCKS), _turned(op, x)), (4, 3, E), {"FusedMatMul": 1}),
+        (lambda op, x: op.aten.matmul(_turned(op, x), _turned(op, x)), (4, 3, 4), {"FusedMatMul": 1}),
+        (lambda op, x: _read_twice(op, _turned(op, x)), (E, 3, 4), {"Transpose": 1, "MatMul": 1, "Relu": 1}),
+        (  # the batch of one operand alone has an axis that the kernel would move
+            lambda op, x: op.aten.matmul(_turned(op, x), op.aten.slice.Tensor(op.constant(GAIN), 0, 0, 4, 1)),
+            (E, 3, 4),
+            {"Transpose": 1, "Slice": 1, "MatMul": 1},
+        ),
+        (  # another turn
+            lambda op, x: op.aten.matmul(op.aten.permute(x, (1, 2, 0)), op.constant(BLOCKS)),
+            (4, 3, E),
+            {"Transpose": 1, "MatMul": 1},
+        ),
+    ],
+)
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_a_product_reads_rows_that_stand_before_its_batch(
+    build: Callable[..., Any], shape: tuple[Any, ...], nodes: dict[str, int], rows: int
+) -> None:
+    made = function([tensor(*shape)], build)
+    assert operators(made) == nodes
+    x, sizes = torch.randn([rows if d is E else d for d in shape]), {"e": rows}
+    for found, expected in zip(lower(made).run([x], sizes), eager(made, [x], sizes), strict=True):
+        assert close(found, expected)
+
+
+def _turned(op: Any, x: Value) -> Value:
+    return op.aten.permute(x, (1, 0, 2))
+
+
+def _read_twice(op: Any, turned: Value) -> tuple[Value, Value]:
+    return op.aten.matmul(turned, op.constant(BLOCKS)), op.aten.relu(turned)

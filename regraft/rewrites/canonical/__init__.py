@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from regraft.ir import Rewrite
+from regraft.rewrites.canonical.atoms import Atom, Groups, Moved, Step, moved_together, price_of, steps_of
 from regraft.rewrites.canonical.broadcasts import ImplicitExpand
 from regraft.rewrites.canonical.chains import (
     CastOfCast,
@@ -35,7 +36,18 @@ from regraft.rewrites.canonical.operands import ConstantOnTheRight, NumberAsScal
 from regraft.rewrites.canonical.powers import ReciprocalRoot, Root, Square
 from regraft.rewrites.canonical.spellings import CanonicalSpellings
 
-__all__ = ["CANONICAL", "CanonicalSpellings", "is_folded"]
+__all__ = [
+    "CANONICAL",
+    "Atom",
+    "CanonicalSpellings",
+    "Groups",
+    "Moved",
+    "Step",
+    "is_folded",
+    "moved_together",
+    "price_of",
+    "steps_of",
+]
 
 CANONICAL: tuple[Rewrite, ...] = (
     AddBias(),

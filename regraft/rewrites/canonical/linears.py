@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from regraft.ir import Builder, Declined, Exactness, Example, Match, PatternBuilder, Rewrite, Value, Var, dims
-from regraft.rewrites.canonical.movement import MOVES, is_moved_on
+from regraft.rewrites.canonical.atoms import MOVES
+from regraft.rewrites.canonical.movement import is_moved_on
 from regraft.rewrites.support import is_known
 
 

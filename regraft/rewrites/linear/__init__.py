@@ -17,6 +17,7 @@ from regraft.rewrites.linear.scales import (
     TwinNorm,
 )
 from regraft.rewrites.linear.shared import SharedProduct
+from regraft.rewrites.linear.shuffle import ShuffledFeatures
 from regraft.rewrites.linear.sliced import SlicedLayer
 from regraft.rewrites.linear.stacks import SummedStack
 
@@ -32,6 +33,7 @@ LINEAR: tuple[Rewrite, ...] = (
     ScaledLayer(),
     SharedProduct(),
     ShiftedInput(),
+    ShuffledFeatures(),
     SlicedLayer(),
     SplitConcatenation(),
     SumOfOnes(),

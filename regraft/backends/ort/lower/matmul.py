@@ -68,7 +68,24 @@ def _matmul(e: Emitter, op: Op) -> ir.Value:
         a, b = (matrix(e, v) for v in op.operands)
         shape = op.result.tensor.shape
         return e.reshape(e.kernel("MatMul", dtype_of(op), a, b), shape[-2:], shape)
+    left, right = map(_rows_first, op.operands)
+    same_rank = len({value.tensor.rank for value in op.operands}) == 1
+    if (left or right) and same_rank and e.contrib_allowed and dtype_of(op) == DType.F32:
+        a, b = e.get(left) if left else a, e.get(right) if right else b
+        return e.contrib(
+            "FusedMatMul", a, b, transBatchA=int(left is not None), transBatchB=int(right is not None)
+        )
     return e.kernel("MatMul", dtype_of(op), a, b)
+
+
+def _rows_first(value: Value) -> Value | None:
+    """What ``value`` is for a product alone: the same with the rows of its matrices before the batch's axes,
+    as ``FusedMatMul`` reads them in place."""
+    made, rank = value.op, value.tensor.rank
+    if made is None or made.name != "aten.permute" or len(value.uses) != 1 or rank < 3:
+        return None
+    turns = tuple(made.attr("dims")) == (*range(1, rank - 1), 0, rank - 1)
+    return made.operand("self") if turns else None
 
 
 def is_matrix(value: Value) -> bool:
