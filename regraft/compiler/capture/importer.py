@@ -50,6 +50,7 @@ from regraft.compiler.capture.promotion import promoted
 from regraft.compiler.capture.results import results_of
 from regraft.compiler.capture.selection import (
     as_captured,
+    check_elements,
     check_sizes,
     longest_result,
     number_as_size,
@@ -372,6 +373,7 @@ class _Importer:
         if known is not None:
             self.values[node.name] = known
             return
+        check_elements(overload_name(target), arguments, builder)
         definition, bound = definition_for(target, arguments, self.table, builder)
         _refuse_effects(definition, node)
         if definition.opaque and Trait.RANDOM in definition.traits:

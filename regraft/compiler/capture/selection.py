@@ -23,6 +23,9 @@ _PART_OF = {
     "aten.masked_select": "self",
 }
 
+#: Ops that torch refuses over no elements, but traces where values decide how many there are.
+_PICKING = frozenset(f"aten.{name}" for name in ("max", "min", "max.dim", "min.dim", "argmax", "argmin"))
+
 #: Class of a comparison in sympy -> the op on tensors, and how it is proved.
 _COMPARISONS: Mapping[str, str] = {
     "LessThan": "le",
@@ -66,6 +69,18 @@ def picked(builder: Builder, arguments: Mapping[str, Any], mask: Value, places: 
         columns.append(builder.aten.view(column, (length,)))
     before = takewhile(lambda index: index is None, arguments["indices"])
     return builder.aten.index.Tensor(arguments["self"], (*before, *columns))
+
+
+def check_elements(name: str, arguments: Mapping[str, Any], builder: Builder) -> None:
+    """Check at each call that the op ``name`` has elements to pick from, where values decide how many."""
+    if name not in _PICKING:
+        return
+    shape, axis = arguments["self"].tensor.shape, arguments.get("dim")
+    for dim in shape if axis is None or not shape else (shape[axis],):
+        if dims.le(1, dim) is not True:
+            some = builder.aten.ge.Scalar(builder.rg.dim_value(dim), 1)
+            message = f"{name} of no elements: {dim}, a size that values decide, must be 1 or more"
+            builder.rg.check(some, message)
 
 
 def as_captured(builder: Builder, value: Value, type: TensorType) -> Value:

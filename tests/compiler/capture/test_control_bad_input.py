@@ -86,8 +86,8 @@ def two_lengths_of_two_types(x: Tensor) -> Tensor:
 
 
 def a_tensor_or_none(x: Tensor) -> Any:
-    y = x if x.sum() > 0 else None
-    return x if y is None else y * 2
+    kept = [x if x.sum() > 0 else None]
+    return x if kept[0] is None else kept[0] * 2
 
 
 def another_dtype_after_a_trip(x: Tensor) -> Tensor:

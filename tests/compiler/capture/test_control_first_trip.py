@@ -125,6 +125,98 @@ def test_what_may_be_none_is_not_read_before_that_is_asked(model: Any) -> None:
     assert "is not None" in str(caught.value.hint)
 
 
+# -- conditions of which a part says that a variable is not None --------------------------------
+
+
+def both_of_it(x: Tensor) -> Tensor:
+    extra = None
+    if x.sum() > 0:
+        extra = x[:2]
+    if extra is not None and extra.sum() > 3:
+        return torch.cat([extra, x]) + extra.mean()
+    return x
+
+
+def either_of_it(x: Tensor) -> Tensor:
+    extra = None
+    if x.sum() > 0:
+        extra = x[:2]
+    if extra is None or extra.sum() < 3:
+        return x
+    return torch.cat([extra, x])
+
+
+def not_either(x: Tensor) -> Tensor:
+    extra = None
+    if x.sum() > 0:
+        extra = x * 2
+    if not (extra is None or extra.sum() < 3 or x[0, 0] < 0):
+        x = x - extra
+    if extra is not None and extra.sum() > 1000:
+        raise ValueError("too large")
+    return x + (extra if extra is not None and extra.max() > 1 else x.abs())
+
+
+def two_of_them(x: Tensor) -> Tensor:
+    low = high = None
+    if x[0, 0] > 0:
+        low = x * 2
+    if x.sum() > 0:
+        high = x + 1
+    if low is not None and high is not None and (low + high).sum() > 9:
+        return low * high
+    if low is not None and (high is None or high.sum() < 0):
+        return low
+    return x
+
+
+def not_even_none(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Python decides about the first part alone."""
+    if mask is not None and mask.sum() > 0:
+        x = x + mask
+    if mask is None or mask.sum() > 0:
+        x = x * 2
+    return x if x.sum() > 0 else -x
+
+
+def chosen_or_none(x: Tensor) -> Tensor:
+    extra = x[:2] if x.sum() > 0 else None if x[0, 0] > 0 else x
+    if extra is not None and extra.sum() > 1:
+        return torch.cat([extra, x])
+    return x * 2 if extra is None else x
+
+
+@pytest.mark.parametrize(
+    "model", [both_of_it, either_of_it, not_either, two_of_them, not_even_none, chosen_or_none]
+)
+def test_a_part_of_a_condition_says_what_the_others_may_read(model: Any) -> None:
+    check_calls(model, (UP,), [(x,) for x in SHIFTS], backends=("ort",))
+
+
+def test_parts_that_python_decides_leave_no_condition() -> None:
+    def model(x: Tensor, used: bool = False) -> Tensor:
+        y = x * 2 if used and x.sum() > 0 else x
+        if x.sum() > 0 and used:
+            y = y + 1
+        return y if not used or x.sum() > 0 else y * 3
+
+    assert "cf.cond" not in str(regraft.compile(model, (UP,), cache=False).ir)
+
+
+def reads_where_it_may_be_none(x: Tensor) -> Tensor:
+    extra = None
+    if x.sum() > 0:
+        extra = x * 2
+    if extra is not None or x[0, 0] > 0:
+        return x + extra
+    return x
+
+
+def test_a_condition_that_leaves_it_open_is_refused() -> None:
+    with pytest.raises(CaptureError, match="may be a tensor or None"):
+        regraft.capture(reads_where_it_may_be_none, (UP,))
+
+
 # -- parts -------------------------------------------------------------------------------------
 
 

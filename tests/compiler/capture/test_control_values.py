@@ -252,6 +252,49 @@ def test_sizes(model: Any) -> None:
     check_calls(model, (UP,), [(x,) for x in SHIFTS])
 
 
+PICKING = [
+    lambda x: x.max(),
+    lambda x: x.min() + x.argmax(),
+    lambda x: x.max(0).values,
+    lambda x: torch.argmin(x, dim=0),
+    lambda x: x.min(0).indices,
+]
+
+
+@pytest.mark.parametrize("backend", ["eager", "ort"])
+@pytest.mark.parametrize("pick", PICKING)
+def test_nothing_is_picked_of_an_empty_part(pick: Any, backend: str) -> None:
+    def model(x: Tensor, n: Tensor) -> Tensor:
+        return pick(x[: int(n)])
+
+    x = torch.tensor([2.0, 7.0, -3.0, 5.0])
+    made = compiled(model, (x, torch.tensor(3)), backend)
+    for n in (1, 2, 4):
+        torch.testing.assert_close(made(x, torch.tensor(n)), model(x, torch.tensor(n)))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(x, torch.tensor(0))
+    with pytest.raises(RegraftError):
+        made(x, torch.tensor(0))
+
+
+def test_what_has_nothing_to_pick_from_is_named() -> None:
+    def model(x: Tensor, n: Tensor) -> Tensor:
+        return x[: int(n)].max()
+
+    made = compiled(model, (torch.arange(4.0), torch.tensor(3)), "ort")
+    with pytest.raises(RegraftError, match=r"aten\.max of no elements: len0, a size that values decide"):
+        made(torch.arange(4.0), torch.tensor(0))
+
+
+def the_largest_or_none(x: Tensor, n: Tensor) -> Tensor:
+    return x[: int(n)].max() if n > 0 else x.sum()
+
+
+def test_an_arm_that_does_not_run_picks_nothing() -> None:
+    x = torch.tensor([2.0, 7.0, -3.0, 5.0])
+    check_calls(the_largest_or_none, (x, torch.tensor(2)), [(x, torch.tensor(n)) for n in (0, 1, 4)])
+
+
 # -- NumPy -------------------------------------------------------------------------------------
 
 

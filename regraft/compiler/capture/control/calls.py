@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from regraft.compiler.capture.control.choices import knowing, negated
+from regraft.compiler.capture.control.choices import knowing, negated, settled, truth
 from regraft.compiler.capture.control.context import Context, refuse, where
 from regraft.compiler.capture.control.functions import Functions
 from regraft.compiler.capture.control.growing import Growing
@@ -99,7 +99,7 @@ class Calls:
         going_on = loop.read_after if loop is not None and loop.nested else live
         variables = Variables(names, gets, put)
         then, otherwise = knowing(then, test, True, variables), knowing(otherwise, test, False, variables)
-        meet(self.context, unwrapped(test), then, otherwise, variables, going_on, optional)
+        meet(self.context, test, then, otherwise, variables, going_on, optional)
 
     def held(self, value: Any) -> Any:
         """``value``, a variable's; where a tensor decides whether it is None, what it is in this arm."""
@@ -123,8 +123,9 @@ class Calls:
         leaves: bool,
         appended: _Names,
         outer: Run | None,
+        spend: _Thunk | None,
     ) -> None:
-        """``for`` over ``iterable``, as ``Run`` has it."""
+        """``for`` over ``iterable``, as ``Run`` has it; ``spend`` empties variables that only it read."""
         variables = Variables(names, gets, put)
         if isinstance(iterable, Span) and outer is not None:
             refuse(
@@ -142,6 +143,8 @@ class Calls:
         if isinstance(iterable, Span):
             run.over(iterable)
         else:
+            if spend is not None and isinstance(iterable, Iterator):
+                spend()  # How far an iterator is that nobody has is nobody's to see.
             run.each(iterable)
 
     def repeat(
@@ -206,7 +209,7 @@ class Calls:
 
         variables = Variables((_CHOSEN,), (lambda: found[0],), put)
         arms = knowing(arm(then), test, True, variables), knowing(arm(otherwise), test, False, variables)
-        meet(self.context, unwrapped(test), *arms, variables, variables.names)
+        meet(self.context, test, *arms, variables, variables.names)
         if found[0] is UNBOUND:
             lost = self.context.lost[_CHOSEN]
             refuse(f"a value that a tensor chooses {lost.reason}", lost.hint)
@@ -217,7 +220,8 @@ class Calls:
         if not others:
             return value
         if self._undecided(value):
-            return self.choose(value, lambda: self.both(others[0](), *others[1:]), lambda: value)
+            known = settled(value, truth=False)
+            return self.choose(value, lambda: self.both(others[0](), *others[1:]), lambda: known)
         return self.both(others[0](), *others[1:]) if value else value
 
     def either(self, value: Any, *others: _Thunk) -> Any:
@@ -225,8 +229,13 @@ class Calls:
         if not others:
             return value
         if self._undecided(value):
-            return self.choose(value, lambda: value, lambda: self.either(others[0](), *others[1:]))
+            known = settled(value, truth=True)
+            return self.choose(value, lambda: known, lambda: self.either(others[0](), *others[1:]))
         return value if value else self.either(others[0](), *others[1:])
+
+    def truth(self, value: Any) -> Any:
+        """``value``, of which only the truth is looked at."""
+        return truth(value) if self._undecided(value) else value
 
     def negate(self, value: Any) -> Any:
         """``not value``"""

@@ -19,9 +19,9 @@ from regraft.compiler.capture.control.state import Variables
 Taken = Mapping[Condition, int]
 
 
-def note_choices(values: list[Any], paths: list[tuple[Any, ...]]) -> None:
-    """Let the numbers among ``values``, which one condition chose, know what they were on its ``paths``."""
-    condition = Condition()
+def note_choices(values: list[Any], paths: list[tuple[Any, ...]], test: Any) -> None:
+    """Let the numbers among ``values``, which ``test`` chose, know what they were on its ``paths``."""
+    condition = Condition(test=test if isinstance(test, Number) else None)
     for value, *sides in zip(values, *paths, strict=True):
         if isinstance(value, Number) and all(_is_number(side) for side in sides):
             value.choice = Choice(condition, (sides[0], sides[1]))
@@ -29,16 +29,31 @@ def note_choices(values: list[Any], paths: list[tuple[Any, ...]]) -> None:
 
 def negated(value: Any) -> Number:
     """``not value``"""
-    return Number(~as_truth(value), _negated(value) if isinstance(value, Number) else None)
+    return Number(~as_truth(value), _of_sides(value, negates=True))
 
 
-def _negated(number: Number) -> Choice | None:
-    """The choice of ``not number``. What only a path knows stays as it is: nobody looks at its truth."""
-    choice = number.choice
+def truth(value: Any) -> Any:
+    """``bool(value)``, of a value that only a call knows."""
+    if isinstance(value, Number) and value.kind is bool:
+        return value
+    return Number(as_truth(value), _of_sides(value, negates=False))
+
+
+def settled(value: Any, *, truth: bool) -> Any:
+    """``value`` where its truth is ``truth``."""
+    return truth if isinstance(value, Number) and value.kind is bool else value
+
+
+def _of_sides(value: Any, *, negates: bool) -> Choice | None:
+    """The choice of the truth of ``value``. What only a path knows stays as it is: nobody looks at it."""
+    choice = value.choice if isinstance(value, Number) else None
     if choice is None:
         return None
     first, second = (
-        Number(side.tensor, _negated(side)) if isinstance(side, Number) else not side for side in choice.sides
+        Number(side.tensor, _of_sides(side, negates=negates))
+        if isinstance(side, Number)
+        else bool(side) is not negates
+        for side in choice.sides
     )
     return Choice(choice.condition, (first, second))
 
@@ -70,13 +85,20 @@ def _known(taken: Taken) -> Generator[None]:
             condition.path = path
 
 
-def _taken(test: Number, *, truth: bool) -> Taken:
-    """The paths that were taken for certain where ``test`` has the truth ``truth``."""
+def _taken(test: Number, *, truth: bool) -> dict[Condition, int]:
+    """The paths that were taken for certain where ``test`` has the truth ``truth``.
+
+    A path that was taken says in turn what the truth of its own test was.
+    """
     possible = [taken for taken, leaf in _leaves(test) if isinstance(leaf, Number) or bool(leaf) is truth]
     if not possible:
         return {}
     first, *others = possible
-    return {key: path for key, path in first.items() if all(each.get(key) == path for each in others)}
+    certain = {key: path for key, path in first.items() if all(each.get(key) == path for each in others)}
+    for condition, path in list(certain.items()):
+        if condition.test is not None:
+            certain |= _taken(condition.test, truth=path == 0)
+    return certain
 
 
 def _leaves(value: Any) -> Iterator[tuple[dict[Condition, int], Any]]:

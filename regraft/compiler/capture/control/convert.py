@@ -18,6 +18,7 @@ from regraft.compiler.capture.control.expressions import CALLS, Expressions
 from regraft.compiler.capture.control.held import held_together
 from regraft.compiler.capture.control.jumps import Lowering, Note
 from regraft.compiler.capture.control.liveness import set_live
+from regraft.compiler.capture.control.spelling import spelt_out
 from regraft.compiler.capture.control.tree import (
     PREFIX,
     RESULT,
@@ -102,17 +103,18 @@ def _convert_function(node: ast.FunctionDef, notes: list[Note]) -> None:
     """Convert ``node``, and the functions in it, in place."""
     for inner in _inner_functions(node.body):
         _convert_function(inner, notes)
+    node.body = spelt_out(node.body)
     parameters = [*node.args.posonlyargs, *node.args.args]
     end = ast.copy_location(ast.Assign([ast.Name(RESULT, ast.Store())], ast.Constant(None)), node)
     may_be_none = optional(node.body, node.args)
     lowering = Lowering(notes)
     lowered = lowering.function(node.body, end)
-    set_live(lowered, frozenset({RESULT}))
+    own = _parameters(node)
+    set_live(lowered, frozenset({RESULT}), own)
     globals_, nonlocals = declared(node.body, ast.Global), declared(node.body, ast.Nonlocal)
     local = (bound(lowered) | {RESULT}) - globals_ - nonlocals
     binding = ast.parse(f"if False: {' = '.join(sorted(local))} = None").body
     expressions = Expressions(parameters[0].arg if parameters else None, notes, may_be_none)
-    own = _parameters(node)
     emitted = Emitter(expressions, globals_, local | own, held_together(lowered, own)).body(lowered)
     result = ast.Return(ast.Name(RESULT, ast.Load()))
     leading, rest = _leading(emitted)

@@ -15,7 +15,14 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Mapping, Sequence
 
-from regraft.compiler.capture.control.expressions import CALLS, Expressions, call, index_of, thunk
+from regraft.compiler.capture.control.expressions import (
+    CALLS,
+    Expressions,
+    call,
+    index_of,
+    tested,
+    thunk,
+)
 from regraft.compiler.capture.control.jumps import negated
 from regraft.compiler.capture.control.tree import (
     PREFIX,
@@ -73,7 +80,7 @@ class Emitter:
             return _parse(f"{node.loop.goes_on} = {_loop_name(node.loop)}.next()", node)
         if isinstance(node, ast.Assert):
             message = thunk(self._value(worded(node.msg, call)) if node.msg else ast.Constant(None))
-            return [located(ast.Expr(call("check", self._value(node.test), message)), node)]
+            return [located(ast.Expr(call("check", self._truth(node.test), message)), node)]
         if isinstance(node, ast.With):
             items = [ast.withitem(self._value(i.context_expr), i.optional_vars) for i in node.items]
             return [ast.copy_location(ast.With(items, self.body(node.body)), node)]
@@ -103,6 +110,9 @@ class Emitter:
     def _value(self, node: ast.expr) -> ast.expr:
         return self.expressions.of(node)
 
+    def _truth(self, node: ast.expr) -> ast.expr:
+        return self.expressions.of(tested(node))
+
     def _branch(self, node: Branch) -> list[ast.stmt]:
         test, arms = node.test, (node.body, node.orelse)
         if RESULT in bound(node.orelse) - bound(node.body):
@@ -113,7 +123,7 @@ class Emitter:
         names = (f"{PREFIX}then_{n}", f"{PREFIX}else_{n}")
         functions = [self._function(name, (), arm, node) for name, arm in zip(names, arms, strict=True)]
         done = _parse(f"_rg.branch(None, {names[0]}, {names[1]}, {arguments})", node)
-        _first_call(done).args[0] = located(self._value(test), node)
+        _first_call(done).args[0] = located(self._truth(test), node)
         return [*functions, *state, *done]
 
     def _state_of_branch(self, node: Branch, n: int) -> tuple[list[ast.stmt], str]:
@@ -180,21 +190,30 @@ class Emitter:
         common = f"{trip}, {done}, {arguments}, goes_on={node.goes_on!r}, last={last}, leaves={node.leaves}"
         if isinstance(original, ast.For):
             outer = _loop_name(node.outer) if node.outer is not None else None
-            more = f"appended={_texts(appended(original.body))}, outer={outer}"
+            spend, statements = self._spend(node, n)
+            more = f"appended={_texts(appended(original.body))}, outer={outer}, spend={spend}"
             run = _parse(f"_rg.each(None, {common}, {more})", node)
             _first_call(run).args[0] = self._value(original.iter)
-            return [*functions, *state, *run]
+            return [*functions, *state, *statements, *run]
         if isinstance(original.test, ast.Constant) and original.test.value:
             return [*functions, *state, *_parse(f"_rg.repeat(None, {common})", node)]
         test = f"{PREFIX}test_{n}"
-        returned = located(ast.Return(self._value(original.test)), original.test)
+        returned = located(ast.Return(self._truth(original.test)), original.test)
         tested = self._function(test, (), [], node, first=[returned])
         return [tested, *functions, *state, *_parse(f"_rg.repeat({test}, {common})", node)]
+
+    def _spend(self, node: Loop, n: int) -> tuple[str | None, list[ast.stmt]]:
+        """The function that empties the variables that a loop spends, and its definition."""
+        if not node.spent:
+            return None, []
+        name = f"{PREFIX}spend_{n}"
+        emptied = [*self._scope_lines(node.spent), *(f"    {each} = None" for each in sorted(node.spent))]
+        return name, _parse("\n".join([f"def {name}():", *emptied]), node)
 
     def _guard(self, node: Guard) -> list[ast.stmt]:
         name = f"{PREFIX}error_{self._number()}"
         run = _parse(f"if _rg.refuses(None, {name}): {name}()", node)
-        _first_call(run).args[0] = located(self._value(node.test), node)
+        _first_call(run).args[0] = located(self._truth(node.test), node)
         body = [worded(each, call) for each in node.body]
         return [self._function(name, (), body, node), *run]
 

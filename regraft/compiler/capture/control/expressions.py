@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TypeVar, cast
 
 from regraft.compiler.capture.control.jumps import Note
-from regraft.compiler.capture.control.tree import located
+from regraft.compiler.capture.control.tree import Tested, located
 
 _Node = TypeVar("_Node", ast.stmt, ast.expr)
 #: What stands for the object of calls in converted code; `convert` puts the object in its place.
@@ -45,6 +45,15 @@ def index_of(node: ast.expr) -> ast.expr:
     return node
 
 
+def tested(node: ast.expr) -> ast.expr:
+    """``node``, of which only the truth is looked at."""
+    if isinstance(node, ast.BoolOp):
+        return ast.copy_location(Tested(node.op, [tested(each) for each in node.values]), node)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return ast.copy_location(ast.UnaryOp(node.op, tested(node.operand)), node)
+    return node
+
+
 class Expressions(ast.NodeTransformer):
     """Converts expressions.
 
@@ -75,17 +84,23 @@ class Expressions(ast.NodeTransformer):
         if self._evaluates_in_place(node, node.values[1:]):
             return node
         self.generic_visit(node)
-        first, *others = node.values
+        values = [call("truth", each) for each in node.values] if isinstance(node, Tested) else node.values
+        first, *others = values
         name = "both" if isinstance(node.op, ast.And) else "either"
         return call(name, first, *map(thunk, others))
+
+    visit_Tested = visit_BoolOp
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
         if self._evaluates_in_place(node, [node.body, node.orelse]):
             return node
+        node.test = tested(node.test)
         self.generic_visit(node)
         return call("choose", node.test, thunk(node.body), thunk(node.orelse))
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        if isinstance(node.op, ast.Not):
+            node.operand = tested(node.operand)
         self.generic_visit(node)
         return call("negate", node.operand) if isinstance(node.op, ast.Not) else node
 

@@ -15,20 +15,27 @@ from regraft.compiler.capture.control.tree import (
     captured,
     declared,
     expressions,
+    handed_over,
     read,
+    walk,
 )
 
 _NONE: frozenset[str] = frozenset()
 _SIMPLE = (ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom)
 
 
-def set_live(statements: Sequence[ast.stmt], after: frozenset[str]) -> None:
-    """Set the ``live_*`` fields of what is in ``statements``; ``after`` is read when they have run.
+def set_live(statements: Sequence[ast.stmt], after: frozenset[str], parameters: frozenset[str]) -> None:
+    """Set the ``live_*`` and ``spent`` fields of what is in ``statements``, the body of a function with such
+    ``parameters``; ``after`` is read when they have run.
 
     Names that inner functions read, and those that are not the function's own, are live everywhere.
     """
-    everywhere = captured(statements) | declared(statements, ast.Global) | declared(statements, ast.Nonlocal)
-    _block(statements, after | everywhere)
+    elsewhere = declared(statements, ast.Global) | declared(statements, ast.Nonlocal)
+    _block(statements, after | elsewhere | captured(statements))
+    own = (bound(statements) | parameters) - elsewhere
+    for node in walk(statements):
+        if isinstance(node, Loop) and isinstance(node.original, ast.For):
+            node.spent = handed_over(node.original.iter) & own - node.live_head
 
 
 def _block(statements: Sequence[ast.stmt], live: frozenset[str]) -> frozenset[str]:

@@ -18,7 +18,7 @@ from regraft.compiler.capture.control.choices import note_choices
 from regraft.compiler.capture.control.context import Context, Grows, MayBeNone, refuse, shown_name, where
 from regraft.compiler.capture.control.convert import original
 from regraft.compiler.capture.control.growing import Element, Growing
-from regraft.compiler.capture.control.number import SYMBOLIC, Number, as_tensor, is_carried
+from regraft.compiler.capture.control.number import SYMBOLIC, Number, as_tensor, is_carried, unwrapped
 from regraft.compiler.capture.control.optional import in_place_of, may_be_none
 from regraft.compiler.capture.control.state import (
     CONTAINERS,
@@ -44,14 +44,14 @@ _LEVELS, _LOOK = 64, 16
 
 def meet(
     context: Context,
-    pred: Any,
+    test: Any,
     then: _Arm,
     otherwise: _Arm,
     variables: Variables,
     live: Sequence[str],
     optional: Sequence[str] = (),
 ) -> None:
-    """Run both arms, of which a call takes one, and give ``variables`` the values that go on from there.
+    """Run both arms, of which a call takes one by ``test``, and give ``variables`` the values that go on.
 
     They are what the arms may change; only the ``live`` ones are read later, the ``optional`` ones by code
     that knows ``Maybe``.
@@ -79,11 +79,11 @@ def meet(
         joined.extend(_join(name, i, *outcomes) for i, name in enumerate(variables.names))
         return [tensor for each in joined for tensor in each.yielded]
 
-    results = iter(context.tracer.cond(pred, first, second))
+    results = iter(context.tracer.cond(unwrapped(test), first, second))
     values = [
         each.finished(context, name, results) for name, each in zip(variables.names, joined, strict=True)
     ]
-    note_choices(values, [outcome.values for outcome in outcomes])
+    note_choices(values, [outcome.values for outcome in outcomes], test)
     kept = [
         _in_place(context, name, value, saved.values[i], [o.values[i] for o in outcomes])
         for i, (name, value) in enumerate(zip(variables.names, values, strict=True))

@@ -67,9 +67,15 @@ def dtype_of(leaf: Any) -> torch.dtype:
 
 @dataclass(eq=False)
 class Condition:
-    """A condition that has chosen; ``path`` is the one that it took for certain in what is traced now."""
+    """A condition that has chosen.
+
+    Fields:
+        path: the one that it took for certain in what is traced now; 0 where the test was true.
+        test: the number that was tested, where that is one that others may tell something about.
+    """
 
     path: int | None = None
+    test: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -287,5 +293,10 @@ def as_truth(value: Any) -> Tensor:
     tensor = unwrapped(value)
     if not isinstance(tensor, Tensor):
         return torch.full((), bool(value))
+    elements: Any = tensor.numel()  # a SymInt where sizes are open
+    if isinstance(elements, int) and elements != 1:
+        raise UnknownNumber(
+            f"the truth of a tensor with {elements} elements is ambiguous", hint="use any() or all()"
+        )
     scalar = tensor.reshape(()) if tensor.dim() else tensor
     return scalar if scalar.dtype == torch.bool else scalar != 0

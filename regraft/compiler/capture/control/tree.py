@@ -35,6 +35,7 @@ class Loop(ast.stmt):
             where that is the only way to it.
         leaves: whether a trip may leave the loop.
         live_head, live_after: the names that are read later, before a trip and after the loop.
+        spent: the variables that hold what is gone over, and that nobody reads again.
     """
 
     def __init__(self, original: ast.For | ast.While, number: int, *, leaves: bool) -> None:
@@ -46,6 +47,7 @@ class Loop(ast.stmt):
         self.done: list[ast.stmt] = []
         self.live_head: frozenset[str] = frozenset()
         self.live_after: frozenset[str] = frozenset()
+        self.spent: frozenset[str] = frozenset()
         ast.copy_location(self, original)
 
     @property
@@ -107,6 +109,10 @@ def _ended_by(block: Sequence[ast.stmt]) -> Loop | None:
     if isinstance(last, Loop):
         return last.outer
     return last.ends if isinstance(last, Branch) else None
+
+
+class Tested(ast.BoolOp):
+    """An ``and`` or ``or`` of which only the truth is looked at."""
 
 
 class Guard(ast.stmt):
@@ -179,7 +185,7 @@ def _bound(node: ast.AST) -> Iterator[str]:
     if isinstance(node, Next):
         yield node.loop.goes_on
     elif isinstance(node, Loop):
-        yield from (node.goes_on, *node.targets)
+        yield from (node.goes_on, *node.targets, *node.spent)
     elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         yield node.name
         return
@@ -213,6 +219,18 @@ def read(node: ast.AST) -> frozenset[str]:
     return frozenset(names)
 
 
+def handed_over(node: ast.expr) -> frozenset[str]:
+    """The variables whose values ``node`` takes whole: it is one itself, or gives it to a function."""
+    if isinstance(node, ast.Name):
+        return frozenset({node.id})
+    if isinstance(node, ast.Starred):
+        return handed_over(node.value)
+    if isinstance(node, ast.Call):
+        given = (*node.args, *(keyword.value for keyword in node.keywords))
+        return frozenset(name for each in given for name in handed_over(each))
+    return frozenset()
+
+
 def captured(statements: Iterable[ast.stmt]) -> frozenset[str]:
     """The names that functions, lambdas, classes and generator expressions in ``statements`` read."""
     found: set[str] = set()
@@ -240,17 +258,17 @@ def optional(statements: Iterable[ast.stmt], parameters: ast.arguments) -> froze
         targets = (
             statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         )
-        if isinstance(statement, (ast.Assign, ast.AnnAssign)) and _is_none(statement.value):
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)) and is_none(statement.value):
             found |= {target.id for target in targets if isinstance(target, ast.Name)}
     positional = [*parameters.posonlyargs, *parameters.args]
     defaults = zip(reversed(positional), reversed(parameters.defaults), strict=False)
     for parameter, value in (*defaults, *zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True)):
-        found |= {parameter.arg} if _is_none(value) else set()
+        found |= {parameter.arg} if is_none(value) else set()
     elsewhere = declared(statements, ast.Global) | declared(statements, ast.Nonlocal)
     return frozenset(found) - captured(statements) - elsewhere
 
 
-def _is_none(value: ast.expr | None) -> bool:
+def is_none(value: ast.expr | None) -> bool:
     return isinstance(value, ast.Constant) and value.value is None
 
 

@@ -1,0 +1,43 @@
+"""Statements of a function in forms that its conversion knows, of those that mean the same."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+
+from regraft.compiler.capture.control.tree import is_none
+
+
+def spelt_out(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
+    """``statements``, the body of a function, but for inner functions.
+
+    ``x = a if t else None`` becomes an `if` that assigns in each arm: only variables may be None on one path.
+    """
+    return [_Spelling().visit(statement) for statement in statements]
+
+
+class _Spelling(ast.NodeTransformer):
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        return node
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.stmt:
+        value = node.value
+        if len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
+            return node
+        if not isinstance(value, ast.IfExp) or not _may_be_none(value):
+            return node
+        arms = [ast.copy_location(ast.Assign(node.targets, arm), node) for arm in (value.body, value.orelse)]
+        then, otherwise = ([self.visit_Assign(arm)] for arm in arms)
+        return ast.copy_location(ast.If(value.test, then, otherwise), node)
+
+
+def _may_be_none(value: ast.expr) -> bool:
+    if isinstance(value, ast.IfExp):
+        return _may_be_none(value.body) or _may_be_none(value.orelse)
+    return is_none(value)
