@@ -78,7 +78,7 @@ class TuneReport:
         if not self.choices and not self.kernels:
             yield "nothing to choose: no computation of this model has several forms or kernels"
         for same in self.unlike():
-            yield from choice_view.headline([choice.to_dict() for choice in same])
+            yield from map(choice_view.hanging, choice_view.headline([each.to_dict() for each in same]))
             yield _table(same[0], self.rows_of(same[0]))
             yield ""
         if self.choices:

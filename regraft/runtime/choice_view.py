@@ -67,8 +67,8 @@ def source(choice: Content, rows: str) -> str:
     if not at:
         return "estimated"
     if len(at) == 2:
-        return f"from those measured at {at[0]} and {at[1]}"
-    return "measured" if str(at[0]) == rows else f"estimated, scaled by what was measured at {at[0]}"
+        return f"from those measured at {at[0]} and {at[1]} rows"
+    return "measured" if str(at[0]) == rows else f"estimated, scaled by what was measured at {at[0]} rows"
 
 
 def _beside(choice: Content, rows: str) -> str:
@@ -84,3 +84,12 @@ def _beside(choice: Content, rows: str) -> str:
 def _estimated(us: Sequence[float]) -> str:
     shown = dict.fromkeys(f"{each:.1f}" for each in us)
     return f"estimated {' and '.join(shown)} us"
+
+
+def hanging(line: str) -> Any:
+    """``line`` for rich, broken where it is too long, its parts below each other."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    text = line.lstrip(" ")
+    return Padding(Text(text), (0, 0, 0, len(line) - len(text)), expand=False)

@@ -7,9 +7,8 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
-from regraft.runtime.choice_view import alike, choice_lines
+from regraft.runtime.choice_view import alike, choice_lines, hanging
 
 UNKNOWN = "unknown"
 
@@ -23,7 +22,7 @@ def summary(report: Content) -> Group:
         facts.add_row(name, text)
     applied = [row for row in _by_hits(report) if row[1]["hits"]]
     parts: list[Any] = [facts, *([_rewrites(applied)] if applied else [])]
-    return Group(*parts, *(Text(line) for line in _remarks(report)))
+    return Group(*parts, *(hanging(line) for line in _remarks(report)))
 
 
 def details(report: Content) -> Group:

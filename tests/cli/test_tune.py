@@ -129,6 +129,7 @@ def test_what_is_known_is_measured_again(invoke: Invoke, models: Path) -> None:
     with measuring((2, 3)) as measured:
         kept = tuned(invoke, f"{models}:fixed")
     assert measured.call_count == 0
+    assert any("the times of all are known" in note for note in kept["notes"])
     assert us(kept["choices"][0]["microseconds"]["5"]) == [9, 1]
     with measuring((2, 3)) as measured:
         again = tuned(invoke, f"{models}:fixed", "--again")

@@ -504,7 +504,7 @@ def test_times_say_which_measurements_they_come_from() -> None:
     content = choice.to_dict()
     assert content["based_on"]["8"] == [4, 16]
     assert content["noise"]["32"] == 0.02
-    assert "estimated, scaled by what was measured at 4 (" in str(choice)
+    assert "estimated, scaled by what was measured at 4 rows (" in str(choice)
 
 
 def test_times_at_other_rows_are_labelled_with_those() -> None:
@@ -513,7 +513,7 @@ def test_times_at_other_rows_are_labelled_with_those() -> None:
     assert "at 16 rows: " in line
     assert "estimated, scaled by what was measured at 4" in line
     between = timetable(choose.Measured(4, (9.0, 1.0), 0.01), choose.Measured(64, (9.0, 1.0), 0.01))
-    assert "from those measured at 4 and 64" in str(choose.decide(alternative(16), between))
+    assert "from those measured at 4 and 64 rows" in str(choose.decide(alternative(16), between))
     assert str(choose.decide(alternative(16), timetable())).count("estimated") == 1
 
 

@@ -65,3 +65,31 @@ def test_a_forged_report_is_an_error_when_it_is_read(tmp_path: Path) -> None:
             read(report)
     with pytest.raises(AttributeError, match="has no 'rewrites'"):
         _ = report.rewrites
+
+
+class LowRank(nn.Module):
+    """Two layers that are better merged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(64, 60, bias=False), nn.Linear(60, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.up(self.down(x)))
+
+
+def test_choices_print_as_the_compilers_also_those_of_earlier_versions(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    compiled = regraft.compile(LowRank().eval(), (torch.ones(64, 64),), cache=False)
+    compiled.save(folder)
+    saved = regraft.load(folder).report
+    assert str(saved) == str(compiled.report)
+    assert "layers: down, up" in str(saved)
+    assert str(saved.choices[0]) == str(compiled.report.choices[0])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (choice,) = manifest["report"]["choices"]
+    for name in ("signature", "layers", "based_on", "noise", "why"):
+        del choice[name]
+    choice["text"] = "up: merged; estimated"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert "choice: up: merged; estimated" in str(regraft.load(folder).report)

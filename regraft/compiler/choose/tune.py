@@ -32,6 +32,9 @@ _ATTEMPTS = 4
 _MOST_TUNED_ROWS = 1024
 #: A sample of a call faster than this is of many calls.
 _SHORTEST_SAMPLE = 200e-6
+_ALL_KNOWN = (
+    'no form was measured, since the times of all are known; tune="again" (tune --again) measures them anew'
+)
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,8 @@ class Tuner:
         total, done, again = sum(map(len, missing.values())), 0, _Again()
         deadline = time.perf_counter() + self.budget
         self.told(done, total)
+        if taken and not total:
+            notes.append(_ALL_KNOWN)
         for key, (op, backend) in taken.items():
             database, forms = self.executors.databases[backend.name], op.attr("forms")
             before = {each.rows: each for each in database.lookup(key, forms)}

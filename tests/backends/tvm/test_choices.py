@@ -86,6 +86,8 @@ def test_what_is_measured_is_taken_again_without_measuring(here: Any) -> None:
     assert again == tuned
     assert kernels(compiled(here, tune=True)) == tuned
     assert len(here._builder.tuned) == 2
+    compiled(here, tune="again", budget="30s")
+    assert len(here._builder.tuned) == 4, "what is known is measured on request"
 
 
 def test_a_record_decides_and_is_interpolated(here: Any, tmp_path: Path) -> None:
