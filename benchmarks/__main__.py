@@ -78,11 +78,20 @@ def dynamic(
     names: Annotated[
         list[str] | None, typer.Argument(help="early_exit_encoder, skipping_decoder...; all by default.")
     ] = None,
-    rounds: Rounds = 30,
-    patience: Annotated[float, typer.Option(help="As above, a path.")] = 60.0,
+    rounds: Rounds = 20,
+    patience: Annotated[float, typer.Option(help="As above, a path.")] = 10.0,
+    backends: Annotated[
+        list[str] | None,
+        typer.Option(help="Back ends as in tvm,ort; repeat it to race several lists. By default ort."),
+    ] = None,
+    peers: Annotated[list[str] | None, typer.Option(help="inductor, static; both by default.")] = None,
+    paths: Annotated[int, typer.Option(min=1, help="How many paths of each network.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="With 1, by CPU time: for a machine in use.")] = 2,
 ) -> None:
-    """regraft against eager torch and inductor on each path of networks that branch on data."""
-    dynamic_benchmark.run(names or dynamic_benchmark.NAMES, rounds, patience)
+    """regraft against eager torch, inductor and the path alone, on networks that branch on data."""
+    lists, others = tuple(backends or ("ort",)), tuple(peers or dynamic_benchmark.PEERS)
+    settings = dynamic_benchmark.Settings(rounds, patience, lists, others, paths, threads)
+    dynamic_benchmark.run(names or dynamic_benchmark.NAMES, settings)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from tests.zoo.dynamic.networks import DYNAMIC
 from tests.zoo.dynamic.record import DynamicNetwork
 
 CallWith = Callable[[Inputs], object]
+
+OURS = "regraft"
 
 NAMES = (
     "early_exit_encoder",
@@ -52,11 +55,45 @@ LOOPS = ("lstm_loop", "gru_loop", "mamba_loop")
 """Those that run hundreds of trips: inductor and tracers unroll them, and are not asked."""
 
 
-def run(networks: Sequence[str] = NAMES, rounds: int = 30, patience: float = 60.0) -> None:
-    """Race regraft against the two on each path of each network; writes ``dynamic_<name>.json``."""
+INDUCTOR, STATIC = "inductor", "static"
+PEERS = (INDUCTOR, STATIC)
+"""``torch.compile``, and who is given the ops of one path alone."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How networks are raced.
+
+    Fields:
+        backends: what regraft compiles for, each a list as in ``tvm,ort``; the first is compared with all.
+        peers: those of ``PEERS`` that take part.
+        paths: how many paths of a network, spread over its table.
+        threads: with one, everybody is timed by the CPU time of the process, which others on the machine do
+            not disturb.
+    """
+
+    rounds: int = 20
+    patience: float = 10.0
+    backends: tuple[str, ...] = ("ort",)
+    peers: tuple[str, ...] = PEERS
+    paths: int = 3
+    threads: int = machine.THREADS
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        return time.process_time if self.threads == 1 else time.perf_counter
+
+
+def run(networks: Sequence[str] = NAMES, settings: Settings | None = None) -> None:
+    """Race regraft against the others on paths of each network; writes ``dynamic_<name>.json``.
+
+    On one thread the file is ``dynamic_<name>_one_thread.json``.
+    """
+    settings = settings or Settings()
+    ending = "_one_thread" if settings.threads == 1 else ""
     for name in networks:
-        result = race_paths(DYNAMIC[name], "full", rounds, patience)
-        path = machine.save(f"dynamic_{name}", result)
+        result = race_paths(DYNAMIC[name], "full", settings)
+        path = machine.save(f"dynamic_{name}{ending}", result)
         print(f"{result['workload']} -> {path.name}", flush=True)
         for who, why in result["refused"].items():
             print(f"  {who} refuses it: {why}", flush=True)
@@ -65,89 +102,127 @@ def run(networks: Sequence[str] = NAMES, rounds: int = 30, patience: float = 60.
             print(f"  {row['decisions']}: {medians}", flush=True)
 
 
-def race_paths(network: DynamicNetwork, size: str, rounds: int, patience: float) -> dict[str, Any]:
+def race_paths(network: DynamicNetwork, size: str, settings: Settings) -> dict[str, Any]:
     """One model compiled by each, raced on an input for each path.
 
     Who refuses the network takes no part. Nor does, on a path, who is off by more than the numerics rule.
     """
     where = machine.describe()
-    torch.set_num_threads(machine.THREADS)
+    torch.set_num_threads(settings.threads)
     model = network.make(size)
     names = list(inspect.signature(model.forward).parameters)
-    inputs = {
-        path: dict(zip(names, network.inputs(seed, size), strict=True))
-        for path, seed in network.form(size).paths.items()
-    }
-    calls, seconds, refused = _entrants(network.name, model, list(inputs.values()))
+    paths = spread(tuple(network.form(size).paths.items()), settings.paths)
+    inputs = {path: dict(zip(names, network.inputs(seed, size), strict=True)) for path, seed in paths}
+    entrants = _entrants(network.name, model, list(inputs.values()), settings)
     return {
         "benchmark": "dynamic",
         "workload": network.workload,
-        "settings": {"threads": machine.THREADS, "dtype": "f32", "shapes": "static"},
+        "settings": {
+            "threads": settings.threads,
+            "clock": settings.clock.__name__,
+            "dtype": "f32",
+            "shapes": "static",
+            "backends": settings.backends,
+            "paths": f"{len(paths)} of {len(network.form(size).paths)}",
+        },
         "ratio": "time of the entrant over time of the first: above 1, the first is faster",
         "machine": where,
-        "build_seconds": seconds,
-        "refused": refused,
+        "build_seconds": entrants.seconds,
+        "refused": entrants.refused,
         "paths": [
-            {"decisions": list(path), **_race_path(network.name, model, given, calls, rounds, patience)}
+            {"decisions": list(path), **_race_path(network.name, model, given, entrants.calls, settings)}
             for path, given in inputs.items()
         ],
     }
 
 
-def _entrants(
-    name: str, model: nn.Module, inputs: Sequence[Inputs]
-) -> tuple[dict[str, CallWith], dict[str, float], dict[str, str]]:
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """``count`` of ``items`` at equal distances, from the first to the last; all where there are fewer."""
+    if len(items) <= count:
+        return list(items)
+    if count == 1:
+        return [items[-1]]
+    return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
+
+
+@dataclass
+class _Entrants:
     """Calls, seconds to build, and errors, by name; regraft comes first where it compiles the model."""
 
+    calls: dict[str, CallWith] = field(default_factory=dict[str, CallWith])
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    refused: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def _entrants(name: str, model: nn.Module, inputs: Sequence[Inputs], settings: Settings) -> _Entrants:
     def eager(given: Inputs) -> object:
         with torch.inference_mode():
             return model(**given)
 
-    calls: dict[str, CallWith] = {}
-    seconds: dict[str, float] = {}
-    refused: dict[str, str] = {}
+    found = _Entrants()
+    for number, backends in enumerate(settings.backends):
+        _add_ours(
+            found, f"regraft {backends}" if number else OURS, name, model, inputs[0], settings, backends
+        )
+    found.calls["eager"] = eager
+    if name not in LOOPS and INDUCTOR in settings.peers:
+        theirs = inductor(model, inputs)
+        found.calls["inductor"] = theirs.call
+        found.seconds["inductor"] = round(theirs.build_seconds, 2)
+    return found
+
+
+def _add_ours(
+    found: _Entrants,
+    who: str,
+    name: str,
+    model: nn.Module,
+    given: Inputs,
+    settings: Settings,
+    backends: str,
+) -> None:
     start = time.perf_counter()
     exactness = regraft.Exactness.APPROX(0.0) if name in BLENDS else regraft.Exactness.REASSOCIATES
     try:
         compiled = regraft.compile(
-            model, kwargs=dict(inputs[0]), threads=machine.THREADS, exactness=exactness, cache=False
+            model,
+            kwargs=dict(given),
+            backends=tuple(backends.split(",")),
+            threads=settings.threads,
+            exactness=exactness,
+            cache=False,
         )
     except RegraftError as error:
-        refused["regraft"] = str(error)
-    else:
-        calls["regraft"] = lambda given: compiled(**given)
-        seconds["regraft"] = round(time.perf_counter() - start, 2)
-    calls["eager"] = eager
-    if name not in LOOPS:
-        theirs = inductor(model, inputs)
-        calls["inductor"] = theirs.call
-        seconds["inductor"] = round(theirs.build_seconds, 2)
-    return calls, seconds, refused
+        found.refused[who] = str(error)
+        return
+    found.calls[who] = lambda other: compiled(**other)
+    found.seconds[who] = round(time.perf_counter() - start, 2)
 
 
-def _static_peers(name: str, model: nn.Module, given: Inputs) -> list[Peer]:
+def _static_peers(name: str, model: nn.Module, given: Inputs, settings: Settings) -> list[Peer]:
     """The path of ``given`` alone, by each who can trace it."""
     found: list[Peer] = []
-    for make in () if name in LOOPS else STATIC_PEERS:
+    for make in STATIC_PEERS if name not in LOOPS and STATIC in settings.peers else ():
         try:
-            found.append(make(model, given))
+            found.append(make(model, given, settings.threads))
         except Exception as error:  # whatever a tool raises, it takes no part
             print(f"  {make.__name__}: {type(error).__name__}: {str(error)[:100]}", flush=True)
     return found
 
 
 def _race_path(
-    name: str, model: nn.Module, given: Inputs, calls: Mapping[str, CallWith], rounds: int, patience: float
+    name: str, model: nn.Module, given: Inputs, calls: Mapping[str, CallWith], settings: Settings
 ) -> dict[str, Any]:
     def reference(other: Inputs) -> list[Tensor]:
         return values(in_double(model, **other))
 
-    static = _static_peers(name, model, given)
+    static = _static_peers(name, model, given, settings)
     runs = {who: (lambda other, call=call: values(call(other))) for who, call in calls.items()}
     runs |= {peer.name: peer.run for peer in static}
     errors = {who: error_of(run, reference, runs["eager"], given) for who, run in runs.items()}
     entrants = {who: (lambda call=call: call(given)) for who, call in calls.items()}
     entrants |= {peer.name: peer.call for peer in static}
     counted = {who: call for who, call in entrants.items() if errors[who]["counts"]}
-    assert "regraft" in counted or "regraft" not in calls, errors["regraft"]
-    return {"errors": errors, "race": race(counted, rounds=rounds, patience=patience).to_dict()}
+    assert OURS in counted or OURS not in calls, errors[OURS]
+    raced = race(counted, rounds=settings.rounds, patience=settings.patience, clock=settings.clock)
+    return {"errors": errors, "race": raced.to_dict()}

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from benchmarks.machine import THREADS
 from regraft.errors import NumericsMismatch
@@ -109,54 +110,94 @@ def _export_torch_onnx(model: nn.Module, inputs: Inputs, path: Path) -> None:
     program.save(str(path), external_data=True)
 
 
-class _Values(nn.Module):
-    """A model whose results are all tensors, as tracing wants them."""
+class _Tested(TorchFunctionMode):
+    """Keeps the tensors that decide, in order: those whose truth Python asks for."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.__bool__:
+            self.asked.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+class _Values(nn.Module):
+    """A model whose results are all tensors, as tracing wants them; behind them, what decides its path.
+
+    A trace drops what no result is made of: without the tests, the classifiers of all exits but the last
+    would be left out, although the path cannot be known without them.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str], tests: bool) -> None:
         super().__init__()
         self.model = model
         self.names = list(names)
+        self.tests = tests
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        return tuple(values(self.model(**dict(zip(self.names, given, strict=True)))))
+        with _Tested() as tested:
+            results = values(self.model(**dict(zip(self.names, given, strict=True))))
+        # Copies: no output may be another one, or an input.
+        return (*results, *(each.clone() for each in tested.asked if self.tests))
 
 
-def traced_onnx(model: nn.Module, inputs: Inputs) -> Peer:
-    """The ops that ``model`` runs for ``inputs``, without its conditions, on ONNX Runtime.
+def traced_onnx(model: nn.Module, inputs: Inputs, threads: int = THREADS) -> Peer:
+    """The ops that ``model`` runs for ``inputs``, those that decide its path too, on ONNX Runtime.
 
     Traced by TorchScript: right for inputs that take the same path, and what anybody gets who knows the path.
     """
+    return _traced_onnx("traced onnx", model, inputs, threads, tests=True)
 
+
+def traced_onnx_untested(model: nn.Module, inputs: Inputs, threads: int = THREADS) -> Peer:
+    """The same without what decides the path: only for who knows it beforehand."""
+    return _traced_onnx("traced onnx, no tests", model, inputs, threads, tests=False)
+
+
+def _traced_onnx(name: str, model: nn.Module, inputs: Inputs, threads: int, tests: bool) -> Peer:
     def export(path: Path) -> None:
-        wrapped = _Values(model, list(inputs)).eval()
+        wrapped = _Values(model, list(inputs), tests).eval()
         names = list(inputs)
         with _without_fast_path():  # which has no ONNX
             torch.onnx.export(wrapped, tuple(inputs.values()), str(path), dynamo=False, input_names=names)
 
-    return _session_peer("traced onnx", export, inputs)
+    count = len(values(eager(model, inputs).call()))
+    peer = _session_peer(name, export, inputs, threads)
+    return replace(peer, run=lambda given: peer.run(given)[:count])
 
 
-def traced_openvino(model: nn.Module, inputs: Inputs) -> Peer:
-    """The same on OpenVINO, in f32."""
+def traced_openvino(model: nn.Module, inputs: Inputs, threads: int = THREADS) -> Peer:
+    """``traced_onnx`` on OpenVINO, in f32."""
     import openvino as ov
 
     start = time.perf_counter()
-    wrapped = _Values(model, list(inputs)).eval()
+    wrapped = _Values(model, list(inputs), tests=True).eval()
+    count = len(values(eager(model, inputs).call()))
     with _quiet(), _without_fast_path():
         converted = ov.convert_model(wrapped, example_input=tuple(inputs.values()))
-    compiled = ov.Core().compile_model(converted, "CPU", _OPENVINO)
+    settings = {**_OPENVINO, "INFERENCE_NUM_THREADS": threads}
+    compiled = ov.Core().compile_model(converted, "CPU", settings)
     request = compiled.create_infer_request()
     seconds = time.perf_counter() - start
 
     def run(given: Inputs) -> list[Tensor]:
         found = request.infer([tensor.numpy() for tensor in given.values()])
-        return [torch.from_numpy(np.array(found[port])) for port in compiled.outputs]
+        return [torch.from_numpy(np.array(found[port])) for port in compiled.outputs[:count]]
 
     feed = [tensor.numpy() for tensor in inputs.values()]
     return Peer("traced openvino", lambda: request.infer(feed, share_inputs=True), run, seconds)
 
 
-STATIC_PEERS: tuple[Callable[[nn.Module, Inputs], Peer], ...] = (traced_onnx, traced_openvino)
+STATIC_PEERS: tuple[Callable[[nn.Module, Inputs, int], Peer], ...] = (
+    traced_onnx,
+    traced_onnx_untested,
+    traced_openvino,
+)
+"""Those that are given one path; the second is given the knowledge of it too."""
 
 
 def torch_onnx_in_f32(model: nn.Module, inputs: Inputs) -> Peer:
@@ -221,12 +262,12 @@ def openvino(model: nn.Module, inputs: Inputs, threads: int = THREADS) -> Peer:
 PEERS: tuple[Callable[[nn.Module, Inputs], Peer], ...] = (eager, torch_onnx, transformers_onnx)
 
 
-def _session_peer(name: str, export: Callable[[Path], None], inputs: Inputs) -> Peer:
+def _session_peer(name: str, export: Callable[[Path], None], inputs: Inputs, threads: int = THREADS) -> Peer:
     with tempfile.TemporaryDirectory() as folder, _quiet():
         start = time.perf_counter()
         path = Path(folder) / "model.onnx"
         export(path)
-        session = _opened(path)
+        session = _opened(path, threads)
         seconds = time.perf_counter() - start
     names = [port.name for port in session.get_inputs()]
     feed = _feed(names, inputs)
@@ -237,7 +278,7 @@ def _session_peer(name: str, export: Callable[[Path], None], inputs: Inputs) -> 
     return Peer(name, lambda: session.run(None, feed), run, seconds)
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path, threads: int) -> Any:
     """A session for a peer's file.
 
     Raises:
@@ -247,17 +288,17 @@ def _opened(path: Path) -> Any:
     from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
     try:
-        return open_session(path)
+        return open_session(path, threads=threads)
     except (InvalidGraph, NoKernel) as error:
         raise NoPeer(str(error)) from error
 
 
-def open_session(path: Path, basic: bool = False) -> Any:
+def open_session(path: Path, basic: bool = False, threads: int = THREADS) -> Any:
     """A session of ONNX Runtime for a file; ``basic`` leaves out its fusions, as regraft's sessions do."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
