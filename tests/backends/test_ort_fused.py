@@ -96,6 +96,29 @@ def test_a_chain_of_products_and_sums_is_reshaped_at_its_ends() -> None:
     assert close(lower(made).run([x], {})[0], eager(made, [x], {})[0])
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (2, S, 4), (1, 2, 3, 4)])
+def test_a_product_with_a_transpose_reads_it_as_it_was(shape: tuple[Any, ...]) -> None:
+    rank = len(shape)
+
+    def build(op: Any, x: Value, y: Value) -> Value:
+        return op.aten.matmul(x, op.aten.permute(y, (*range(rank - 2), rank - 1, rank - 2)))
+
+    made = function([tensor(*shape), tensor(*shape)], build)
+    assert operators(made) == {"FusedMatMul": 1}
+    inputs = [torch.randn([3 if d is S else d for d in shape]) for _ in range(2)]
+    assert close(lower(made).run(inputs, {"s": 3})[0], eager(made, inputs, {"s": 3})[0])
+
+
+def test_other_permutations_before_a_product_are_made() -> None:
+    made = function(
+        [tensor(2, 3, 4), tensor(4, 5, 2)],
+        lambda op, x, y: op.aten.matmul(x, op.aten.permute(y, (2, 0, 1))),
+    )
+    assert operators(made) == {"Transpose": 1, "MatMul": 1}
+    inputs = [torch.randn(2, 3, 4), torch.randn(4, 5, 2)]
+    assert close(lower(made).run(inputs, {})[0], eager(made, inputs, {})[0])
+
+
 def _twice(op: Any, x: Value) -> Value:
     return op.aten.add.Tensor(x, x)
 

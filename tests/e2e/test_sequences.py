@@ -14,6 +14,7 @@ import regraft
 from regraft.ir import Module, parse_module
 from regraft.testing import assert_close, randomise
 from tests.e2e.exported import run_without_torch, write_case
+from tests.zoo.dynamic.recurrent import Mamba
 
 STEPS = 40
 WIDTH = 6
@@ -171,6 +172,21 @@ def test_a_trip_computes_only_what_waits_for_the_one_before() -> None:
     (scan,) = [op for op in found.main.walk() if op.name == "cf.scan"]
     inside = Counter(op.name for op in scan.regions[0].walk())
     assert (inside["aten.linear"], inside["aten.relu"]) == (1, 0)
+
+
+def test_what_outgrows_the_caches_is_made_in_the_trip_that_reads_it() -> None:
+    """Mamba's reference makes decays and inputs for all steps before its loop."""
+    model = randomise(Mamba(64, 16, 4).eval())
+    x = torch.randn(1, 512, 64, generator=torch.Generator().manual_seed(0))
+    compiled = regraft.compile(model, (x,), cache=False)
+    with torch.no_grad():
+        assert_close([compiled(x)], [copy.deepcopy(model).double()(x.double())], reassociates=True)
+    found = parse_module(compiled.ir).main
+    (scan,) = [op for op in found.walk() if op.name == "cf.scan"]
+    inside = Counter(op.name for op in scan.regions[0].walk())
+    assert (inside["aten.exp"], inside["aten.matmul"], inside["aten.mul.Tensor"]) == (1, 1, 3)
+    sizes = [result.tensor.numel for op in found.body.ops for result in op.results]
+    assert max(size for size in sizes if isinstance(size, int)) < 512 * 128 * 16
 
 
 def test_the_graph_does_not_grow_with_the_steps() -> None:

@@ -8,7 +8,9 @@ from regraft.rewrites.sequence.batched_steps import BatchedSteps
 from regraft.rewrites.sequence.counted_loop import CountedLoop
 from regraft.rewrites.sequence.counting import number_of
 from regraft.rewrites.sequence.recurrent_cell import RecurrentCell
+from regraft.rewrites.sequence.small_factors import SmallFactors
 from regraft.rewrites.sequence.stacked_steps import StackedSteps
+from regraft.rewrites.sequence.sunk_steps import SunkSteps
 
 __all__ = ["SEQUENCE", "number_of", "samples"]
 
@@ -16,5 +18,7 @@ SEQUENCE: tuple[Rewrite, ...] = (
     BatchedSteps(),
     CountedLoop(),
     RecurrentCell(),
+    SmallFactors(),
     StackedSteps(),
+    SunkSteps(),
 )

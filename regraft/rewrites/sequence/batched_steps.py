@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from regraft.ir import (
@@ -21,17 +21,26 @@ from regraft.ir import (
     is_speculatable,
 )
 from regraft.rewrites.sequence.samples import scan
-from regraft.rewrites.sequence.scans import Outside, Scan, is_constant, may_leave, scan_over, varying_of
+from regraft.rewrites.sequence.scans import (
+    Outside,
+    Scan,
+    is_constant,
+    is_heavy,
+    may_leave,
+    scan_over,
+    varying_of,
+)
 
 MOST_ELEMENTS = 1 << 24
-"""The most elements that a value may have for all trips, 64 MB in f32: those of a trip stay in the cache."""
+"""The most elements that a value may have for all trips, 64 MB in f32."""
 
 
 class BatchedSteps(Rewrite):
     """scan(h, x){f(h, g(x_i))} = scan(h, g(x)){f(h, g_i)}, and what is the same in each trip once
 
     The projections of a recurrent layer's inputs become one product over all steps. Both run the same
-    arithmetic for each step; of products of matrices the order of sums may differ.
+    arithmetic for each step; of products of matrices the order of sums may differ. Elementwise ops whose
+    results outgrow the caches stay in the trip that reads them, unless a product needs them before.
     """
 
     exactness = Exactness.REASSOCIATES
@@ -43,7 +52,10 @@ class BatchedSteps(Rewrite):
 
     def check(self, m: Match) -> Declined | None:
         if all(op.has(Trait.VIEW) for op in _leaving(Scan.of(m.root))):
-            return m.decline("what a trip computes depends on the trip before", m.root.operands[0])
+            return m.decline(
+                "what a trip computes depends on the trip before, or is too much to keep for all trips",
+                m.root.operands[0],
+            )
         return None
 
     def rewrite(self, op: Builder, m: Match) -> Sequence[Value | None]:
@@ -84,7 +96,23 @@ def _leaving(found: Scan) -> list[Op]:
         if _fits(op, found) and (is_speculatable(op) or _runs(found)):
             leaving.append(op)
             known.update(op.results)
-    return leaving
+    return [op for op in leaving if op not in _staying(leaving, found, varying)]
+
+
+def _staying(leaving: Sequence[Op], found: Scan, varying: Set[Value]) -> set[Op]:
+    """Those of ``leaving`` that gain nothing before the loop: many elements that only the loop reads.
+
+    What a product reads leaves with it.
+    """
+    staying: set[Op] = set()
+    for op in reversed(leaving):
+        is_read = any(user in leaving and user not in staying for r in op.results for user in r.users)
+        is_light = op.has(Trait.ELEMENTWISE) or op.has(Trait.VIEW)
+        if is_read or not is_light or varying.isdisjoint(op.results):
+            continue
+        if is_heavy(found, op.result.tensor):
+            staying.add(op)
+    return staying
 
 
 def _fits(op: Op, found: Scan) -> bool:
@@ -117,6 +145,11 @@ def _decayed(op: Builder, h: Value, x: Value, a: Value) -> Sequence[Value]:
     return scan(op, (h,), (x,), (a,), trip)
 
 
+def _large(op: Builder, h: Value, x: Value) -> Sequence[Value]:
+    """``h = h + exp(x_i)``."""
+    return scan(op, (h,), (x,), (), lambda op, h, x: (op.aten.add.Tensor(h, op.aten.exp(x)),))
+
+
 def _summed(op: Builder, h: Value, x: Value) -> Sequence[Value]:
     return scan(op, (h,), (x,), (), lambda op, h, x: (op.aten.add.Tensor(h, x),))
 
@@ -125,7 +158,10 @@ BatchedSteps.examples = (
     Example(_cell, ("f32[2, 4]", "f32[5, 2, 3]", "f32[4, 3]", "f32[4, 4]")),
     Example(_cell, ("f32[B, 4]", "f32[T, B, 3]", "f32[4, 3]", "f32[4, 4]")),
     Example(_decayed, ("f32[2, 4]", "f32[5, 1, 4]", "f32[2, 1]")),
+    Example(_large, ("f32[2, 4]", "f32[5, 2, 4]")),
+    Example(_cell, ("f32[2, 4]", "f32[300, 2, 2048]", "f32[4, 2048]", "f32[4, 4]")),
 )
 BatchedSteps.counterexamples = (
     Example(_summed, ("f32[2, 4]", "f32[5, 2, 4]"), reason="depends on the trip before"),
+    Example(_large, ("f32[2, 2048]", "f32[300, 2, 2048]"), reason="depends on the trip before"),
 )

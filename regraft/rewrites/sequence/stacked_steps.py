@@ -21,7 +21,7 @@ from regraft.ir import (
 )
 from regraft.rewrites.dynamic.regions import live_ops
 from regraft.rewrites.sequence.samples import scan
-from regraft.rewrites.sequence.scans import Outside, Scan, may_leave, scan_over, varying_of
+from regraft.rewrites.sequence.scans import Outside, Scan, is_heavy, may_leave, scan_over, varying_of
 
 _PRODUCTS = ("aten.linear", "aten.matmul")
 
@@ -30,7 +30,8 @@ class StackedSteps(Rewrite):
     """scan(h, x){h' = f(h, x_i), g(h')} = g(scan(h, x){h' = f(h, x_i), h'})
 
     What only the stacked rows are made of leaves the loop: products with a weight become one product, and the
-    loop is shorter. Other ops leave when the rows that they are made of are no larger than theirs.
+    loop is shorter. Other ops leave when the rows that they are made of are no larger than theirs. What makes
+    little of rows that outgrow the caches, such as sums over them, stays in the trip that has them.
     """
 
     exactness = Exactness.REASSOCIATES
@@ -43,7 +44,9 @@ class StackedSteps(Rewrite):
     def check(self, m: Match) -> Declined | None:
         split = _Split.of(Scan.of(m.root))
         if not split.leaving:
-            return m.decline("what is stacked is what the next trip needs", m.root.operands[0])
+            return m.decline(
+                "what is stacked is what the next trip needs, or little made of much", m.root.operands[0]
+            )
         if not split.pays:
             return m.decline("the rows that would be stacked instead are larger", m.root.operands[0])
         return None
@@ -86,7 +89,7 @@ class _Split:
             users = [user for user in _users(op) if not user.has(Trait.TERMINATOR)]
             if op in needed or varying.isdisjoint(op.operands) or not all(u in leaving for u in users):
                 continue
-            if may_leave(op, varying):
+            if may_leave(op, varying) and not _condenses(op, scan, varying):
                 leaving.append(op)
         made = {result for op in leaving for result in op.results}
         given = {*scan.slices, *scan.fixed, *made}
@@ -102,6 +105,16 @@ class _Split:
         before = [row for row in self.scan.rows if row in self.made]
         more = [value for value in self.crossing if value not in self.scan.rows]
         return dims.le(_elements(more), _elements(before)) is True
+
+
+def _condenses(op: Op, scan: Scan, varying: Set[Value]) -> bool:
+    """Whether ``op`` makes little of rows that are too much to keep for all trips, sharing no weight."""
+    given = {*scan.slices, *scan.fixed}
+    read = [v for v in op.operands if v in varying and v not in given]
+    large = [v for v in read if is_heavy(scan, v.tensor)]
+    if not large or (op.name in _PRODUCTS and not all(v in varying for v in op.operands)):
+        return False
+    return all(dims.le(2 * op.results[0].tensor.numel, v.tensor.numel) is True for v in large)
 
 
 def _users(op: Op) -> list[Op]:
@@ -135,6 +148,16 @@ def _with_sum(op: Builder, h: Value, x: Value, *, wide: bool) -> Sequence[Value]
     return scan(op, (h,), (x,), (), trip)
 
 
+def _with_readout(op: Builder, h: Value, x: Value, q: Value) -> Sequence[Value]:
+    """``h = relu(h + x_i)``; the rows are ``h @ q_i``: no row of a weight is used twice."""
+
+    def trip(op: Builder, h: Value, x: Value, q: Value) -> tuple[Value, Value]:
+        after = op.aten.relu(op.aten.add.Tensor(h, x))
+        return after, op.aten.matmul(after, q)
+
+    return scan(op, (h,), (x, q), (), trip)
+
+
 def _kept(op: Builder, h: Value, x: Value) -> tuple[Value, Value]:
     after = op.aten.add.Tensor(h, x)
     return after, after
@@ -144,10 +167,14 @@ StackedSteps.examples = (
     Example(_with_head, ("f32[2, 4]", "f32[5, 2, 4]", "f32[3, 4]")),
     Example(_with_head, ("f32[B, 4]", "f32[5, B, 4]", "f32[3, 4]"), constants=(2,)),
     Example(lambda op, h, x: _with_sum(op, h, x, wide=True), ("f32[2, 4]", "f32[T, 2, 4]")),
+    Example(_with_readout, ("f32[2, 4]", "f32[5, 2, 4]", "f32[5, 4, 1]")),
 )
 StackedSteps.counterexamples = (
     Example(
         lambda op, h, x: _with_sum(op, h, x, wide=False), ("f32[2, 4]", "f32[5, 2, 4]"), reason="are larger"
+    ),
+    Example(
+        _with_readout, ("f32[128, 16]", "f32[600, 128, 16]", "f32[600, 16, 1]"), reason="the next trip needs"
     ),
     Example(
         lambda op, h, x: scan(op, (h,), (x,), (), _kept),

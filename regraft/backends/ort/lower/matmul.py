@@ -63,6 +63,9 @@ def _linear_check(op: Op) -> str | None:
 
 
 def _matmul(e: Emitter, op: Op) -> ir.Value:
+    source = _flipped(op.operand("other"))
+    if source is not None and e.contrib_allowed and dtype_of(op).is_float and e.has(source):
+        return times(e, e.operand(op, "self"), e.get(source), dtype_of(op), transpose=True)
     a, b = e.inputs_of(op)
     if all(map(is_matrix, op.operands)) and (e.is_reshaped_matrix(a) or e.is_reshaped_matrix(b)):
         a, b = (matrix(e, v) for v in op.operands)
@@ -86,6 +89,14 @@ def _rows_first(value: Value) -> Value | None:
         return None
     turns = tuple(made.attr("dims")) == (*range(1, rank - 1), 0, rank - 1)
     return made.operand("self") if turns else None
+
+
+def _flipped(value: Value) -> Value | None:
+    """What ``value`` is the transpose of, along its last two axes; None where it is none, or a constant's."""
+    op, rank = value.op, value.tensor.rank
+    if op is None or op.name != "aten.permute" or rank < 2 or constant_of(op.operand("self")) is not None:
+        return None
+    return op.operand("self") if tuple(op.attr("dims")) == (*range(rank - 2), rank - 1, rank - 2) else None
 
 
 def is_matrix(value: Value) -> bool:
