@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 
-from regraft.ir import Value
-from tests.backends.ort_graphs import E, S, function, leaf, tensor
+from regraft.ir import DType, Value
+from tests.backends.ort_graphs import BF16, F32, F64, E, S, function, leaf, tensor
 from tests.backends.test_ort import close, eager, lower, operators
 
 BIAS, GAIN = leaf("b", torch.linspace(-1, 1, 6)), leaf("w", torch.linspace(-1, 1, 24).reshape(6, 4))
@@ -178,3 +178,43 @@ def _turned(op: Any, x: Value) -> Value:
 
 def _read_twice(op: Any, turned: Value) -> tuple[Value, Value]:
     return op.aten.matmul(turned, op.constant(BLOCKS)), op.aten.relu(turned)
+
+
+def _parts(op: Any, x: Value, bounds: Sequence[tuple[Any, Any]], axis: int = 1) -> list[Value]:
+    return [op.aten.relu(op.aten.slice.Tensor(x, axis, start, end, 1)) for start, end in bounds]
+
+
+@pytest.mark.parametrize(
+    ("build", "dtype", "nodes"),
+    [
+        (lambda op, x: _parts(op, x, [(0, 2), (2, 5), (5, 6)]), F32, {"Split": 1}),
+        (lambda op, x: _parts(op, x, [(3, 6), (0, 3)]), F32, {"Split": 1}),
+        (lambda op, x: [*_parts(op, x, [(0, 2), (2, 6)]), op.aten.exp(x)], F32, {"Split": 1, "Exp": 1}),
+        (lambda op, x: _parts(op, x, [(0, 2), (3, 6)]), F32, {"Slice": 2}),
+        (lambda op, x: _parts(op, x, [(0, 4), (2, 6)]), F32, {"Slice": 2}),
+        (lambda op, x: _parts(op, x, [(0, 2), (2, 5)]), F32, {"Slice": 2}),
+        (lambda op, x: _parts(op, x, [(0, 6)]), F32, {}),
+        (lambda op, x: [*_parts(op, x, [(0, 2)]), *_parts(op, x, [(0, 2)], 0)], F32, {"Slice": 2}),
+        (lambda op, x: _parts(op, x, [(0, 3), (3, 6)]), F64, {"Slice": 2}),
+        (lambda op, x: _parts(op, x, [(0, 3), (3, 6)]), BF16, {"Slice": 2}),
+    ],
+)
+def test_parts_that_make_up_the_whole_are_one_node(
+    build: Callable[..., Any], dtype: DType, nodes: dict[str, int]
+) -> None:
+    made = function([tensor(3, 6, dtype=dtype)], build)
+    found = {name: count for name, count in operators(made).items() if name not in ("Relu", "Cast")}
+    assert found == nodes
+    x = torch.randn(3, 6).to({F32: torch.float32, F64: torch.float64, BF16: torch.bfloat16}[dtype])
+    for result, expected in zip(lower(made).run([x], {}), eager(made, [x], {}), strict=True):
+        assert close(result, expected)
+
+
+def test_parts_of_rows_of_any_number_are_taken_one_by_one() -> None:
+    made = function([tensor(E, 6)], lambda op, x: [*_parts(op, x, [(0, 0), (0, E)], 0)])
+    for rows in (0, 3):
+        x = torch.randn(rows, 6)
+        for result, expected in zip(
+            lower(made).run([x], {"e": rows}), eager(made, [x], {"e": rows}), strict=True
+        ):
+            assert close(result, expected)

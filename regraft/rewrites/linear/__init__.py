@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from regraft.ir import Rewrite
+from regraft.rewrites.linear.blocks import BlocksApart
 from regraft.rewrites.linear.concatenation import MergedTable, SplitConcatenation
 from regraft.rewrites.linear.epilogue import LowRankEpilogue
 from regraft.rewrites.linear.merge import MergedLinear
@@ -22,6 +23,7 @@ from regraft.rewrites.linear.sliced import SlicedLayer
 from regraft.rewrites.linear.stacks import SummedStack
 
 LINEAR: tuple[Rewrite, ...] = (
+    BlocksApart(),
     DivisionByConstant(),
     LowRankEpilogue(),
     MergedLinear(),

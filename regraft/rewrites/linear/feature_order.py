@@ -89,7 +89,7 @@ class Route:
 
 def find_route(root: Op) -> tuple[Route, Route] | Declined:
     """The way that ends in ``root``, a product or a move, as it is and as it costs less."""
-    route = _route(root)
+    route = route_to(root)
     if isinstance(route, Declined):
         return route
     going = [Step(op.name, op.attrs, op.operands[0].tensor.shape) for op in route.ops if op.name in MOVES]
@@ -124,11 +124,12 @@ def shape_along(atoms: Sequence[Atom], groups: Groups) -> tuple[Dim, ...] | None
 # -- the way as it is --------------------------------------------------------------------------
 
 
-def _route(root: Op) -> Route | Declined:
+def route_to(root: Op) -> Route | Declined:
+    """The way that ends in ``root``, a product or a move."""
     reader = _reader(root)
     if reader is None and root.name not in MOVES:
         return Declined("no constant weight reads its features", root.result)
-    if reader is None and _goes_on(root.result):
+    if reader is None and end_of_way(root.result) is not root:
         return Declined("it is a part of a longer way", root.result)
     end = root.result if reader is None else root.operand(reader.other)
     if reader is not None and len(end.uses) > 1:
@@ -174,17 +175,19 @@ def _carried(op: Op) -> Value | None:
     return varying[0]
 
 
-def _goes_on(value: Value) -> bool:
-    """Whether a move or a product takes the features of ``value`` further."""
+def end_of_way(value: Value) -> Op | None:
+    """The op in which a way that leads over ``value`` ends: what reads its features, or moves them last."""
+    end: Op | None = value.op if value.op is not None and value.op.name in MOVES else None
     while len(value.uses) == 1:
         (user,) = value.users
         reader = _reader(user)
         if reader is not None:
-            return user.operand(reader.other) is value
-        if user.name in MOVES or _carried(user) is not value:
-            return user.name in MOVES
+            return user if user.operand(reader.other) is value else end
+        if _carried(user) is not value:
+            break
         value = user.result
-    return False
+        end = user if user.name in MOVES else end
+    return end
 
 
 def _layouts(source: Value, ops: Sequence[Op]) -> tuple[Groups, ...] | None:

@@ -98,7 +98,10 @@ def _turned(op: Builder, constant: Value, old: Groups, new: Groups) -> Value:
     after = [atom for group in new for atom in group if atom in before]
     shape = shape_along(before, new)
     assert shape is not None, "the route was chosen so that constants follow"
-    if before == after and len(shape) == constant.tensor.rank and shape == constant.tensor.shape:
+    rank = constant.tensor.rank
+    if all(size == 1 for size in shape[: len(shape) - rank]):
+        shape = shape[len(shape) - rank :]
+    if before == after and shape == constant.tensor.shape:
         return constant
     apart = op.aten.view(constant, tuple(atom.size for atom in before))
     return op.aten.view(op.aten.permute(apart, tuple(before.index(atom) for atom in after)), shape)

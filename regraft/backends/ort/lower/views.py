@@ -7,7 +7,7 @@ import onnx_ir as ir
 from regraft.backends.ort.emit import Emitter, Lowering
 from regraft.backends.ort.lower.elementwise import dtype_of
 from regraft.backends.ort.sizes import TO_END
-from regraft.ir import Dim, Op, Value
+from regraft.ir import Dim, DType, Op, Value
 from regraft.ir import dims as algebra
 
 #: Between [B, S, H, D] and [B, H, S, D]; its own inverse.
@@ -55,11 +55,39 @@ def _expand(e: Emitter, op: Op) -> ir.Value:
 def _slice(e: Emitter, op: Op) -> ir.Value:
     shape = op.operand("self").tensor.shape
     axis = op.attr("dim") % len(shape)
+    pieces = _pieces(op) if op.result.tensor.dtype == DType.F32 else []
+    if op in pieces:
+        sizes = [each.result.tensor.shape[axis] for each in pieces]
+        x = e.operand(op, "self")
+
+        def split() -> list[ir.Value]:
+            return e.ops("Split", len(pieces), x, e.shape(sizes), axis=axis)
+
+        return e.memoised(("split", x, axis), split)[pieces.index(op)]
     start, end = op.attr("start"), op.attr("end")
     size = shape[axis]
     start = 0 if start is None else start
     end = size if end is None or (isinstance(end, int) and end >= TO_END) else end
     return sliced(e, e.operand(op, "self"), axis, size, start, end, op.attr("step"))
+
+
+def _pieces(op: Op) -> list[Op]:
+    """The slices into which ``op`` and others cut a value along an axis, in order; none where they do not."""
+    source, axis = op.operand("self"), op.attr("dim")
+    found = [user for user in source.users if _is_piece(user, axis) and user.parent is op.parent]
+    found.sort(key=lambda each: each.attr("start"))
+    bounds = [(each.attr("start"), each.attr("end")) for each in found]
+    starts, ends = [start for start, _ in bounds], [end for _, end in bounds]
+    whole = bool(found) and starts == [0, *ends[:-1]] and ends[-1] == source.tensor.shape[axis]
+    return found if whole and len(found) > 1 else []
+
+
+def _is_piece(op: Op, axis: int) -> bool:
+    """Whether ``op`` takes neighbours along ``axis``, of a number that is known."""
+    if op.name != "aten.slice.Tensor" or op.attr("dim") != axis or op.attr("step") != 1:
+        return False
+    start, end = op.attr("start"), op.attr("end")
+    return isinstance(start, int) and isinstance(end, int) and start < end
 
 
 def _flip(e: Emitter, op: Op) -> ir.Value:
