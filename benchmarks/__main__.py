@@ -13,6 +13,7 @@ from benchmarks import dynamic as dynamic_benchmark
 from benchmarks import dynamic_peers as dynamic_peers_benchmark
 from benchmarks import kernels as kernels_benchmark
 from benchmarks import low_rank as low_rank_benchmark
+from benchmarks import low_rank_peers as low_rank_peers_benchmark
 from benchmarks import memory as memory_benchmark
 from benchmarks import mixed as mixed_benchmark
 from benchmarks import networks as networks_benchmark
@@ -38,6 +39,7 @@ def everything(context: typer.Context) -> None:
         memory_benchmark.run()
         compile_time_benchmark.run()
         low_rank_benchmark.run()
+        low_rank_peers_benchmark.run()
         algebra_benchmark.run()
         dynamic_benchmark.run()
         per_sample_benchmark.run()
@@ -122,6 +124,14 @@ def low_rank(
 ) -> None:
     """Low-rank layers and LoRA: the chosen form against each form."""
     low_rank_benchmark.run(rounds=rounds, patience=patience)
+
+
+@app.command()
+def low_rank_peers(
+    rounds: Rounds = 20, patience: Annotated[float, typer.Option(help="As above, a race.")] = 5.0
+) -> None:
+    """Low-rank, LoRA and block-shuffle networks on our own kernels, against ONNX Runtime and OpenVINO."""
+    low_rank_peers_benchmark.run(rounds=rounds, patience=patience)
 
 
 @app.command()

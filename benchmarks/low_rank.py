@@ -63,6 +63,15 @@ class LoRALayer(nn.Module):
         return self.base(x) + self.scale * self.b(self.a(x))
 
 
+class LoRAFFN(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = LoRALayer(WIDTH, 4096), LoRALayer(4096, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
 def run(
     ranks: tuple[int, ...] = RANKS, tokens: tuple[int, ...] = TOKENS, rounds: int = 20, patience: float = 10.0
 ) -> None:
@@ -108,7 +117,7 @@ def _point(rank: int, count: int, rounds: int, patience: float) -> dict[str, Any
 
 
 def _lora(count: int, rounds: int, patience: float) -> dict[str, Any]:
-    adapted = randomise(nn.Sequential(LoRALayer(1024, 4096), nn.GELU(), LoRALayer(4096, 1024)).eval())
+    adapted = randomise(LoRAFFN().eval())
     dense = randomise(nn.Sequential(nn.Linear(1024, 4096), nn.GELU(), nn.Linear(4096, 1024)).eval())
     x = torch.randn(1, count, 1024)
     entrants = {
