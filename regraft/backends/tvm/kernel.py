@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from regraft.backends.tvm import schedule
+from regraft.backends.tvm import schedule, stack
 from regraft.backends.tvm.cluster import Cluster
 from regraft.backends.tvm.lower import LOWERINGS
 from regraft.backends.tvm.lower.elementwise import calls_library
@@ -79,7 +79,7 @@ class Local:
 
     def __init__(self, kernel: Kernel, how: Fold, lanes: int, places: int = 1) -> None:
         self.kernel, self.how, self.lanes = kernel, how, lanes
-        self.buffer = T.alloc_buffer((places * lanes,), TVM_TYPES[how.dtype], scope="local")
+        self.buffer = stack.on_stack((places * lanes,), TVM_TYPES[how.dtype])
         start = kernel.number(how.start, how.dtype)
         for place in range(places):
             T.buffer_store(self.buffer, kernel.splat(start, lanes), [kernel.vector(place * lanes, lanes)])
@@ -107,7 +107,9 @@ class Row:
 
     def __init__(self, kernel: Kernel, count: Dim, dtype: DType) -> None:
         self.kernel = kernel
-        self.buffer = T.alloc_buffer((kernel.size(count),), TVM_TYPES[dtype])
+        is_small = isinstance(count, int) and count * dtype.bits <= 8 * stack.MOST
+        allocate = stack.on_stack if is_small else T.alloc_buffer
+        self.buffer = allocate((kernel.size(count),), TVM_TYPES[dtype])
 
     def __getitem__(self, place: Expr) -> Expr:
         return self.buffer[place]
@@ -123,7 +125,7 @@ class Variable:
     """One number that changes."""
 
     def __init__(self, kernel: Kernel, dtype: DType, start: Any) -> None:
-        self.buffer = T.alloc_buffer((1,), TVM_TYPES[dtype], scope="local")
+        self.buffer = stack.on_stack((1,), TVM_TYPES[dtype])
         self.set(kernel.number(start, dtype))
 
     @property
@@ -437,16 +439,15 @@ class Kernel:
         return self._joined(total, lanes)
 
     def _joined(self, total: Local, lanes: int) -> Expr:
-        """The first ``lanes`` places combined pair by pair, in place.
+        """The first ``lanes`` places combined half with half, as vectors, in place.
 
-        TVM's simplifier puts bound expressions back wherever they are used: only in memory do pairs of pairs
-        not grow.
+        TVM's simplifier puts bound expressions back wherever they are used: only in memory do halves of
+        halves not grow.
         """
         while lanes > 1:
             lanes //= 2
-            for lane in range(lanes):
-                joined = total.how.combine(self, total[2 * lane], total[2 * lane + 1])
-                T.buffer_store(total.buffer, joined, [lane])
+            for lane in self.each_lane(lanes):
+                total.add(lane, total[lane + T.int64(lanes)])
         return self.bind(total[0])
 
 

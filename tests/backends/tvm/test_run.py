@@ -51,6 +51,24 @@ def test_arguments_of_any_layout(doubled: Any) -> None:
     assert doubled.copied == before + 3
 
 
+def test_axes_turned_in_tiles(tvm: Any) -> None:
+    """Whole tiles and parts of them, on one thread and several, with a step on the way."""
+    turned = {
+        dims: lowered(tvm, lambda op, x, dims=dims: op.aten.permute(op.aten.neg(x), dims), "f32[A, B, C]")
+        for dims in ((0, 2, 1), (2, 0, 1), (2, 1, 0), (-1, 0, 1), (1, 0, 2))
+    }
+    for shape in ((2, 16, 32), (3, 5, 7), (1, 33, 17), (17, 1, 1), (0, 3, 4), (3, 4, 0), (4, 130, 97)):
+        x = torch.randn(*shape)
+        for dims, executable in turned.items():
+            (found,) = executable.run([x], dict(zip("ABC", shape, strict=True)))
+            assert torch.equal(found, (-x).permute(dims)), (shape, dims)
+    fixed = lowered(
+        tvm, lambda op, x: op.aten.permute(op.aten.view(x, (40, 33, 21)), (2, 0, 1)), "i64[40, 693]"
+    )
+    x = torch.randint(-9, 9, (40, 693))
+    assert torch.equal(fixed.run([x], {})[0], x.view(40, 33, 21).permute(2, 0, 1))
+
+
 def test_many_sizes_at_once(doubled: Any) -> None:
     """Eight threads with sizes of their own, more of them than are remembered."""
     errors: list[BaseException] = []

@@ -13,6 +13,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from regraft.backends.tvm.stack import on_stack
 from regraft.backends.tvm.templates import functions
 from regraft.backends.tvm.templates.problem import Argument, Axis, Extra, FeedForward, Gemm, Step
 from regraft.backends.tvm.templates.tile import Tile
@@ -268,7 +269,7 @@ class Product:
     def _tile(self, task: Task, part: Expr, row: Expr, count: int) -> None:
         """The sums of ``count`` rows from ``row`` on, over one part of k."""
         problem, tile = self.problem, self.tile
-        sums = T.alloc_buffer((problem.products * count * tile.width,), "float32", scope="local")
+        sums = on_stack((problem.products * count * tile.width,), "float32")
         for product in range(problem.products):
             for i in range(count):
                 for vector in range(tile.vectors):
@@ -341,7 +342,7 @@ class Product:
         squares = self._zero_squares(count) if problem.has_row_squares else None
         rounded = None
         if problem.out_dtype != "float32":
-            rounded = T.alloc_buffer((self.tile.lanes,), "float32", scope="local")
+            rounded = on_stack((self.tile.lanes,), "float32")
 
         def store(row: int, place: Place, values: Sequence[Expr], lane: Expr) -> None:
             index = self._out_index(place)
@@ -393,7 +394,7 @@ class Product:
         They are read off a copy: a loop over lanes of the sums themselves would keep these in memory.
         """
         lanes = self.tile.lanes
-        copy = T.alloc_buffer((len(offsets) * lanes,), "float32", scope="local")
+        copy = on_stack((len(offsets) * lanes,), "float32")
         for number, offset in enumerate(offsets):
             source = sums[T.ramp(offset, 1, lanes)]
             T.buffer_store(copy, source, [T.ramp(number * lanes, 1, lanes)])
@@ -421,7 +422,7 @@ class Product:
         return own.along(self.problem.out_axes(), self._has_batch)
 
     def _zero_squares(self, count: int) -> Any:
-        squares = T.alloc_buffer((count * self.tile.lanes,), "float32", scope="local")
+        squares = on_stack((count * self.tile.lanes,), "float32")
         with T.serial(T.int64(0), T.int64(count * self.tile.lanes)) as at:
             T.buffer_store(squares, T.float32(0), [at])
         return squares
