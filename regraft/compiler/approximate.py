@@ -351,7 +351,7 @@ class _Removal(_Approximation):
         inside = [op for op in module.main.body.ops if _is_of(op, name)]
         if not inside:
             paths = {op.loc.module for op in module.main.body.ops if op.loc.module}
-            known = paths | {p.rpartition(".")[0] for p in paths}
+            known = {*paths, *(p.rpartition(".")[0] for p in paths if "." in p)}
             _no_layer(name, no_such("layer", name, known))
         kept = set(inside)
         rewriter = context.rewriter(self.name)

@@ -411,6 +411,13 @@ def test_bad_layers() -> None:
     model, x = stack(), normal(2, 5, WIDTH)
     with pytest.raises(OptionError, match=r"names: expected paths of submodules"):
         regraft.compile(model, (x,), plugins=[WithoutLayers("1.mlpp")], exactness=LOOSE)
+    with pytest.raises(OptionError, match="there are: 0, 1, 2"):
+        regraft.compile(
+            nn.Sequential(nn.ReLU(), nn.Tanh(), nn.GELU()).eval(),
+            (x,),
+            plugins=[WithoutLayers("7")],
+            exactness=LOOSE,
+        )
     with pytest.raises(OptionError, match="exactness: expected"):
         regraft.compile(model, (x,), plugins=[WithoutLayers("1.mlp")])
     with pytest.raises(OptionError, match="paths of submodules"):

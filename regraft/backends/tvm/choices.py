@@ -97,6 +97,7 @@ def reported(program: Mapping[str, Any], choices: Mapping[str, Choice]) -> list[
             "estimated_us": dict(facts["estimated_us"]),
             "measured_us": {} if choice is None else _us(choice, facts["config"]),
             "default_us": {} if choice is None else _us(choice, str(choice.default)),
+            "measured_at": [] if choice is None else list(choice.measured_at),
         }
         found.append({**record, "text": _text(record)})
     return found
@@ -120,4 +121,8 @@ def _times(record: Mapping[str, Any]) -> str:
         return f"the default, estimated {shown}"
     shown = ", ".join(f"{us:.0f} us at {rows} rows" for rows, us in measured.items())
     gains = [f"{default[rows] / us:.2f}" for rows, us in measured.items() if rows in default]
-    return f"measured {shown}" + (f", {', '.join(gains)} times as fast as the default" if gains else "")
+    at = record["measured_at"]
+    origin = (
+        "measured" if set(measured) <= set(at) else f"from what was measured at {at[0]} and {at[-1]} rows,"
+    )
+    return f"{origin} {shown}" + (f", {', '.join(gains)} times as fast as the default" if gains else "")

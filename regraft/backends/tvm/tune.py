@@ -60,11 +60,13 @@ class Choice:
         default: the one to use where nothing was measured.
         us: number of rows -> config -> measured microseconds, interpolated where they are not of just so
             many rows; empty where the order is by estimates.
+        measured_at: the numbers of rows that ``us`` comes from.
     """
 
     configs: tuple[Config, ...]
     default: Config
     us: Mapping[int, Mapping[Config, float]] = field(default_factory=dict[int, Mapping[Config, float]])
+    measured_at: tuple[int, ...] = ()
 
     @property
     def is_measured(self) -> bool:
@@ -95,7 +97,9 @@ def choose(problem: Problem, template: Template, cpu: Cpu, records: Records | No
     wrong = {form for each in near.values() for form, (us, _) in each.items() if not math.isfinite(us)}
     order = dict.fromkeys((*measured, *(config for config in candidates if str(config) not in wrong)))
     us = {each.rows: {c: each.us[f] for f, c in configs.items() if f in each.us} for each in known}
-    return Choice(tuple(order or candidates), default, us if measured else {})
+    if not measured:
+        return Choice(tuple(order or candidates), default)
+    return Choice(tuple(order), default, us, tuple(sorted(near)))
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,10 @@ def test_a_record_decides_and_is_interpolated(here: Any, tmp_path: Path) -> None
     assert kernel["config"] == str(chosen[16])
     assert kernel["measured_us"] == {16: 0.25}
     (between,) = [k for k in kernels(compiled(here, 32)) if "96->32" in k["title"]]
-    assert between["measured_us"], "between 16 and 64 rows"
+    assert set(between["measured_us"]) == {32}
+    assert between["measured_at"] == [16, 64]
+    assert "from what was measured at 16 and 64 rows, " in between["text"]
+    assert kernel["measured_at"] == [16]
     (beyond,) = [k for k in kernels(compiled(here, 65)) if "96->32" in k["title"]]
     assert not beyond["measured_us"]
 
