@@ -62,11 +62,12 @@ def _bar(console: Console, title: str) -> Iterator[Watch]:
         def watch(progress: Progress) -> None:
             from regraft.compiler import PHASES  # whoever calls has loaded it
 
-            part = f" ({progress.step})" if progress.step else ""
+            part = f"{progress.phase} ({progress.step})" if progress.step else progress.phase
+            now = part if progress.share is None else progress.step  # a long step has the bar to itself
             done, total = PHASES.index(progress.phase) + progress.done, len(PHASES)
             bar.update(
                 task,
-                description=f"{title}: {progress.phase}{part}",
+                description=f"{title}: {now}",
                 completed=done if progress.share is None else progress.share * total,
                 total=total,
                 refresh=progress.share is not None,  # the next step may come before the next frame

@@ -133,3 +133,23 @@ def test_bash_completes_names(spawn: Spawn, tmp_path: Path) -> None:
         terminal.sendcontrol("u")
     terminal.sendline("exit")
     assert ended(terminal)[0] == 0
+
+
+LOW_RANK = """
+import torch
+from torch import nn
+
+
+def low_rank():
+    layers = nn.Sequential(nn.Linear(64, 60, bias=False), nn.Linear(60, 64))
+    return layers.eval(), (torch.randn(5, 64),)
+"""
+
+
+def test_measuring_has_the_bar_to_itself(spawn: Spawn, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(LOW_RANK)
+    terminal = spawn(str(REGRAFT), "tune", "model.py:low_rank", "--budget", "10s")
+    terminal.expect("tune: measured 1 of 1")
+    code, shown = ended(terminal)
+    assert code == 0
+    assert "rewrites (measured" not in ANSI.sub("", shown)
