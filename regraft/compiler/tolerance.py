@@ -44,7 +44,7 @@ class Declared:
     def check(self, compilation: Compilation, store: Store) -> None:
         """Report the largest error of the rewritten graph; ``store`` has its constants.
 
-        An error is as large as it may be where the numerics rule allows it, whatever the tolerance.
+        What the numerics rule allows is right whatever the tolerance.
 
         Raises:
             NumericsMismatch: an output is off by more.
