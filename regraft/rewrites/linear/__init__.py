@@ -7,7 +7,7 @@ from regraft.rewrites.linear.blocks import BlocksApart
 from regraft.rewrites.linear.concatenation import MergedTable, SplitConcatenation
 from regraft.rewrites.linear.epilogue import LowRankEpilogue
 from regraft.rewrites.linear.merge import MergedLinear
-from regraft.rewrites.linear.moves import MovedFull, MovedWithoutOnes
+from regraft.rewrites.linear.moves import MovedFull, MovedStack, MovedWithoutOnes
 from regraft.rewrites.linear.ones import SumOfOnes, SumOfProduct
 from regraft.rewrites.linear.order import ProductOrder
 from regraft.rewrites.linear.scales import (
@@ -29,6 +29,7 @@ LINEAR: tuple[Rewrite, ...] = (
     MergedLinear(),
     MergedTable(),
     MovedFull(),
+    MovedStack(),
     MovedWithoutOnes(),
     ProductOrder(),
     ScaledInput(),

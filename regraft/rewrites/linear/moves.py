@@ -91,3 +91,69 @@ class MovedFull(Rewrite):
 
 def _filled(op: Builder, size: tuple[int, ...], value: float = 1) -> Value:
     return op.aten.full(size, value, dtype=DType.F32)
+
+
+class MovedStack(Rewrite):
+    """permute(cat(x, y, ...)) = cat(view(x), view(y), ...), for parts of one element along the moving axis.
+
+    One copy in place of two. Where the axis becomes the last one, ONNX Runtime takes 0.6 to 1.1 ms on two
+    threads for the permutation of 1 MB, and 0.04 on one.
+    """
+
+    stage = "fuse"
+
+    def pattern(self, op: PatternBuilder) -> Any:
+        return op.aten.permute(op.aten.cat(op.any_operands(), op.attr("dim")), op.attr("dims"))
+
+    def check(self, m: Match) -> Declined | None:
+        axis: int = m.attr("dim")
+        order: tuple[int, ...] = m.attr("dims")
+        stack = m.root.operand("self")
+        for part in stack.op.operands if stack.op is not None else ():
+            shape = part.tensor.shape
+            if shape[axis] != 1:
+                return m.decline("a part has more than one element along the axis", part)
+            moving = [source for source in order if shape[source] != 1]
+            if moving != sorted(moving):
+                return m.decline("elements of the parts move", part)
+        return None
+
+    def rewrite(self, op: Builder, m: Match) -> Value:
+        stack = m.root.operand("self").op
+        order: tuple[int, ...] = m.attr("dims")
+        assert stack is not None
+        shapes = [tuple(part.tensor.shape[source] for source in order) for part in stack.operands]
+        parts = [op.aten.view(part, shape) for part, shape in zip(stack.operands, shapes, strict=True)]
+        return op.aten.cat(tuple(parts), order.index(m.attr("dim")))
+
+    examples = (
+        Example(
+            lambda op, x, y: op.aten.permute(op.aten.cat((x, y), 0), (1, 2, 0)),
+            ("f32[1, N, 3]", "f32[1, N, 3]"),
+        ),
+        Example(
+            lambda op, x, y, z: op.aten.permute(op.aten.cat((x, y, z), 1), (1, 0, 2)),
+            ("f32[2, 1, 4]", "f32[2, 1, 4]", "f32[2, 1, 4]"),
+        ),
+    )
+    counterexamples = (
+        Example(
+            lambda op, x, y: op.aten.permute(op.aten.cat((x, y), 0), (1, 2, 0)),
+            ("f32[1, N, 3]", "f32[2, N, 3]"),
+            reason="more than one element",
+        ),
+        Example(
+            lambda op, x, y: op.aten.permute(op.aten.cat((x, y), 0), (2, 1, 0)),
+            ("f32[1, N, 3]", "f32[1, N, 3]"),
+            reason="elements of the parts move",
+        ),
+        Example(
+            lambda op, x, y: _stacked(op, op.aten.cat((x, y), 0)),
+            ("f32[1, N, 3]", "f32[1, N, 3]"),
+            reason="users outside",
+        ),
+    )
+
+
+def _stacked(op: Builder, stack: Value) -> tuple[Value, Value]:
+    return op.aten.permute(stack, (1, 2, 0)), op.aten.relu(stack)
