@@ -110,8 +110,19 @@ def _export_torch_onnx(model: nn.Module, inputs: Inputs, path: Path) -> None:
     program.save(str(path), external_data=True)
 
 
+_ASKING = (
+    Tensor.__bool__,
+    Tensor.__int__,
+    Tensor.__float__,
+    Tensor.__array__,
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.numpy,
+)
+
+
 class _Tested(TorchFunctionMode):
-    """Keeps the tensors that decide, in order: those whose truth Python asks for."""
+    """Keeps the tensors that decide, in order: those whose values Python or NumPy ask for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +131,7 @@ class _Tested(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func is Tensor.__bool__:
+        if func in _ASKING:
             self.asked.append(args[0])
         return func(*args, **(kwargs or {}))
 

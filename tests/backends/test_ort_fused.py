@@ -119,6 +119,31 @@ def test_other_permutations_before_a_product_are_made() -> None:
     assert close(lower(made).run(inputs, {})[0], eager(made, inputs, {})[0])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "beta", "threshold", "nodes"),
+    [
+        (DType.F32, 1.0, 20.0, {"Softplus": 1}),
+        (DType.F32, 1.0, 10.0, {"Softplus": 1, "Greater": 1, "Where": 1}),
+        (DType.F32, 2.0, 20.0, {"Softplus": 1, "Greater": 1, "Where": 1, "Mul": 2}),
+    ],
+)
+def test_a_softplus_has_a_threshold_only_where_it_shows(
+    dtype: DType, beta: float, threshold: float, nodes: dict[str, int]
+) -> None:
+    made = function(
+        [tensor(12, dtype=dtype)], lambda op, x: op.aten.softplus(x, beta=beta, threshold=threshold)
+    )
+    assert operators(made) == nodes
+    inf = float("inf")
+    x = torch.tensor([-inf, -90.0, -20.0, -1.0, 0.0, 5.0, 10.5, 17.0, 19.99, 20.01, 100.0, inf])
+    (found,) = lower(made).run([x], {})
+    expected = torch.nn.functional.softplus(x.double(), beta, threshold)
+    torch.testing.assert_close(found[:-1].double(), expected[:-1], rtol=2e-7, atol=1e-9)
+    assert found[-1] == inf
+    (lost,) = lower(made).run([torch.full((12,), torch.nan)], {})
+    assert lost.isnan().all()
+
+
 def _twice(op: Any, x: Value) -> Value:
     return op.aten.add.Tensor(x, x)
 

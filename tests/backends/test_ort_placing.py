@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import regraft
 from regraft.backends import LowerOptions, backend
 from regraft.ir import Function
+from regraft.testing import randomise
 from tests.backends import ort_graphs as graphs
 from tests.backends.ort_graphs import BOOL, Store, function, leaf, tensor
 
@@ -178,6 +180,42 @@ def test_convolutions_have_the_blocked_layout_however_deep(ran: Callable[[], Ran
         run_once(model, torch.randn(1, 32, 9, 9))
         counts.append(sum(op == "ReorderInput" for op, _ in ran()))
     assert counts in ([1, DEPTH], [0, 0])
+
+
+class Residuals(nn.Module):
+    """Two residual blocks whose norms come first."""
+
+    def __init__(self, channels: int = 32) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(4))
+        self.layers = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for first in (0, 2):
+            y = x
+            for i in (first, first + 1):
+                y = self.layers[i](torch.relu(self.norms[i](y)))
+            x = x + y
+        return x
+
+
+def test_residual_blocks_of_an_arm_keep_the_blocked_layout(ran: Callable[[], Ran]) -> None:
+    """What comes from outside changes its layout once; sums and norms are parts of convolutions."""
+    counts: list[dict[str, int]] = []
+    for layers in (1, 3):
+        run_once(randomise(Exits(Residuals, layers)), torch.randn(1, 32, 9, 9))
+        found = Counter(op for op, _ in ran())
+        counts.append({name: found[name] for name in ("ReorderInput", "BatchNormalization", "Add")})
+    first, last = counts
+    if first["ReorderInput"]:  # on CPUs that have the layout
+        assert last["ReorderInput"] == first["ReorderInput"] + 2
+        assert last["BatchNormalization"] == first["BatchNormalization"]
+        assert last["Add"] == first["Add"]
+
+
+def test_maps_of_no_whole_blocks_enter_as_they_are(ran: Callable[[], Ran]) -> None:
+    run_once(randomise(Exits(lambda: Residuals(12), 2)), torch.randn(1, 12, 9, 9))
+    assert not [op for op, _ in ran() if op == "AveragePool"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

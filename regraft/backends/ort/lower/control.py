@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from regraft.backends.ort.dtypes import ONNX_TYPES, carrier
 from regraft.backends.ort.emit import Emitter, Lowering
+from regraft.backends.ort.lower import blocks
 from regraft.ir import DType, Op, Region, Value, dims, settled_form
 
 
@@ -20,7 +21,8 @@ def _cond(e: Emitter, op: Op) -> list[ir.Value]:
     for number, name in enumerate(("then_branch", "else_branch")):
         known = len(e.checks)
         with e.nested():
-            results = [e.get(v) for v in e.run_region(op.regions[number], operands)]
+            given = blocks.entered(e, op.regions[number], operands)
+            results = [e.get(v) for v in e.run_region(op.regions[number], given)]
             own = _take_checks(e, known, counts[number])
             passed = [e.scalar(True, DType.BOOL) for _ in range(counts[1 - number])]
             checks = [value for value, _ in own]

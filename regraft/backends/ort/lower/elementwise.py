@@ -140,10 +140,16 @@ def _leaky_relu(e: Emitter, op: Op) -> ir.Value:
     return e.op("Where", e.op("Less", x, e.scalar(0, dtype)), e.op("Mul", x, e.scalar(slope, dtype)), x)
 
 
+#: In f32, x + log(1 + exp(-x)) is x from here on, and from somewhat earlier.
+_BENT = 18
+
+
 def _softplus(e: Emitter, op: Op) -> ir.Value:
     x, dtype, beta, threshold = e.operand(op, "self"), dtype_of(op), op.attr("beta"), op.attr("threshold")
     scaled = _times(e, x, beta, dtype)
     bent = _times(e, softplus(e, scaled, dtype), 1 / beta, dtype)
+    if dtype == DType.F32 and e.target.shared and beta == 1 and threshold >= _BENT:
+        return bent  # beyond the threshold ONNX Runtime's kernel gives x itself
     return e.op("Where", e.op("Greater", scaled, e.scalar(threshold, dtype)), x, bent)
 
 
