@@ -36,6 +36,9 @@ _COMPARISONS: Mapping[str, str] = {
     "Unequality": "ne",
 }
 
+#: No size is larger.
+_LARGEST = 2**63 - 1
+
 #: How torch begins a message where the model gives none.
 _TORCHS = "Runtime assertion failed for expression"
 
@@ -162,4 +165,6 @@ def _is_proved(name: str, left: Dim, right: Dim) -> bool:
     if name in ("eq", "ne"):
         return dims.eq(left, right) is (name == "eq")
     low, high = (left, right) if name in ("le", "lt") else (right, left)
+    if isinstance(high, int) and high > _LARGEST:  # torch's bound of a size, and then some
+        return True
     return dims.le(low + (1 if name in ("lt", "gt") else 0), high) is True

@@ -90,15 +90,21 @@ def a_tensor_or_none(x: Tensor) -> Any:
     return x if kept[0] is None else kept[0] * 2
 
 
+def returns_of_two_ranks(x: Tensor) -> Tensor:
+    if x.sum() > 5:
+        x = x * 2
+    elif x.sum() > 3:
+        if x[0, 0] > 0:
+            return x[0]
+    else:
+        return x
+    return x + 1
+
+
 def another_dtype_after_a_trip(x: Tensor) -> Tensor:
     while x.sum() < 100:
         x = (x * 2 + 10).double()
     return x
-
-
-def a_condition_in_a_comprehension(x: Tensor) -> Tensor:
-    kept = [row for row in x if row.sum() > 0]
-    return torch.stack(kept)
 
 
 def in_a_try(x: Tensor) -> Tensor:
@@ -236,6 +242,7 @@ REFUSED = [
     (set_in_a_loop, "the variable 'y' is set only inside a loop"),
     (two_dtypes, r"is a tensor bool\[6, 4\] on one path and a tensor float32\[6, 4\] on the other"),
     (two_ranks, r"is a tensor float32\[6, 4\] on one path and a tensor float32\[4\] on the other"),
+    (returns_of_two_ranks, "the value that is returned is a tensor"),
     (two_structures, "is a tuple of 2 on one path and a list of 1 on the other"),
     (two_lengths_of_two_types, "holds more on one path than on the other where a tensor decides"),
     (a_tensor_or_none, r"is a tensor float32\[6, 4\] on one path and None on the other"),
@@ -243,7 +250,6 @@ REFUSED = [
         another_dtype_after_a_trip,
         r"float32\[6, 4\] before a trip of the loop and a tensor float64",
     ),
-    (a_condition_in_a_comprehension, "a condition in a comprehension cannot be converted"),
     (in_a_try, "a decision inside `try` cannot be converted"),
     (changes_an_object, "'counter.count' changes where a tensor decides"),
     (changes_an_object_with_slots, "'counter.count' changes where a tensor decides"),

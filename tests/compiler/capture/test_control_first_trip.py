@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import regraft
-from regraft.errors import CaptureError
+from regraft.errors import CaptureError, RegraftError
 from tests.compiler.capture.running import check_calls, rows
 
 HERE = Path(__file__).name
@@ -215,6 +215,65 @@ def reads_where_it_may_be_none(x: Tensor) -> Tensor:
 def test_a_condition_that_leaves_it_open_is_refused() -> None:
     with pytest.raises(CaptureError, match="may be a tensor or None"):
         regraft.capture(reads_where_it_may_be_none, (UP,))
+
+
+# -- another type where a loop is left ----------------------------------------------------------
+
+
+def left_with_a_row(x: Tensor) -> Tensor:
+    y, steps = x, 0
+    while True:
+        y = y.mean(0)
+        if y.sum() > 1:
+            break
+        y = x + y + 0.1
+        steps += 1
+        if steps >= 3:
+            break
+    return y * 2 if steps >= 3 else x - steps
+
+
+def left_from_two_loops(x: Tensor) -> Tensor:
+    """The inner loop is left with integers, the outer one goes on with floats."""
+    y, steps = x, 0
+    while steps < 4:
+        while True:
+            y = (y * 2).to(torch.int64)
+            if y.sum() > 9:
+                break
+            y = y * 0.5 + 0.4
+        y = x * 0.5
+        steps += 1
+        if y.mean() > 0.3:
+            break
+    return y + steps
+
+
+@pytest.mark.parametrize("model", [left_with_a_row, left_from_two_loops])
+def test_a_variable_of_another_type_where_a_loop_is_left(model: Any) -> None:
+    given = [x for x in SHIFTS if x.sum() > -9] if model is left_from_two_loops else SHIFTS
+    check_calls(model, (UP,), [(x + 0.5,) for x in given], backends=("ort",))
+
+
+def read_whatever_it_is(x: Tensor) -> Tensor:
+    y, steps = x, 0
+    while True:
+        y = y.mean(0)
+        if y.sum() > 1:
+            break
+        y = x + y
+        steps += 1
+        if steps >= 3:
+            break
+    return y * 2
+
+
+def test_a_call_that_reads_the_other_type_is_refused() -> None:
+    made = regraft.compile(read_whatever_it_is, (UP,), cache=False)
+    low, high = UP * 0 - 1, UP * 0 + 9
+    torch.testing.assert_close(made(low), read_whatever_it_is(low))
+    with pytest.raises(RegraftError, match="give it one type before the `break`"):
+        made(high)
 
 
 # -- parts -------------------------------------------------------------------------------------

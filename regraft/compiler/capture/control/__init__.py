@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regraft.compiler.capture.control.calls import Calls
-from regraft.compiler.capture.control.context import Context
+from regraft.compiler.capture.control.context import Context, Learnt
 from regraft.compiler.capture.control.convert import Converted, convert, original
 from regraft.compiler.capture.control.number import Number
 from regraft.compiler.capture.control.trace import cond, loop, undecided
@@ -12,6 +12,7 @@ __all__ = [
     "Calls",
     "Context",
     "Converted",
+    "Learnt",
     "Number",
     "cond",
     "convert",

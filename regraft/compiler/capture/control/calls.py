@@ -20,11 +20,14 @@ from regraft.compiler.capture.control.context import Context, refuse, where
 from regraft.compiler.capture.control.functions import Functions
 from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.indexing import element, is_integer, set_element, update_element
-from regraft.compiler.capture.control.loops import LONG, Run, Span
+from regraft.compiler.capture.control.lists import Make, extended, listed
+from regraft.compiler.capture.control.loops import LONG, Run
 from regraft.compiler.capture.control.meeting import meet
 from regraft.compiler.capture.control.number import Array, Number, as_truth, unwrapped
 from regraft.compiler.capture.control.optional import Maybe
+from regraft.compiler.capture.control.sequences import sequence_of
 from regraft.compiler.capture.control.state import KEPT, UNBOUND, Variables
+from regraft.compiler.capture.control.unordered import Unordered
 from regraft.compiler.capture.control.words import Words, filled
 
 _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -99,7 +102,8 @@ class Calls:
         going_on = loop.read_after if loop is not None and loop.nested else live
         variables = Variables(names, gets, put)
         then, otherwise = knowing(then, test, True, variables), knowing(otherwise, test, False, variables)
-        meet(self.context, test, then, otherwise, variables, going_on, optional)
+        goes_on = loop.goes_on if loop is not None else None
+        meet(self.context, test, then, otherwise, variables, going_on, optional, goes_on)
 
     def held(self, value: Any) -> Any:
         """``value``, a variable's; where a tensor decides whether it is None, what it is in this arm."""
@@ -127,9 +131,10 @@ class Calls:
     ) -> None:
         """``for`` over ``iterable``, as ``Run`` has it; ``spend`` empties variables that only it read."""
         variables = Variables(names, gets, put)
-        if isinstance(iterable, Span) and outer is not None:
+        sequence = sequence_of(iterable, self.context)
+        if sequence is not None and outer is not None:
             refuse(
-                "a `return` from a loop over a range of which only a call knows the end, in another loop",
+                "a `return` from a loop of which only a call knows the trips, in another loop",
                 "leave the inner loop with `break`, and return after it",
             )
         run = Run(self.context, trip, done, variables, goes_on, last, leaves, appended, outer)
@@ -140,8 +145,8 @@ class Calls:
                 run.over(iterable)
                 self.context.folded.pop()
                 return
-        if isinstance(iterable, Span):
-            run.over(iterable)
+        if sequence is not None:
+            run.over(sequence)
         else:
             if spend is not None and isinstance(iterable, Iterator):
                 spend()  # How far an iterator is that nobody has is nobody's to see.
@@ -233,9 +238,14 @@ class Calls:
             return self.choose(value, lambda: known, lambda: self.either(others[0](), *others[1:]))
         return value if value else self.either(others[0](), *others[1:])
 
+    def asked(self, value: Any) -> Any:
+        """``value``, of which only the truth is looked at: a container's is its length."""
+        return value.length if isinstance(value, (Growing, Unordered)) else value
+
     def truth(self, value: Any) -> Any:
-        """``value``, of which only the truth is looked at."""
-        return truth(value) if self._undecided(value) else value
+        """``asked(value)``, a number where only a call knows it."""
+        found = self.asked(value)
+        return truth(found) if self._undecided(found) else found
 
     def negate(self, value: Any) -> Any:
         """``not value``"""
@@ -255,6 +265,8 @@ class Calls:
         return self.negate(found) if name == "NotIn" else found
 
     def _contained(self, value: Any, container: Any) -> Any:
+        if isinstance(container, Unordered):
+            return container.has(value)
         if isinstance(container, Tensor):
             equal = container == value
             return Number(equal.any()) if self._undecided(equal) else value in container
@@ -265,6 +277,16 @@ class Calls:
         for each in reversed(parts):
             found = self.either(each is value or each == value, lambda found=found: found)
         return found
+
+    # -- lists -----------------------------------------------------------------------------------
+
+    def listed(self, make: Make, iterable: Any) -> Any:
+        """``[value for ... in iterable if holds]``; ``make`` gives both for some of the items."""
+        return listed(self.context, make, iterable)
+
+    def extended(self, name: str, values: Any, others: Any) -> Any:
+        """What the variable ``name`` holds after ``values.extend(others)``."""
+        return extended(self.context, name, values, others)
 
     # -- functions -------------------------------------------------------------------------------
 

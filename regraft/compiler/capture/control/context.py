@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from regraft.compiler.capture.control.aliases import Aliases
 from regraft.compiler.capture.control.flat import FlatGraph, Memory
 from regraft.compiler.capture.control.state import Lost
-from regraft.compiler.capture.control.tree import PREFIX
+from regraft.compiler.capture.control.tree import PREFIX, RESULT
 from regraft.compiler.capture.source import is_users
 from regraft.errors import CaptureError
 
@@ -45,7 +45,10 @@ class Tracer(Protocol):
         body: Callable[[Values], Sequence[Tensor]],
         carried: Sequence[Tensor],
         limit: int | None = None,
+        changing: Sequence[int] | None = None,
     ) -> Values: ...
+
+    def stand_ins(self, carried: Sequence[Tensor], changing: Sequence[int]) -> Values: ...
 
     def thrown_away(self) -> AbstractContextManager[None]: ...
 
@@ -89,6 +92,10 @@ class MayBeNone(Learnt):
     """A variable is a tensor on one path and None on the other."""
 
 
+class Returns(Learnt):
+    """The second arm of a condition returns, and the first does not."""
+
+
 @dataclass
 class Context:
     """One capture, as converted code sees it.
@@ -100,7 +107,7 @@ class Context:
         unrolled: the loops, by file and line, of which one trip cannot stand for all.
         folded: those that are traced as one trip at this moment.
         grows: the places (file, line, variable) at which a list has to be a ``Growing``.
-        optional: those at which a variable may be a ``Maybe``.
+        optional: those at which a variable may be a ``Maybe``, or only the second arm returns.
         copies: what was taken by an index that only a call knows.
         collected: lists that such loops have filled, and the tensors that hold all of a list.
     """
@@ -117,6 +124,10 @@ class Context:
     _arms: threading.local = field(default_factory=threading.local)
     _thread: int | None = None
     _outermost: FrameType | None = None
+
+    def learn(self, learnt: Learnt) -> None:
+        """Know in the next trace what this one has found."""
+        (self.grows if isinstance(learnt, Grows) else self.optional).add(learnt.place)
 
     def copied(self, copy: Tensor, of: Tensor, *, is_kept: bool = False) -> None:
         """``copy`` stands for what is, in eager, a view of ``of``."""
@@ -188,7 +199,12 @@ class Context:
         return self._thread == threading.get_ident()
 
     def lose(self, name: str, lost: Lost) -> None:
-        """``name`` has no value from here on; why, at the line that is running."""
+        """``name`` has no value from here on; why, at the line that is running.
+
+        What is returned is refused at once: without a value it would count as not returned yet.
+        """
+        if name == RESULT:
+            refuse(f"{shown_name(name)} {lost.reason}", lost.hint)
         file, line = where()
         self.lost[name] = Lost(f"{lost.reason} ({file}:{line})", lost.hint)
 

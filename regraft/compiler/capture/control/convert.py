@@ -23,7 +23,9 @@ from regraft.compiler.capture.control.tree import (
     PREFIX,
     RESULT,
     bound,
+    captured,
     declared,
+    left_behind,
     optional,
     own_nodes,
     walk,
@@ -103,18 +105,19 @@ def _convert_function(node: ast.FunctionDef, notes: list[Note]) -> None:
     """Convert ``node``, and the functions in it, in place."""
     for inner in _inner_functions(node.body):
         _convert_function(inner, notes)
-    node.body = spelt_out(node.body)
+    own = _parameters(node)
+    node.body = spelt_out(node.body, own)
     parameters = [*node.args.posonlyargs, *node.args.args]
     end = ast.copy_location(ast.Assign([ast.Name(RESULT, ast.Store())], ast.Constant(None)), node)
-    may_be_none = optional(node.body, node.args)
     lowering = Lowering(notes)
     lowered = lowering.function(node.body, end)
-    own = _parameters(node)
     set_live(lowered, frozenset({RESULT}), own)
-    globals_, nonlocals = declared(node.body, ast.Global), declared(node.body, ast.Nonlocal)
-    local = (bound(lowered) | {RESULT}) - globals_ - nonlocals
+    globals_ = declared(node.body, ast.Global)
+    elsewhere = globals_ | declared(node.body, ast.Nonlocal) | captured(node.body)
+    local = (bound(lowered) | {RESULT}) - globals_ - declared(node.body, ast.Nonlocal)
     binding = ast.parse(f"if False: {' = '.join(sorted(local))} = None").body
-    expressions = Expressions(parameters[0].arg if parameters else None, notes, may_be_none)
+    several = optional(node.body, node.args) | (left_behind(lowered) & local)
+    expressions = Expressions(parameters[0].arg if parameters else None, notes, several - elsewhere)
     emitted = Emitter(expressions, globals_, local | own, held_together(lowered, own)).body(lowered)
     result = ast.Return(ast.Name(RESULT, ast.Load()))
     leading, rest = _leading(emitted)

@@ -29,6 +29,7 @@ from regraft.compiler.capture.control.tree import (
     RESULT,
     SCOPES,
     Branch,
+    Extended,
     Guard,
     Loop,
     Next,
@@ -86,6 +87,8 @@ class Emitter:
             return [ast.copy_location(ast.With(items, self.body(node.body)), node)]
         if isinstance(node, SCOPES) or list(blocks(node)):
             return [node]
+        if isinstance(node, Extended):
+            return [self._extended(node)]
         if (
             isinstance(node, ast.Assign)
             and isinstance(node.targets[0], ast.Subscript)
@@ -99,6 +102,11 @@ class Emitter:
             return [self._update(node, node.target)]
         return [self.expressions.of(node)]
 
+    def _extended(self, node: Extended) -> ast.stmt:
+        target, held = (ast.Name(node.name, context) for context in (ast.Store(), ast.Load()))
+        made = call("extended", ast.Constant(node.name), held, self._value(node.call.args[0]))
+        return located(ast.Assign([target], made), node)
+
     def _update(self, node: ast.AugAssign, target: ast.Subscript) -> ast.stmt:
         """``target op= value``: its operand is evaluated after what it changes is read."""
         if any(isinstance(n, (ast.NamedExpr, ast.Await, ast.Yield, ast.YieldFrom)) for n in ast.walk(node)):
@@ -111,7 +119,7 @@ class Emitter:
         return self.expressions.of(node)
 
     def _truth(self, node: ast.expr) -> ast.expr:
-        return self.expressions.of(tested(node))
+        return located(call("asked", self.expressions.of(tested(node))), node)
 
     def _branch(self, node: Branch) -> list[ast.stmt]:
         test, arms = node.test, (node.body, node.orelse)

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import TypeVar, cast
 
 from regraft.compiler.capture.control.jumps import Note
-from regraft.compiler.capture.control.tree import Tested, located
+from regraft.compiler.capture.control.tree import PREFIX, Tested, located
 
 _Node = TypeVar("_Node", ast.stmt, ast.expr)
+#: What a comprehension goes over, in the function that makes its values.
+_ITEMS = f"{PREFIX}items"
 #: What stands for the object of calls in converted code; `convert` puts the object in its place.
 CALLS = "\0calls of converted code"
 
@@ -29,10 +31,12 @@ def _is_ours(node: ast.expr) -> bool:
     return isinstance(held, ast.Constant) and held.value == CALLS
 
 
-def thunk(value: ast.expr) -> ast.expr:
-    """``lambda: value``"""
-    empty = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
-    return ast.Lambda(empty, value)
+def thunk(value: ast.expr, *parameters: str) -> ast.expr:
+    """``lambda: value``, or one with ``parameters``."""
+    args = [ast.arg(name) for name in parameters]
+    return ast.Lambda(
+        ast.arguments(posonlyargs=[], args=args, kwonlyargs=[], kw_defaults=[], defaults=[]), value
+    )
 
 
 def index_of(node: ast.expr) -> ast.expr:
@@ -96,13 +100,13 @@ class Expressions(ast.NodeTransformer):
             return node
         node.test = tested(node.test)
         self.generic_visit(node)
-        return call("choose", node.test, thunk(node.body), thunk(node.orelse))
+        return call("choose", call("asked", node.test), thunk(node.body), thunk(node.orelse))
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
         if isinstance(node.op, ast.Not):
             node.operand = tested(node.operand)
         self.generic_visit(node)
-        return call("negate", node.operand) if isinstance(node.op, ast.Not) else node
+        return call("negate", call("asked", node.operand)) if isinstance(node.op, ast.Not) else node
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         is_read = node.id in self.optional and isinstance(node.ctx, ast.Load)
@@ -144,6 +148,26 @@ class Expressions(ast.NodeTransformer):
         elif not _is_ours(node.func):
             node.func = call("of", node.func)
         return located(node, node)
+
+    def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
+        first, *others = node.generators
+        tests = node.generators[-1].ifs
+        inside = any(
+            isinstance(n, (ast.NamedExpr, ast.Await, ast.Yield, ast.YieldFrom)) for n in ast.walk(node)
+        )
+        if (
+            inside
+            or any(g.is_async for g in node.generators)
+            or (others and any(g.ifs for g in node.generators[:-1]))
+        ):
+            return self.generic_visit(node)
+        node.generators[-1].ifs = []
+        test = tests[0] if len(tests) == 1 else ast.BoolOp(ast.And(), tests) if tests else ast.Constant(True)
+        holds = call("truth", cast(ast.expr, self.visit(tested(located(test, node)))))
+        self.generic_visit(node)
+        iterated, first.iter = first.iter, ast.Name(_ITEMS, ast.Load())
+        pairs = ast.GeneratorExp(ast.Tuple([holds, thunk(node.elt)], ast.Load()), node.generators)
+        return call("listed", thunk(pairs, _ITEMS), iterated)
 
     def visit_comprehension(self, node: ast.comprehension) -> ast.AST:
         for test in node.ifs:

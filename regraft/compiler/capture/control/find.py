@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from regraft.compiler.capture.control import trace
 from regraft.compiler.capture.control.asked import Asked, Asks
 from regraft.compiler.capture.control.calls import Calls
-from regraft.compiler.capture.control.context import Context, Copy, Grows, Learnt, shown_name
+from regraft.compiler.capture.control.context import Context, Copy, Learnt, shown_name
 from regraft.compiler.capture.control.convert import convert, has_range
 from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.jumps import Note
@@ -92,8 +92,7 @@ class FrontEnd:
     def _learn(self, error: Exception) -> None:
         """Prepare for a trace that gets further than the one that ended in ``error``; else raise it."""
         if isinstance(error, Learnt):
-            known = self.context.grows if isinstance(error, Grows) else self.context.optional
-            known.add(error.place)
+            self.context.learn(error)
             return
         frame = _deciding_frame(error) if _is_undecided(error) else None
         originals = self._convertible(frame[0].f_code) if frame is not None else []

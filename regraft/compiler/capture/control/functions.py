@@ -22,8 +22,8 @@ from torch.utils import _pytree as pytree
 
 from regraft.compiler.capture.control import arrays
 from regraft.compiler.capture.control.context import Context, refuse
-from regraft.compiler.capture.control.growing import Growing
-from regraft.compiler.capture.control.loops import Span
+from regraft.compiler.capture.control.growing import Growing, Ragged
+from regraft.compiler.capture.control.lists import append
 from regraft.compiler.capture.control.number import (
     Array,
     Number,
@@ -33,6 +33,13 @@ from regraft.compiler.capture.control.number import (
     is_carried,
     unwrapped,
 )
+from regraft.compiler.capture.control.sequences import (
+    Span,
+    enumerated,
+    sequence_of,
+    zipped,
+)
+from regraft.compiler.capture.control.unordered import Unordered
 
 _Thunk = Callable[[], Any]
 
@@ -68,13 +75,14 @@ class Functions:
             if name is not None and isinstance(owner, (Tensor, Array)) and self._undecided(owner):
                 return partial(getattr(self, name), unwrapped(owner))
             if isinstance(owner, Growing) and function.__name__ == "append":
-                return partial(self._append, owner)
+                return partial(append, self.context, owner)
         theirs = arrays.counterpart(function)
         return function if theirs is None else partial(self._numpy, function, theirs)
 
     # -- truth and numbers -----------------------------------------------------------------------
 
     def _bool(self, *values: Any) -> Any:
+        values = tuple(each.length if isinstance(each, (Growing, Unordered)) else each for each in values)
         if len(values) != 1 or not self._undecided(values[0]):
             return bool(*values)
         return Number(as_truth(unwrapped(values[0])))
@@ -107,7 +115,8 @@ class Functions:
         torch.ops.aten._assert_async.msg(as_truth(unwrapped(cond)), text)
 
     def _len(self, value: Any) -> Any:
-        return value.length if isinstance(value, Growing) else len(value)
+        found = value if isinstance(value, Unordered) else sequence_of(value, self.context)
+        return len(value) if found is None else found.length
 
     def _any(self, values: Iterable[Any]) -> Any:
         if isinstance(values, Tensor) and values.dim() == 1:
@@ -132,6 +141,8 @@ class Functions:
     def _picked(self, function: Any, is_min: Any, *args: Any, **kwargs: Any) -> Any:
         """``min`` or ``max``, as ``function`` is: the first of those than which none is less, or greater."""
         whole = args[0] if len(args) == 1 else args
+        if isinstance(whole, Growing) and not kwargs:
+            return whole.extreme(is_min=is_min)
         parts = list(whole) if isinstance(whole, (list, tuple)) else []
         if kwargs or not any(self._undecided(part) for part in parts):
             return function(*args, **kwargs)
@@ -161,18 +172,54 @@ class Functions:
 
     # -- lists -----------------------------------------------------------------------------------
 
-    def _append(self, growing: Growing, element: Any) -> None:
-        """``growing.append(element)``; in eager the list holds the element itself."""
-        growing.append(element)
-        if isinstance(element, Tensor):
-            self.context.copied(growing.rows, element, is_kept=True)
+    def _enumerate(self, values: Any, start: Any = 0) -> Any:
+        found = sequence_of(values, self.context)
+        return enumerate(values, start) if found is None else enumerated(found, start)
+
+    def _zip(self, *values: Any, strict: bool = False) -> Any:
+        if all(sequence_of(each, self.context) is None for each in values):
+            return zip(*values, strict=strict)
+        found = zipped(list(values), self.context, strict=strict)
+        if found is None:
+            refuse(
+                "zip() takes something of which only a call knows the length beside what is neither a tensor "
+                "nor such a list",
+                "go over range(len(...)) and index each",
+            )
+        return found
+
+    def _list(self, *args: Any) -> Any:
+        (values,) = args or ((),)
+        if isinstance(values, Unordered):
+            return values.listed
+        if isinstance(values, Span):
+            return Growing.held(values.numbers)
+        return values.copy() if isinstance(values, Growing) else list(values)
+
+    def _set(self, *args: Any) -> Any:
+        (values,) = args or ((),)
+        if isinstance(values, Span):
+            return Unordered.of(values.numbers)
+        if not isinstance(values, Growing):
+            return set(values)
+        if values.kind is not int or isinstance(values, Ragged):
+            values.refuse("of what are no integers is made a set")
+        return Unordered.of(values.rows)
+
+    def _sorted(self, values: Any, **kwargs: Any) -> Any:
+        if not isinstance(values, (Unordered, Growing)):
+            return sorted(values, **kwargs)
+        found = values.ordered if isinstance(values, Unordered) else values
+        if kwargs or found.kind is None or isinstance(found, Ragged):
+            found.refuse("is sorted by more than its numbers")
+        return Growing.held(found.rows.sort(stable=True).values)
 
     def _listed(self, tensor: Tensor) -> Any:
         """``tensor.tolist()``"""
         if not tensor.dim():
             return Number(tensor)
-        if tensor.dim() == 1 and free_unbacked_symbols(tensor.shape[0]):
-            return Growing.held(tensor)
+        if tensor.dim() < 3 and free_unbacked_symbols(tensor.shape[0]):
+            return Growing.held(tensor) if tensor.dim() == 1 else Ragged.rows_of(tensor)
         return [self._listed(part) for part in tensor.unbind(0)]
 
     # -- tensors ---------------------------------------------------------------------------------
@@ -195,7 +242,7 @@ class Functions:
         return collected.movedim(0, dim).flatten(dim, dim + 1)
 
     def _collected(self, tensors: Any) -> Tensor | None:
-        return tensors.rows if isinstance(tensors, Growing) else self.context.collected_in(tensors)
+        return tensors.stacked if isinstance(tensors, Growing) else self.context.collected_in(tensors)
 
     def _tensor(self, data: Any, *args: Any, **kwargs: Any) -> Tensor:
         """``torch.tensor``"""
@@ -257,6 +304,7 @@ def stacked(data: Any) -> Tensor:
 _MIN, _MAX = min, max
 _FUNCTIONS: Mapping[int, str] = {
     **{id(each): f"_{each.__name__}" for each in (bool, int, float, any, all, len, range)},
+    **{id(each): f"_{each.__name__}" for each in (enumerate, zip, list, set, sorted)},
     id(torch.stack): "_stack",
     **{id(each): "_cat" for each in (torch.cat, torch.concat, torch.concatenate)},
     id(torch._check): "_check",

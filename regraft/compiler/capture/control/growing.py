@@ -1,4 +1,8 @@
-"""A list that grows in a loop of which only a call knows the trips: its elements are the rows of a tensor."""
+"""A list of which only a call knows the length, such as one that grows in a loop that a tensor ends.
+
+Its elements are the rows of a tensor. Lists of numbers that are elements may differ in length: the numbers of
+all of them stand one after the other.
+"""
 
 # torch's tensors are partly untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -27,7 +31,7 @@ from regraft.compiler.capture.control.number import (
 
 @dataclass(frozen=True)
 class Element:
-    """What a list holds: tensors of a type, or numbers of a ``kind``."""
+    """What a list holds: tensors of a type, numbers of a ``kind`` or, with one size, lists of such."""
 
     dtype: torch.dtype
     sizes: tuple[Any, ...]
@@ -36,9 +40,14 @@ class Element:
 
     @staticmethod
     def like(value: Any) -> Element | None:
-        """The type of ``value``; None where it is neither a tensor nor a number."""
+        """The type of ``value``; None where it is neither a tensor nor a number, nor a list of numbers."""
         if isinstance(value, Tensor):
             return Element(value.dtype, tuple(value.shape), value.device, None)
+        if isinstance(value, (list, Growing)):
+            held = value.element_type if isinstance(value, Growing) else _common(value)
+            if held is None or held.kind is None or held.sizes:
+                return None
+            return Element(held.dtype, (0,), None, held.kind)
         if not is_carried(value):
             return None
         return Element(dtype_of(value), (), None, kind_of(dtype_of(value)))
@@ -52,6 +61,12 @@ class Element:
         if other is None or not self.is_like(other):
             return False
         return list(map(str, self.sizes)) == list(map(str, other.sizes))
+
+
+def _common(values: Sequence[Any]) -> Element | None:
+    """The type of all ``values``; None where they have none in common."""
+    first, *others = map(Element.like, values) if values else (None,)
+    return first if first is not None and all(first.fits(each) for each in others) else None
 
 
 @dataclass(eq=False)
@@ -72,6 +87,8 @@ class Growing:
         first, *others = [*map(Element.like, start), *new]
         if first is None or not all(first.fits(each) for each in others):
             return None
+        if first.kind is not None and first.sizes:
+            return Ragged.of(start, first)
         if start:
             return Growing(torch.stack([as_tensor(each) for each in start]), first.kind)
         if any(free_unbacked_symbols(size) for size in first.sizes):
@@ -98,14 +115,43 @@ class Growing:
         return self.rows.shape[0]
 
     @property
+    def stacked(self) -> Tensor:
+        """The elements, which are tensors, one after the other; a call fails in which there are none."""
+        if self.kind is not None:
+            self.refuse("of numbers is stacked")
+        _check(as_tensor(self.length > 0), "RuntimeError: a list of tensors to be joined is empty")
+        return self.rows
+
+    @property
     def values(self) -> Tensor:
         """The elements as ``torch.tensor`` has a list of them."""
         return self.rows.to(torch.get_default_dtype()) if self.kind is float else self.rows
 
     def append(self, element: Any) -> None:
-        if not self.may_hold(element):
-            self.refuse("takes in an element of another type")
+        self._check_type(Element.like(element))
         self.rows = torch.cat([self.rows, as_tensor(element).unsqueeze(0)])
+
+    def extend(self, others: Any) -> None:
+        """``extend`` by a list, or by the rows of a tensor."""
+        if isinstance(others, Tensor):
+            others = Growing(others, None)
+        if isinstance(others, Growing):
+            self._check_type(others.element_type)
+            self._join(others)
+        else:
+            for each in others:
+                self.append(each)
+
+    def __iadd__(self, others: Any) -> Growing:
+        self.extend(others)
+        return self
+
+    def _join(self, others: Growing) -> None:
+        self.rows = torch.cat([self.rows, others.rows])
+
+    def _check_type(self, element: Element | None) -> None:
+        if not self.element_type.is_like(element):
+            self.refuse("takes in an element of another type")
 
     def part(self, rows: Tensor) -> Growing:
         """A list of some of the elements, which are ``rows``."""
@@ -113,10 +159,42 @@ class Growing:
 
     def element(self, index: Any) -> Any:
         """The element at ``index``, an integer that the trace may not know."""
-        place = as_tensor(index)
-        place = torch.where(place < 0, place + as_tensor(self.length), place)
-        row = self.rows.index_select(0, place.reshape(1)).squeeze(0)
+        row = self.rows.index_select(0, self._place(index)).squeeze(0)
         return row if self.kind is None else Number(row)
+
+    def _place(self, index: Any) -> Tensor:
+        """``index`` counted from the front, as a tensor of one dim."""
+        place = as_tensor(index)
+        return torch.where(place < 0, place + as_tensor(self.length), place).reshape(1)
+
+    def index(self, value: Any) -> Number:
+        """Where the first element is that equals ``value``; a call fails in which there is none."""
+        equal = self._scalars("is searched for a value") == as_tensor(value)
+        _check(equal.any(), "ValueError: the value is not in the list")
+        return Number(self._first(equal))
+
+    def extreme(self, *, is_min: bool) -> Any:
+        """``max`` or ``min``: the first of those than which none is greater, or less."""
+        rows = self._scalars("has its max or min taken")
+        name = "min" if is_min else "max"
+        _check(as_tensor(self.length > 0), f"ValueError: {name}() iterable argument is empty")
+        # Nothing is greater than nan, and nan than nothing: it wins where it is the first.
+        first = rows.index_select(0, torch.zeros((1,), dtype=torch.int64))
+        compared = torch.where(rows != rows, first, rows)
+        best = compared.amin() if is_min else compared.amax()
+        place = torch.where((first != first).reshape(()), 0, self._first(rows == best))
+        row = rows.index_select(0, place.reshape(1)).squeeze(0)
+        return row if self.kind is None else Number(row)
+
+    def _scalars(self, what: str) -> Tensor:
+        if self.element_type.sizes:
+            self.refuse(what)
+        return self.rows
+
+    @staticmethod
+    def _first(holds: Tensor) -> Tensor:
+        """Where the first true element of ``holds`` is."""
+        return holds.to(torch.int64).argmax()
 
     def copy(self) -> Growing:
         return Growing(self.rows, self.kind)
@@ -145,4 +223,72 @@ class Growing:
         )
 
 
-_CHANGES = frozenset(["extend", "insert", "pop", "remove", "clear", "reverse", "sort"])
+@dataclass(eq=False)
+class Ragged(Growing):
+    """A list of lists of numbers of one kind: ``rows`` has the numbers of all, one after the other.
+
+    Fields:
+        lengths: how many numbers each list has.
+    """
+
+    lengths: Tensor
+
+    @staticmethod
+    def of(start: Sequence[Any], element: Element) -> Ragged:
+        """The list of ``start``, of which each has the type ``element``."""
+        none = torch.zeros((0,), dtype=torch.int64)
+        found = Ragged(torch.zeros((0,), dtype=element.dtype), element.kind, none)
+        for each in start:
+            found.append(each)
+        return found
+
+    @staticmethod
+    def rows_of(values: Tensor) -> Ragged:
+        """The lists of the numbers in the rows of ``values``, which has two dims."""
+        numbers = Number(values.reshape(-1))
+        lengths = as_tensor(values.shape[1]).expand(values.shape[0])
+        return Ragged(numbers.tensor, numbers.kind, lengths)
+
+    @property
+    def element_type(self) -> Element:
+        return Element(self.rows.dtype, (0,), None, self.kind)
+
+    @property
+    def length(self) -> Any:
+        return self.lengths.shape[0]
+
+    @property
+    def values(self) -> Tensor:
+        self.refuse("of lists of numbers is made a tensor")
+
+    def append(self, element: Any) -> None:
+        self._check_type(Element.like(element))
+        if not isinstance(element, Growing):
+            element = Growing(torch.stack([as_tensor(each) for each in element]), self.kind)
+        self.rows = torch.cat([self.rows, element.rows])
+        self.lengths = torch.cat([self.lengths, as_tensor(element.length).reshape(1)])
+
+    def _join(self, others: Growing) -> None:
+        assert isinstance(others, Ragged), "its elements are lists too"
+        self.rows = torch.cat([self.rows, others.rows])
+        self.lengths = torch.cat([self.lengths, others.lengths])
+
+    def part(self, rows: Tensor) -> Growing:
+        self.refuse("of lists of numbers is cut")
+
+    def element(self, index: Any) -> Any:
+        place = self._place(index)
+        count = self.lengths.index_select(0, place).squeeze(0)
+        stop = self.lengths.cumsum(0).index_select(0, place).squeeze(0)
+        places = torch.arange(Number(count).as_size()) + (stop - count)
+        return Growing(self.rows.index_select(0, places), self.kind)
+
+    def copy(self) -> Growing:
+        return Ragged(self.rows, self.kind, self.lengths)
+
+
+def _check(holds: Tensor, message: str) -> None:
+    torch.ops.aten._assert_async.msg(holds, message)
+
+
+_CHANGES = frozenset(["insert", "pop", "remove", "clear", "reverse", "sort"])

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from regraft.compiler.capture.control.tree import (
     CHANGING,
     Branch,
+    Extended,
     Guard,
     Loop,
     blocks,
@@ -86,7 +87,7 @@ def _bound_otherwise(statements: Iterable[ast.stmt]) -> frozenset[str]:
             found |= bound([statement.value])
         elif isinstance(statement, Loop):
             found |= statement.targets
-        elif not list(blocks(statement)):
+        elif not list(blocks(statement)) and not isinstance(statement, Extended):
             found |= bound([statement])
         else:
             found |= bound(list(expressions(statement)))

@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 
 from regraft.compiler.capture.control.context import Context, refuse
+from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.number import Array, Number, as_tensor, unwrapped
 
 
 def element(tensor: Any, index: Any, context: Context) -> Any:
     """``tensor[index]``; a copy, which is noted, where that is a view of unknown place."""
     undecided = context.tracer.undecided
+    index = _with_tensors(index)
     unknown = _unknown(tensor, index, undecided)
     if not unknown:
         return tensor[index]
@@ -44,6 +46,7 @@ def update_element(
     value: Any, index: Any, change: Callable[[Any], Any], undecided: Callable[[object], bool]
 ) -> None:
     """``value[index] = change(value[index])``, where ``change`` may write to what it gets."""
+    index = _with_tensors(index)
     unknown = _unknown(value, index, undecided)
     if unknown:
         set_element(value, index, change(_selected(value, index, unknown)), undecided)
@@ -53,6 +56,7 @@ def update_element(
 
 def set_element(tensor: Any, index: Any, value: Any, undecided: Callable[[object], bool]) -> None:
     """``tensor[index] = value``"""
+    index = _with_tensors(index)
     unknown = _unknown(tensor, index, undecided)
     if not unknown:
         tensor[index] = value
@@ -67,6 +71,17 @@ def set_element(tensor: Any, index: Any, value: Any, undecided: Callable[[object
         new = new.expand(view.select(axis, 0).shape).unsqueeze(axis)
     sizes = [*view.shape[:axis], places.shape[0], *view.shape[axis + 1 :]]
     view.index_copy_(axis, places, new.expand(sizes))
+
+
+def _with_tensors(index: Any) -> Any:
+    """``index`` with tensors in the place of lists of numbers that only a call knows."""
+    if isinstance(index, tuple):
+        return tuple(map(_with_tensors, index))
+    if isinstance(index, Growing) and index.kind is not None:
+        return index.values
+    if isinstance(index, list) and any(isinstance(each, Number) for each in index):
+        return torch.stack([as_tensor(each) for each in index])
+    return index
 
 
 def _parts(index: Any) -> tuple[Any, ...]:

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from regraft.compiler.capture.control.context import Context, Values, refuse, shown_name
 from regraft.compiler.capture.control.growing import Element, Growing
+from regraft.compiler.capture.control.markers import differ
 from regraft.compiler.capture.control.meeting import meet, run_arm
 from regraft.compiler.capture.control.number import (
     Number,
-    UnknownNumber,
     as_tensor,
     as_truth,
     dtype_of,
@@ -38,7 +38,9 @@ from regraft.compiler.capture.control.number import (
     kind_of,
     unwrapped,
 )
-from regraft.compiler.capture.control.optional import in_place_of
+from regraft.compiler.capture.control.optional import Unlike, in_place_of
+from regraft.compiler.capture.control.sequences import Sequence as Unknown
+from regraft.compiler.capture.control.sequences import Span
 from regraft.compiler.capture.control.state import (
     CONTAINERS,
     KEPT,
@@ -57,27 +59,6 @@ from regraft.compiler.capture.control.watch import Watch, is_shared
 
 #: A loop that makes more trips than this becomes a region, where its trips are the same.
 LONG = 32
-
-
-@dataclass(frozen=True)
-class Span:
-    """A ``range`` of which only a call knows the ends: integers of Python's, or ``Number``."""
-
-    start: Any
-    stop: Any
-    step: int
-
-    @property
-    def trips(self) -> Any:
-        """How many numbers there are; less than 0 stands for none."""
-        more = self.step - 1 if self.step > 0 else self.step + 1
-        return (self.stop - self.start + more) // self.step
-
-    def __iter__(self) -> Iterator[Any]:
-        raise UnknownNumber(
-            "a range of which only a call knows the end is gone over where no loop is",
-            hint="go over it with `for`",
-        )
 
 
 @dataclass
@@ -163,15 +144,14 @@ class Run:
         self.nested, self.rest = True, rest
         rest()
 
-    def over(self, items: range | Span) -> None:
-        """``for`` over many indices, or over as many as a call knows, one trip standing for all of them."""
+    def over(self, items: range | Unknown) -> None:
+        """``for`` over many indices, or over as much as a call knows, one trip standing for all of them."""
         count: list[Any] = [0]
         trip, variables = self.trip, self.variables
+        at = Span(items.start, items.stop, items.step).at if isinstance(items, range) else items.at
 
         def one(run: Run) -> None:
-            index = count[0] if items.step == 1 else count[0] * items.step
-            from_zero = type(items.start) is int and items.start == 0
-            trip(run, index if from_zero else index + items.start)
+            trip(run, at(count[0]))
             count[0] = count[0] + 1
 
         def put(*values: Any) -> None:
@@ -181,10 +161,10 @@ class Run:
 
         gets = (*variables.gets, lambda: count[0])
         self.trip, self.variables = one, Variables((*variables.names, _COUNT), gets, put)
-        if isinstance(items, Span):
-            Region(self, lambda: count[0] < items.trips).run()
-        else:
+        if isinstance(items, range):
             Region(self, lambda: count[0] < len(items), starts=True, trips=len(items)).run()
+        else:
+            Region(self, lambda: count[0] < items.length).run()
 
     def repeat(self, test: Callable[[], Any] | None) -> None:
         """``while test()``; without end where there is no test."""
@@ -250,6 +230,8 @@ class Region:
         #: Whether a variable that trips do not leave as they found it is an exception, ``_Unlike``.
         self.keeps_all = False
         self.is_settled = False
+        #: The sizes that trips change: the numbers of a variable, of a part of it, and of an axis.
+        self.resized: list[tuple[int, int, int]] = []
 
     def run(self) -> None:
         loop, context = self.loop, self.loop.context
@@ -258,8 +240,9 @@ class Region:
         flag = [as_truth(self.goes_on)] if loop.leaves else []
         carried = [as_tensor(leaf) for value in self.start for leaf in _carried(value)]
         rows = [row for every in self.rows.values() for row in every]
-        results = context.tracer.loop(self._tested, self._trip, [*flag, *carried, *rows], context.limit)
-        self._load(results)
+        begin, changing = [*flag, *carried, *rows], self._changing()
+        results = context.tracer.loop(self._tested, self._trip, begin, context.limit, changing)
+        self._load(results, left=True)
         self._note_appended(results)
         self._collect(results[len(results) - len(rows) :])
         if not loop.leaves:
@@ -302,13 +285,17 @@ class Region:
 
         return run_arm(self.loop.context, trip, self.variables, self.saved, self.watch)
 
-    def _load(self, tensors: Sequence[Tensor]) -> None:
-        """Give the variables the values that ``tensors`` carry."""
+    def _load(self, tensors: Sequence[Tensor], *, left: bool = False) -> None:
+        """Give the variables the values that ``tensors`` carry, in a trip or after the loop was ``left``."""
         self.loaded = [(tensor, tensor._version) for tensor in tensors]
         rest = iter(tensors[1:] if self.loop.leaves else tensors)
         values: list[Any] = []
         for start, before in zip(self.start, self.saved.values, strict=True):
-            value = start if start is UNBOUND else mapped(functools.partial(_loaded, tensors=rest), start)
+            value = (
+                start
+                if start is UNBOUND
+                else mapped(functools.partial(_loaded, tensors=rest, left=left), start)
+            )
             if isinstance(before, CONTAINERS) and type(value) is type(before):
                 fill(before, value)
                 value = before
@@ -346,24 +333,53 @@ class Region:
         return True
 
     def _settle(self) -> None:
-        """Find, by trips that are thrown away, types of the start that a trip does not change."""
+        """Find, by trips that are thrown away, types that trips keep, and the sizes that they change."""
         self.start = [mapped(_as_carried, value) for value in self.saved.values]
         self.rows.clear()
-        for _ in range(_SETTLING):
-            with self.loop.context.tracer.thrown_away():
-                # Nothing traced before is written to: the trip has copies.
-                self._load([as_tensor(leaf).clone() for leaf in self._flat()])
+        self.resized.clear()
+        changes_of_type = 0
+        while changes_of_type < _SETTLING:
+            tracer = self.loop.context.tracer
+            with tracer.thrown_away():
+                # Nothing traced before is written to: the trip has tensors of its own.
+                begin = [as_tensor(leaf) for leaf in self._flat()]
+                self._load(tracer.stand_ins(begin, self._changing()))
                 outcome = self._run_trip([])
-            found = [
-                self._adapted(name, start, value)
-                for name, start, value in zip(
-                    self.variables.names, self.start, outcome.rebuilt(), strict=True
-                )
-            ]
-            if all(a is b for a, b in zip(found, self.start, strict=True)):
+            after = outcome.rebuilt()
+            found = list(map(self._adapted, self.variables.names, self.start, after))
+            kept = [a is b for a, b in zip(found, self.start, strict=True)]
+            resized = [each for i, same in enumerate(kept) if same for each in self._resized(i, after[i])]
+            if all(kept) and not resized:
                 return
+            changes_of_type += not all(kept)
             self.start = found
+            self.resized = [each for each in self.resized if kept[each[0]]] + resized
         refuse("what a loop carries has another type after each trip", "start with tensors of the final type")
+
+    def _resized(self, variable: int, after: Any) -> list[tuple[int, int, int]]:
+        """The sizes of a variable, of one type before a trip and ``after`` it, now seen to differ."""
+        start = self.start[variable]
+        if start is UNBOUND:
+            return []
+        if self.variables.names[variable] in self.rows:
+            after = after[: len(start)]
+        return [
+            (variable, part, axis)
+            for part, pair in enumerate(_pairs(start, after))
+            if all(isinstance(each, Tensor) for each in pair)
+            for axis, sizes in enumerate(zip(*(each.shape for each in pair), strict=True))
+            if (variable, part, axis) not in self.resized and differ(*sizes)
+        ]
+
+    def _changing(self) -> list[int]:
+        """The sizes that trips change, as ``markers`` has them."""
+        counts = [len(_carried(value)) for value in self.start]
+        first = 1 if self.loop.leaves else 0
+        return [
+            each
+            for variable, part, axis in self.resized
+            for each in (first + sum(counts[:variable]) + part, axis)
+        ]
 
     def _flat(self) -> list[Any]:
         flag = [as_truth(True)] if self.loop.leaves else []
@@ -458,11 +474,9 @@ class Region:
 
     def _yielded(self, start: Any, after: Any) -> list[Tensor]:
         found: list[Tensor] = []
-        for a, b in zip(flatten(start)[0], flatten(after)[0], strict=True):
-            if _varies(a):
-                tensor = as_tensor(b)
-                held = as_tensor(a)
-                found.append(tensor if tensor.dtype == held.dtype else tensor.to(held.dtype))
+        for held, now in _pairs(start, after):
+            tensor, dtype = as_tensor(now), as_tensor(held).dtype
+            found.append(tensor if tensor.dtype == dtype else tensor.to(dtype))
         return found
 
 
@@ -488,15 +502,35 @@ def _as_carried(leaf: Any) -> Any:
 
 
 def _carried(value: Any) -> list[Any]:
-    return [] if value is UNBOUND else [leaf for leaf in flatten(value)[0] if _varies(leaf)]
+    leaves = [] if value is UNBOUND else flatten(value)[0]
+    return [part for leaf in leaves if _varies(leaf) for part in _parts(leaf)]
+
+
+def _pairs(start: Any, after: Any) -> Iterator[tuple[Any, Any]]:
+    """What a loop carries for a variable that starts as ``start``, beside what it is ``after`` a trip."""
+    for held, now in zip(flatten(start)[0], flatten(after)[0], strict=True):
+        if isinstance(held, Unlike):
+            yield from zip(
+                _parts(held), _parts(now) if isinstance(now, Unlike) else (False, now), strict=True
+            )
+        elif _varies(held):
+            yield held, now
+
+
+def _parts(leaf: Any) -> list[Any]:
+    """What a loop carries for a part of a value."""
+    return [leaf.absent, leaf.tensor] if isinstance(leaf, Unlike) else [leaf]
 
 
 def _varies(leaf: Any) -> bool:
     """Whether a part of what a loop starts with may be another one after a trip."""
-    return isinstance(leaf, (Tensor, Number))
+    return isinstance(leaf, (Tensor, Number, Unlike))
 
 
-def _loaded(start: Any, tensors: Iterator[Tensor]) -> Any:
+def _loaded(start: Any, tensors: Iterator[Tensor], *, left: bool) -> Any:
+    if isinstance(start, Unlike):  # in a trip the loop goes on, as it did before
+        absent, tensor = next(tensors), next(tensors)
+        return Unlike(absent, tensor) if left else tensor
     if isinstance(start, Number):
         return Number(next(tensors))
     return next(tensors) if isinstance(start, Tensor) else start
@@ -510,6 +544,8 @@ def _placeholder(leaf: Any) -> Any:
 
 def _settled(start: Any, after: Any) -> Any | Lost:
     """What a part starts with that has the value ``after`` after a trip, or why there is no such thing."""
+    if isinstance(start, Unlike) or (isinstance(start, Tensor) and isinstance(after, Unlike)):
+        return _settled_unlike(start, after)
     lost = Lost(
         f"is {shown(start)} before a trip of the loop and {shown(after)} after it",
         "give it the type before the loop that it has in the end",
@@ -529,3 +565,12 @@ def _settled(start: Any, after: Any) -> Any | Lost:
         return before.to(dtype) if torch.result_type(after, kind_of(before.dtype)(1)) == dtype else lost
     wider = torch.promote_types(before.dtype, dtype)
     return start if _varies(start) and wider == before.dtype else Number(before.to(wider))
+
+
+def _settled_unlike(start: Tensor | Unlike, after: Any) -> Any | Lost:
+    """``_settled`` of a tensor that has another type where the loop is left."""
+    before, now = (each.tensor if isinstance(each, Unlike) else each for each in (start, after))
+    found = _settled(before, now)
+    if isinstance(found, Lost) or (isinstance(start, Unlike) and found is before):
+        return found if isinstance(found, Lost) else start
+    return Unlike(as_truth(False), found)

@@ -15,11 +15,20 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from regraft.compiler.capture.control.choices import note_choices
-from regraft.compiler.capture.control.context import Context, Grows, MayBeNone, refuse, shown_name, where
+from regraft.compiler.capture.control.context import (
+    Context,
+    Grows,
+    Learnt,
+    MayBeNone,
+    Returns,
+    refuse,
+    shown_name,
+    where,
+)
 from regraft.compiler.capture.control.convert import original
 from regraft.compiler.capture.control.growing import Element, Growing
 from regraft.compiler.capture.control.number import SYMBOLIC, Number, as_tensor, is_carried, unwrapped
-from regraft.compiler.capture.control.optional import in_place_of, may_be_none
+from regraft.compiler.capture.control.optional import are_unlike, in_place_of, may_be_none
 from regraft.compiler.capture.control.state import (
     CONTAINERS,
     UNBOUND,
@@ -50,15 +59,16 @@ def meet(
     variables: Variables,
     live: Sequence[str],
     optional: Sequence[str] = (),
+    goes_on: str | None = None,
 ) -> None:
     """Run both arms, of which a call takes one by ``test``, and give ``variables`` the values that go on.
 
     They are what the arms may change; only the ``live`` ones are read later, the ``optional`` ones by code
-    that knows ``Maybe``.
+    that knows ``Maybe``. ``goes_on`` is the one that says whether a loop, of which a trip ends here, goes on.
     """
     _check_depth(context)
     _let_grow(context, then, otherwise, variables)
-    every, variables = variables, variables.only(live)
+    every, variables, place = variables, variables.only(live), where()
     saved = Saved.of(variables)
     before = Saved.of(every)
     outcomes: list[Outcome] = []
@@ -68,14 +78,17 @@ def meet(
     def first() -> Sequence[Tensor]:
         outcomes.append(run_arm(context, then, variables, before))
         for index, other in lifted.items():
-            outcomes[0].lift(index, other)
+            outcomes[0].lift(index, other.values[index], _leaves(variables, goes_on, outcomes[0], other))
         return outcomes[0].tensors()
 
     def second() -> Sequence[Tensor]:
         outcomes.append(run_arm(context, otherwise, variables, before))
+        leaves = _leaves(variables, goes_on, outcomes[1], outcomes[0])
         for index in lifted:
-            outcomes[1].lift(index, outcomes[0].rebuilt()[index])
-        _check_optional(variables, optional, *outcomes)
+            outcomes[1].lift(index, outcomes[0].rebuilt()[index], leaves)
+        learnt = _learnt(variables, optional, *outcomes, may_leave=leaves is not None)
+        if learnt is not None and (*place, learnt[1]) not in context.optional:
+            raise learnt[0]((*place, learnt[1]))
         joined.extend(_join(name, i, *outcomes) for i, name in enumerate(variables.names))
         return [tensor for each in joined for tensor in each.yielded]
 
@@ -93,22 +106,39 @@ def meet(
 
 def _lifted(
     context: Context, otherwise: _Arm, variables: Variables, before: Saved, optional: Sequence[str]
-) -> dict[int, Any]:
-    """The variables that may be None in one arm alone, each with its value in ``otherwise``."""
-    place = where()
-    found = [i for i, n in enumerate(variables.names) if n in optional and (*place, n) in context.optional]
+) -> dict[int, Outcome]:
+    """The variables of which the first arm must know what ``otherwise`` leaves, each with that."""
+    place, known = where(), (*optional, RESULT)
+    found = [i for i, n in enumerate(variables.names) if n in known and (*place, n) in context.optional]
     if not found:
         return {}
     with context.tracer.thrown_away():
         outcome = run_arm(context, otherwise, variables, before)
-    return {index: outcome.values[index] for index in found}
+    return dict.fromkeys(found, outcome)
 
 
-def _check_optional(variables: Variables, optional: Sequence[str], one: Outcome, other: Outcome) -> None:
-    """Have the next trace know the ``optional`` variables that are None on one path alone."""
+def _leaves(variables: Variables, goes_on: str | None, path: Outcome, other: Outcome) -> bool | None:
+    """Whether ``path`` leaves the loop that ``goes_on`` is about; None unless one of the two does."""
+    if goes_on is None or goes_on not in variables.names:
+        return None
+    index = variables.names.index(goes_on)
+    one, two = (each.values[index] is False for each in (path, other))
+    return None if one == two else one
+
+
+def _learnt(
+    variables: Variables, optional: Sequence[str], one: Outcome, other: Outcome, *, may_leave: bool
+) -> tuple[type[Learnt], str] | None:
+    """What the first arm must know, and of which variable.
+
+    An ``optional`` one is None on one path alone, or, where one of the paths leaves a loop, of another type.
+    """
     for name, first, second in zip(variables.names, one.rebuilt(), other.rebuilt(), strict=True):
-        if name in optional and may_be_none(first, second):
-            raise MayBeNone((*where(), name))
+        if name in optional and (may_be_none(first, second) or (may_leave and are_unlike(first, second))):
+            return MayBeNone, name
+        if name == RESULT and first is UNBOUND and second is not UNBOUND:
+            return Returns, name
+    return None
 
 
 def _check_depth(context: Context) -> None:
@@ -136,14 +166,19 @@ def _let_grow(context: Context, then: _Arm, otherwise: _Arm, variables: Variable
         outcomes = [run_arm(context, arm, grown, saved) for arm in (then, otherwise)]
     values: list[Any] = []
     for name, start, *paths in zip(grown.names, grown.read(), *(o.rebuilt() for o in outcomes), strict=True):
-        new = next((path for path in paths if len(path) > len(start)), None)
-        found = None if new is None else Growing.starting(start, list(map(Element.like, new[len(start) :])))
+        new = next((types for types in (_added(path, start) for path in paths) if types), None)
+        found = None if new is None else Growing.starting(start, new)
         if found is None or is_shared(context, name, start):
             _refuse_growth(name)
         values.append(found)
     grown.write(values)
     if any(grown.value(name) is not value for name, value in zip(names, values, strict=True)):
         _refuse_growth(names[0])
+
+
+def _added(path: Any, start: Sequence[Any]) -> list[Element | None]:
+    """The types of what a path has added to the list of ``start``."""
+    return [path.element_type] if isinstance(path, Growing) else list(map(Element.like, path[len(start) :]))
 
 
 def _refuse_growth(name: str) -> NoReturn:
@@ -230,7 +265,9 @@ def _structures(one: Any, other: Any) -> str:
 
 def _in_place(context: Context, name: str, value: Any, before: Any, after: Sequence[Any]) -> Any:
     """``value``, put into the container that the variable held all along, where it did."""
-    if not isinstance(before, CONTAINERS) or any(each is not before for each in after):
+    others = [each for each in after if each is not before]
+    grew = value is UNBOUND and all(isinstance(each, Growing) for each in others)
+    if not isinstance(before, CONTAINERS) or (others and not grew):
         return value
     if value is UNBOUND or type(value) is not type(before):
         place = (*where(), name)

@@ -1,7 +1,8 @@
-"""A variable that is a tensor on some paths and None on the others."""
+"""A variable that is a tensor on some paths, and None or a tensor of another type on the others."""
 
 # torch's tensors are partly untyped.
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -47,10 +48,37 @@ class Maybe:
         """``value``, a tensor, None or ``Maybe``, as a ``Maybe`` if ``other``, of another path, needs it."""
         tensor = other.tensor if isinstance(other, Maybe) else other
         if isinstance(value, Tensor) and (other is None or isinstance(other, Maybe)):
-            return Maybe(as_truth(False), value)
+            return (type(other) if isinstance(other, Maybe) else Maybe)(as_truth(False), value)
         if value is None and isinstance(tensor, Tensor):
             return Maybe(as_truth(True), in_place_of(tensor))
         return value
+
+
+class Unlike(Maybe):
+    """What ``tensor`` is, or a tensor of another type where ``absent`` holds, since a loop was left there.
+
+    Code that reads it after the loop is code for ``tensor``: a call fails in which it reads another one.
+    """
+
+    @property
+    def is_none(self) -> bool | Number:
+        return False
+
+    @property
+    def held(self) -> Tensor | None:
+        message = (
+            "a variable is read that has another dtype or number of dims where the loop before was left: "
+            "give it one type before the `break`"
+        )
+        torch.ops.aten._assert_async.msg(~self.absent, message)
+        return self.tensor
+
+    @staticmethod
+    def left(value: Any, other: Any, *, leaves: bool) -> Any:
+        """``value`` of a path that ``leaves`` a loop, or goes on; ``other`` is that of the other path."""
+        if not leaves:
+            return value if isinstance(value, Unlike) else Unlike(as_truth(False), value)
+        return Unlike(as_truth(True), in_place_of(other.tensor if isinstance(other, Unlike) else other))
 
 
 #: The path of the condition of a ``Maybe`` on which it is None.
@@ -61,6 +89,14 @@ def in_place_of(tensor: Tensor) -> Tensor:
     """A tensor of the type of ``tensor`` that nobody looks at."""
     sizes = [1 if free_unbacked_symbols(size) else size for size in tensor.shape]
     return torch.zeros(sizes, dtype=tensor.dtype, device=tensor.device)
+
+
+def are_unlike(first: Any, second: Any) -> bool:
+    """Whether a variable with these values on two paths is a tensor of two types."""
+    one, other = (each.tensor if isinstance(each, Unlike) else each for each in (first, second))
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    return one.dtype != other.dtype or one.dim() != other.dim()
 
 
 def may_be_none(first: Any, second: Any) -> bool:

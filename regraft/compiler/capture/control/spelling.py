@@ -5,18 +5,24 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 
-from regraft.compiler.capture.control.tree import is_none
+from regraft.compiler.capture.control.tree import Extended, bound, declared, is_none
 
 
-def spelt_out(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
-    """``statements``, the body of a function, but for inner functions.
+def spelt_out(statements: Sequence[ast.stmt], parameters: frozenset[str]) -> list[ast.stmt]:
+    """``statements``, the body of a function with such ``parameters``, but for inner functions.
 
     ``x = a if t else None`` becomes an `if` that assigns in each arm: only variables may be None on one path.
+    ``x.extend(...)`` of a variable of the function's own becomes ``Extended``.
     """
-    return [_Spelling().visit(statement) for statement in statements]
+    elsewhere = declared(statements, ast.Global) | declared(statements, ast.Nonlocal)
+    spelling = _Spelling((bound(statements) | parameters) - elsewhere)
+    return [spelling.visit(statement) for statement in statements]
 
 
 class _Spelling(ast.NodeTransformer):
+    def __init__(self, own: frozenset[str]) -> None:
+        self._own = own
+
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         return node
 
@@ -35,6 +41,16 @@ class _Spelling(ast.NodeTransformer):
         arms = [ast.copy_location(ast.Assign(node.targets, arm), node) for arm in (value.body, value.orelse)]
         then, otherwise = ([self.visit_Assign(arm)] for arm in arms)
         return ast.copy_location(ast.If(value.test, then, otherwise), node)
+
+    def visit_Expr(self, node: ast.Expr) -> ast.stmt:
+        call = node.value
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+            return node
+        owner = call.func.value
+        takes_one = len(call.args) == 1 and not isinstance(call.args[0], ast.Starred) and not call.keywords
+        if call.func.attr != "extend" or not takes_one or not isinstance(owner, ast.Name):
+            return node
+        return ast.copy_location(Extended(call, owner.id), node) if owner.id in self._own else node
 
 
 def _may_be_none(value: ast.expr) -> bool:

@@ -19,9 +19,16 @@ import torch
 from torch import Tensor
 
 from regraft.compiler.capture.control.growing import Growing
-from regraft.compiler.capture.control.number import SYMBOLIC, Number, as_tensor, is_carried, kind_of
-from regraft.compiler.capture.control.optional import Maybe, in_place_of
-from regraft.compiler.capture.control.structure import flatten, unflatten
+from regraft.compiler.capture.control.number import (
+    SYMBOLIC,
+    Number,
+    as_tensor,
+    dtype_of,
+    is_carried,
+    kind_of,
+)
+from regraft.compiler.capture.control.optional import Maybe, Unlike, are_unlike, in_place_of
+from regraft.compiler.capture.control.structure import flatten, mapped, unflatten
 
 
 class _Mark:
@@ -119,7 +126,7 @@ def _save(value: Any, contents: dict[int, tuple[Any, Any]]) -> None:
 def fill(container: Any, content: Any) -> None:
     """Make ``container``, a list, dict or set, hold what ``content``, of the same type, holds."""
     if isinstance(container, Growing):
-        container.rows = content.rows
+        vars(container).update(vars(content))
     elif isinstance(container, list):
         container[:] = content
     else:
@@ -158,9 +165,23 @@ class Outcome:
             found.specs.append(spec)
         return found
 
-    def lift(self, index: int, other: Any) -> None:
-        """Let the variable at ``index``, a tensor or None, be a ``Maybe`` if it is ``other`` elsewhere."""
-        self.leaves[index], self.specs[index] = flatten(Maybe.of(self.values[index], other))
+    def lift(self, index: int, other: Any, leaves: bool | None) -> None:
+        """Let the variable at ``index``, a tensor or None, be a ``Maybe`` if it is ``other`` elsewhere.
+
+        One without a value becomes something of the type of ``other``.
+
+        ``leaves`` says whether this path leaves a loop, where one of the two does.
+        """
+        value = self.values[index]
+        if other is UNBOUND:
+            return
+        if value is UNBOUND:  # what is returned, later on, on this path
+            found = mapped(_placeholder, other)
+        elif leaves is not None and are_unlike(value, other):
+            found = Unlike.left(value, other, leaves=leaves)
+        else:
+            found = Maybe.of(value, other)
+        self.leaves[index], self.specs[index] = flatten(found)
 
     def rebuilt(self) -> list[Any]:
         """The values as they were after the arm, whatever has become of containers since."""
@@ -169,6 +190,15 @@ class Outcome:
 
     def tensors(self) -> list[Tensor]:
         return [form for leaves in self.leaves for leaf in leaves for form in forms(leaf)]
+
+
+def _placeholder(leaf: Any) -> Any:
+    """A part of the type of ``leaf`` that nobody looks at."""
+    if isinstance(leaf, Tensor):
+        return in_place_of(leaf)
+    if isinstance(leaf, (Number, *SYMBOLIC)):
+        return Number(torch.zeros((), dtype=dtype_of(leaf)))
+    return leaf
 
 
 def forms(leaf: Any) -> list[Tensor]:
@@ -205,9 +235,9 @@ class Part:
 def met(first: Any, second: Any) -> Part | Lost:
     """How a part that is ``first`` on one path and ``second`` on the other goes on."""
     lost = Lost(f"is {shown(first)} on one path and {shown(second)} on the other", _hint(first, second))
-    if isinstance(first, Maybe) and isinstance(second, Maybe):
+    if isinstance(first, Maybe) and type(first) is type(second):
         fits = _fit(first.tensor, second.tensor)
-        return Part(forms(second), lambda results: Maybe(*results)) if fits else lost
+        return Part(forms(second), lambda results: type(first)(*results)) if fits else lost
     if not is_carried(first) and not is_carried(second):
         return Part([], lambda _: second) if same(first, second) else lost
     if not is_carried(first) or not is_carried(second):
@@ -273,7 +303,7 @@ def shown(value: Any) -> str:
         sizes = ", ".join(str(size) for size in value.shape)
         return f"a tensor {str(value.dtype).removeprefix('torch.')}[{sizes}]"
     if isinstance(value, Maybe):
-        return f"None or {shown(value.tensor)}"
+        return f"{'another tensor' if isinstance(value, Unlike) else 'None'} or {shown(value.tensor)}"
     if isinstance(value, Number):
         return f"a{'n' if value.kind is int else ''} {value.kind.__name__}"
     if isinstance(value, SYMBOLIC):

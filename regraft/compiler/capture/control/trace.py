@@ -92,12 +92,14 @@ def loop(
     body: Callable[[Values], Sequence[Tensor]],
     carried: Sequence[Tensor],
     limit: int | None = None,
+    changing: Sequence[int] | None = None,
 ) -> Values:
     """``while test(carried): carried = body(carried)``, and what is carried in the end.
 
     ``body`` is called more than once while it is traced: what it does besides returning values must not add
     up. It returns as many tensors as are carried, of the same dtypes and ranks; a size that changes from trip
     to trip becomes one that values decide. With a ``limit``, a call fails in which the loop takes more trips.
+    ``changing`` lists these sizes, as ``markers`` has them, where they are known.
 
     Raises:
         CaptureError: a trip changes the type of a carried value in more than its sizes.
@@ -106,18 +108,22 @@ def loop(
     if detect_fake_mode() is None:
         return _run_loop(test, body, carried, limit)
     if limit is not None:
-        return _bounded(test, body, carried, limit)
-    changing = _changing(test, body, carried)
+        return _bounded(test, body, carried, limit, changing)
+    if changing is None:
+        changing = _changing(test, body, carried)
+    elif proxy_tensor.get_proxy_mode() is None:
+        return stand_ins(carried, changing)  # nothing is recorded
     with _parts() as end_of_part:
-        inside = tuple(markers.WHILE_BEGIN(list(carried), changing, []))
+        inside = tuple(markers.WHILE_BEGIN(list(carried), list(changing), []))
         go_on = _flag(test(inside))
         _state_assumptions()
         markers.WHILE_DO(go_on)
         after = tuple(body(inside))
         _TRIP.check(inside, after)
+        assert not _resized(inside, after, changing), "a trip changes a size that was not known to change"
         _state_assumptions()
         end_of_part()
-        results = markers.WHILE_END(list(after), changing)
+        results = markers.WHILE_END(list(after), list(changing))
     rows = zip(carried, inside, after, results, strict=True)
     # What every trip hands on is the object that was there before.
     return tuple(before if now is same else result for before, same, now, result in rows)
@@ -142,13 +148,17 @@ def _bounded(
     body: Callable[[Values], Sequence[Tensor]],
     carried: Values,
     limit: int,
+    changing: Sequence[int] | None,
 ) -> Values:
     """The loop with a count of its trips: one more than ``limit`` ends it, and then the call fails."""
+    if changing is not None:  # the count is the first
+        changing = [each + 1 if i % 2 == 0 else each for i, each in enumerate(changing)]
     start = torch.zeros((), dtype=torch.int64, device=carried[0].device)
     trips, *results = loop(
         lambda now: _flag(test(now[1:])) & (now[0] <= limit),
         lambda now: (now[0] + 1, *body(now[1:])),
         (start, *carried),
+        changing=changing,
     )
     torch.ops.aten._assert_async.msg(trips <= limit, too_many(limit))
     return tuple(results)
@@ -192,16 +202,29 @@ def _changing(
             after = tuple(body(inside))
             _TRIP.check(inside, after)
             markers.WHILE_END(list(after), changing)
-        known = set(zip(changing[::2], changing[1::2], strict=True))
-        found = [
-            (number, axis)
-            for number, (before, now) in enumerate(zip(inside, after, strict=True))
-            for axis, sizes in enumerate(zip(before.shape, now.shape, strict=True))
-            if (number, axis) not in known and markers.differ(*sizes)
-        ]
+        found = _resized(inside, after, changing)
         if not found:
             return changing
-        changing += [each for pair in found for each in pair]
+        changing += found
+
+
+def _resized(inside: Values, after: Values, changing: Sequence[int]) -> list[int]:
+    """The sizes that a trip has changed beside those that are ``changing``."""
+    known = set(zip(changing[::2], changing[1::2], strict=True))
+    return [
+        each
+        for number, (before, now) in enumerate(zip(inside, after, strict=True))
+        for axis, sizes in enumerate(zip(before.shape, now.shape, strict=True))
+        if (number, axis) not in known and markers.differ(*sizes)
+        for each in (number, axis)
+    ]
+
+
+def stand_ins(carried: Sequence[Tensor], changing: Sequence[int]) -> Values:
+    """Tensors of the types that a loop carries, the sizes that are ``changing`` being any; not recorded."""
+    inside = markers.WHILE_BEGIN(list(carried), list(changing), [])
+    markers.WHILE_DO(torch.ones((), dtype=torch.bool))
+    return tuple(markers.WHILE_END(list(inside), list(changing)))
 
 
 @contextmanager

@@ -111,6 +111,15 @@ def _ended_by(block: Sequence[ast.stmt]) -> Loop | None:
     return last.ends if isinstance(last, Branch) else None
 
 
+class Extended(ast.Expr):
+    """``x.extend(...)`` of the variable ``name``, which may hold another list afterwards."""
+
+    def __init__(self, value: ast.Call, name: str) -> None:
+        super().__init__(value)
+        self.call = value
+        self.name = name
+
+
 class Tested(ast.BoolOp):
     """An ``and`` or ``or`` of which only the truth is looked at."""
 
@@ -186,6 +195,8 @@ def _bound(node: ast.AST) -> Iterator[str]:
         yield node.loop.goes_on
     elif isinstance(node, Loop):
         yield from (node.goes_on, *node.targets, *node.spent)
+    elif isinstance(node, Extended):
+        yield node.name
     elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         yield node.name
         return
@@ -248,10 +259,7 @@ def declared(statements: Iterable[ast.stmt], kind: type[ast.Global] | type[ast.N
 
 
 def optional(statements: Iterable[ast.stmt], parameters: ast.arguments) -> frozenset[str]:
-    """The variables to which None is assigned, or which are parameters that are None if nobody says more.
-
-    Those that inner functions read are left out.
-    """
+    """The variables to which None is assigned, or which are parameters that are None if nobody says more."""
     statements = list(statements)
     found: set[str] = set()
     for statement in walk(statements):
@@ -264,8 +272,14 @@ def optional(statements: Iterable[ast.stmt], parameters: ast.arguments) -> froze
     defaults = zip(reversed(positional), reversed(parameters.defaults), strict=False)
     for parameter, value in (*defaults, *zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True)):
         found |= {parameter.arg} if is_none(value) else set()
-    elsewhere = declared(statements, ast.Global) | declared(statements, ast.Nonlocal)
-    return frozenset(found) - captured(statements) - elsewhere
+    return frozenset(found)
+
+
+def left_behind(statements: Iterable[ast.stmt]) -> frozenset[str]:
+    """The variables that trips of loops bind which may be left, and that are read after the loop."""
+    loops = [node for node in walk(statements) if isinstance(node, Loop) and node.leaves]
+    names = {name for loop in loops for name in bound(loop.body) & loop.live_after}
+    return frozenset(name for name in names if not name.startswith(PREFIX))
 
 
 def is_none(value: ast.expr | None) -> bool:

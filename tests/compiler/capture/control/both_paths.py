@@ -59,6 +59,7 @@ class BothPaths:
         body: Callable[[Values], Sequence[Tensor]],
         carried: Sequence[Tensor],
         limit: int | None = None,
+        changing: Sequence[int] | None = None,
     ) -> Values:
         self.counts.loops += not self.counts.silent
         now, types = tuple(carried), [(t.dtype, t.dim()) for t in carried]
@@ -68,6 +69,9 @@ class BothPaths:
             now = tuple(body(now))
             assert [(t.dtype, t.dim()) for t in now] == types
         return now
+
+    def stand_ins(self, carried: Sequence[Tensor], changing: Sequence[int]) -> Values:
+        return tuple(each.clone() for each in carried)
 
     @contextmanager
     def thrown_away(self) -> Generator[None]:
@@ -88,8 +92,12 @@ def converted(function: Any, limit: int | None = None) -> tuple[Any, BothPaths, 
     copy.__kwdefaults__ = function.__kwdefaults__
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with context.tracing(), torch.no_grad():
-            return copy(*args, **kwargs)
+        while True:
+            try:
+                with context.tracing(), torch.no_grad():
+                    return copy(*args, **kwargs)
+            except control.Learnt as learnt:
+                context.learn(learnt)
 
     run.context = context  # pyright: ignore[reportFunctionMemberAccess]
     return run, tracer, found

@@ -49,6 +49,18 @@ def falls_off(x):
     return -x
 
 
+def returned_by_the_second_arm_alone(x, early=False):
+    y = x
+    if x > 5:
+        y = x * 2
+    elif x > 3:
+        if early:
+            return x, 1
+    else:
+        return x * 5, 2
+    return y + 1, 3
+
+
 def conditional_expression(x):
     return (x + 1 if x > 1 else 0 if x > 0 else x), 1.0 if x > 2 else 2.0
 

@@ -1,0 +1,122 @@
+"""How lists come about of which only a call knows the length: by comprehensions, and by ``extend``."""
+
+# torch's tensors are partly untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.compiler.capture.control.context import Context, refuse, shown_name
+from regraft.compiler.capture.control.growing import Element, Growing
+from regraft.compiler.capture.control.loops import Run
+from regraft.compiler.capture.control.meeting import meet, run_arm
+from regraft.compiler.capture.control.number import Number
+from regraft.compiler.capture.control.sequences import Sequence, sequence_of
+from regraft.compiler.capture.control.state import Saved, Variables
+from regraft.compiler.capture.control.watch import is_shared
+
+#: For some items: whether each stays, and what makes its value.
+Make = Callable[[Iterable[Any]], Iterator[tuple[Any, Callable[[], Any]]]]
+_LIST, _GOES_ON = "_rg_list", "_rg_goes_on"
+_SAME_TYPES = "keep tensors of one shape, or numbers of one kind"
+
+
+def listed(context: Context, make: Make, iterable: Any) -> Any:
+    """``[value for ... in iterable if holds]``, in the order that Python has it."""
+    sequence = sequence_of(iterable, context)
+    if sequence is not None:
+        return _of_sequence(context, make, sequence)
+    found: Any = []
+    for holds, value in make(iterable):
+        found = _with(context, found, holds, value)
+    return found
+
+
+def _of_sequence(context: Context, make: Make, sequence: Sequence) -> Growing:
+    """The list of values from a loop of which only a call knows the trips."""
+
+    def trip(run: Run, item: Any) -> None:
+        for holds, value in make([item]):
+            _with(context, found, holds, value)
+
+    def first() -> Any:
+        item = sequence.at(Number(torch.zeros((), dtype=torch.int64)))
+        return next(value() for _, value in make([item]))
+
+    found = _started(context, [], first)
+    variables = Variables((_LIST, _GOES_ON), (lambda: found, lambda: True), _put)
+    Run(context, trip, _nothing, variables, _GOES_ON, (_LIST,), leaves=False).over(sequence)
+    return found
+
+
+def _with(context: Context, found: Any, holds: Any, value: Callable[[], Any]) -> Any:
+    """``found`` with ``value()`` at its end if it ``holds``; another list where a tensor says whether."""
+    if not context.tracer.undecided(holds.tensor if isinstance(holds, Number) else holds):
+        if holds:
+            append(context, found, value())
+        return found
+    if isinstance(found, list):
+        found = _started(context, found, value)
+    variables = Variables((_LIST,), (lambda: found,), _put)
+    meet(context, holds, lambda: append(context, found, value()), _nothing, variables, variables.names)
+    return found
+
+
+def _started(context: Context, start: list[Any], value: Callable[[], Any]) -> Growing:
+    """The list of ``start``, to which ``value()`` may be added."""
+    types: list[Element | None] = []
+    with context.tracer.thrown_away():
+        run_arm(context, lambda: types.append(Element.like(value())), _NONE, Saved.of(_NONE))
+    found = Growing.starting(start, types)
+    if found is None:
+        refuse("a list of which only a call knows the length holds elements of different types", _SAME_TYPES)
+    return found
+
+
+def append(context: Context, values: Any, element: Any) -> None:
+    """``values.append(element)``; in eager the list holds the element itself."""
+    values.append(element)
+    if isinstance(values, Growing) and isinstance(element, Tensor):
+        context.copied(values.rows, element, is_kept=True)
+
+
+def extended(context: Context, name: str, values: Any, others: Any) -> Any:
+    """``values``, of the variable ``name``, after ``values.extend(others)``; another list if it has to be."""
+    unknown = sequence_of(others, context)
+    if isinstance(values, list) and unknown is not None:
+        values = _as_growing(context, name, values, others)
+    values.extend(others)
+    if isinstance(values, Growing) and isinstance(others, Tensor):
+        context.copied(values.rows, others, is_kept=True)
+    return values
+
+
+def _as_growing(context: Context, name: str, values: list[Any], others: Any) -> Growing:
+    """``values`` as a list to which ``others``, of which only a call knows the length, may be added."""
+    added = Growing(others, None) if isinstance(others, Tensor) else others
+    if not isinstance(added, Growing):
+        refuse(f"{shown_name(name)} is extended by what is neither a list nor a tensor", "make a list of it")
+    found = Growing.starting(values, [added.element_type])
+    if found is None or is_shared(context, name, values):
+        refuse(
+            f"{shown_name(name)} is extended by something of which only a call knows the length",
+            f"extend a list that the function makes itself, and {_SAME_TYPES}",
+        )
+    return found
+
+
+def _put(*values: Any) -> None:
+    """The list stays the object that it is; what it holds is set where paths meet."""
+
+
+def _nothing() -> None:
+    pass
+
+
+_NONE = Variables((), (), _put)
