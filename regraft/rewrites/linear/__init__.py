@@ -8,6 +8,7 @@ from regraft.rewrites.linear.concatenation import MergedTable, SplitConcatenatio
 from regraft.rewrites.linear.epilogue import LowRankEpilogue
 from regraft.rewrites.linear.merge import MergedLinear
 from regraft.rewrites.linear.moves import MovedFull, MovedStack, MovedWithoutOnes
+from regraft.rewrites.linear.one_row import OneRowOfBlocks
 from regraft.rewrites.linear.ones import SumOfOnes, SumOfProduct
 from regraft.rewrites.linear.order import ProductOrder
 from regraft.rewrites.linear.scales import (
@@ -31,6 +32,7 @@ LINEAR: tuple[Rewrite, ...] = (
     MovedFull(),
     MovedStack(),
     MovedWithoutOnes(),
+    OneRowOfBlocks(),
     ProductOrder(),
     ScaledInput(),
     ScaledLayer(),

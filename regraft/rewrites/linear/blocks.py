@@ -30,6 +30,7 @@ from regraft.rewrites.linear.feature_order import (
 )
 from regraft.rewrites.support import is_computed_at_compile_time
 
+FORMS = ("one row", "blocks apart")
 #: Elements of a matrix from which on it costs more to pack it at each call than to have a node of its own.
 _LARGE = 1 << 16
 #: Columns of a matrix from which on a product with it is as fast as one with more.
@@ -69,10 +70,11 @@ class BlocksApart(Rewrite):
 
 def _why_not(product: Op) -> Declined | None:
     """Why ``product`` stays a batch, if it does."""
-    x, weight = product.operands
-    found = _why_not_large(x, weight)
+    found = why_not_blocks(product)
     if found is not None:
         return found
+    if not _has_rows(product):
+        return Declined("one row may come, which is multiplied by matrices as they are", product.operands[0])
     route = route_to(product)
     if isinstance(route, Declined):
         return route
@@ -85,7 +87,11 @@ def _why_not(product: Op) -> Declined | None:
     return None
 
 
-def _why_not_large(x: Value, weight: Value) -> Declined | None:
+def why_not_blocks(product: Op) -> Declined | None:
+    """Why ``product`` is no batch of a few large constant matrices, if it is none."""
+    if product.name != "aten.matmul" or product.definition.opaque:
+        return Declined("it is no product", product.result)
+    x, weight = product.operands
     if not is_computed_at_compile_time(weight):
         return Declined("the matrices are not constant", weight)
     if x.tensor.rank != 3 or weight.tensor.rank != 3 or weight.tensor.dtype != DType.F32:
@@ -95,9 +101,15 @@ def _why_not_large(x: Value, weight: Value) -> Declined | None:
         return Declined("the matrices are too many, or not as many as parts", weight)
     if dims.le(_LARGE, wide * out) is not True:
         return Declined("the matrices are small", weight)
-    if x.tensor.shape[1] == 1:
-        return Declined("one row is multiplied by matrices as they are", x)
     return None
+
+
+def _has_rows(product: Op) -> bool:
+    """Whether ``product`` is never one of a single row, or stands where it is not."""
+    around = product.parent.parent if product.parent is not None else None
+    if around is not None and around.name == "rg.alt" and around.attr("forms") == FORMS:
+        return product.parent is around.regions[1]
+    return dims.le(2, product.operands[0].tensor.shape[1]) is True
 
 
 def _parts(op: Builder, product: Op) -> list[Value]:
@@ -196,42 +208,43 @@ def _number(atoms: Sequence[Atom], features: Sequence[Atom]) -> Dim:
     return dims.product(atom.size for atom in atoms if atom in features)
 
 
-def _by_blocks(op: Builder, x: Value, weight: Value) -> Value:
+def by_blocks(op: Builder, x: Value, weight: Value) -> Value:
     """Rows of ``x[N, b k]`` in parts, each times a matrix of its own."""
     count, wide, _ = weight.tensor.shape
     split = op.aten.view(x, (x.tensor.shape[0], count, wide))
     return op.aten.matmul(op.aten.permute(split, (1, 0, 2)), weight)
 
 
-def _mixed(op: Builder, x: Value, first: Value, bias: Value, second: Value) -> Value:
+def mixed(op: Builder, x: Value, first: Value, bias: Value, second: Value) -> Value:
     """Two such products; half of the features that each block makes is read by each of the second ones."""
-    made = op.aten.view(_by_blocks(op, x, first), (2, x.tensor.shape[0], 2, 128))
+    made = op.aten.view(by_blocks(op, x, first), (2, x.tensor.shape[0], 2, 128))
     flat = op.aten.view(op.aten.permute(made, (1, 2, 0, 3)), (x.tensor.shape[0], 512))
-    return _by_blocks(op, op.aten.relu(op.aten.add.Tensor(flat, bias)), second)
+    return by_blocks(op, op.aten.relu(op.aten.add.Tensor(flat, bias)), second)
 
 
 _MATRICES = "f32[2, 256, 256]"
 
 BlocksApart.examples = (
-    Example(_by_blocks, ("f32[N, 512]", _MATRICES), constants=(1,)),
-    Example(_mixed, ("f32[N, 512]", _MATRICES, "f32[512]", _MATRICES), constants=(1, 2, 3), count=2),
-    Example(_mixed, ("f32[N, 512]", _MATRICES, "f32[1]", _MATRICES), constants=(1, 2, 3), count=2),
-    Example(_mixed, ("f32[3, 512]", _MATRICES, "f32[3, 1]", _MATRICES), constants=(1, 2, 3), count=2),
+    Example(by_blocks, ("f32[9, 512]", _MATRICES), constants=(1,)),
+    Example(mixed, ("f32[9, 512]", _MATRICES, "f32[512]", _MATRICES), constants=(1, 2, 3), count=2),
+    Example(mixed, ("f32[9, 512]", _MATRICES, "f32[1]", _MATRICES), constants=(1, 2, 3), count=2),
+    Example(mixed, ("f32[3, 512]", _MATRICES, "f32[3, 1]", _MATRICES), constants=(1, 2, 3), count=2),
 )
 BlocksApart.counterexamples = (
-    Example(_by_blocks, ("f32[N, 512]", _MATRICES), reason="not constant"),
-    Example(_by_blocks, ("f32[N, 64]", "f32[2, 32, 32]"), constants=(1,), reason="are small"),
-    Example(_by_blocks, ("f32[N, 2304]", "f32[9, 256, 256]"), constants=(1,), reason="too many"),
-    Example(_by_blocks, ("f32[1, 512]", _MATRICES), constants=(1,), reason="one row"),
+    Example(by_blocks, ("f32[9, 512]", _MATRICES), reason="not constant"),
+    Example(by_blocks, ("f32[9, 64]", "f32[2, 32, 32]"), constants=(1,), reason="are small"),
+    Example(by_blocks, ("f32[9, 2304]", "f32[9, 256, 256]"), constants=(1,), reason="too many"),
+    Example(by_blocks, ("f32[1, 512]", _MATRICES), constants=(1,), reason="one row may come"),
+    Example(by_blocks, ("f32[N, 512]", _MATRICES), constants=(1,), reason="one row may come"),
     Example(
         lambda op, x, w: op.aten.matmul(x, w),
-        ("f32[2, N, 256]", _MATRICES),
+        ("f32[2, 9, 256]", _MATRICES),
         constants=(1,),
         reason="nothing moves before it",
     ),
     Example(
         lambda op, x, w: op.aten.matmul(op.aten.permute(x, (1, 0, 2)), w),
-        ("f32[N, 1, 256]", _MATRICES),
+        ("f32[9, 1, 256]", _MATRICES),
         constants=(1,),
         reason="as many as parts",
     ),
