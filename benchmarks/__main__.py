@@ -86,12 +86,14 @@ def dynamic(
         list[str] | None,
         typer.Option(help="Back ends as in tvm,ort; repeat it to race several lists. By default ort."),
     ] = None,
-    peers: Annotated[list[str] | None, typer.Option(help="inductor, static; both by default.")] = None,
-    paths: Annotated[int, typer.Option(min=1, help="How many paths of each network.")] = 3,
+    peers: Annotated[
+        list[str] | None, typer.Option(help="static, inductor (long to build); by default static alone.")
+    ] = None,
+    paths: Annotated[int, typer.Option(min=1, help="How many paths of each network.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="With 1, by CPU time: for a machine in use.")] = 2,
 ) -> None:
     """regraft against eager torch, inductor and the path alone, on networks that branch on data."""
-    lists, others = tuple(backends or ("ort",)), tuple(peers or dynamic_benchmark.PEERS)
+    lists, others = tuple(backends or ("ort",)), tuple(peers or (dynamic_benchmark.STATIC,))
     settings = dynamic_benchmark.Settings(rounds, patience, lists, others, paths, threads)
     dynamic_benchmark.run(names or dynamic_benchmark.NAMES, settings)
 

@@ -66,7 +66,7 @@ class Settings:
 
     Fields:
         backends: what regraft compiles for, each a list as in ``tvm,ort``; the first is compared with all.
-        peers: those of ``PEERS`` that take part.
+        peers: those of ``PEERS`` that take part; inductor takes longer to build than all others together.
         paths: how many paths of a network, spread over its table.
         threads: with one, everybody is timed by the CPU time of the process, which others on the machine do
             not disturb.
@@ -75,9 +75,14 @@ class Settings:
     rounds: int = 20
     patience: float = 10.0
     backends: tuple[str, ...] = ("ort",)
-    peers: tuple[str, ...] = PEERS
-    paths: int = 3
+    peers: tuple[str, ...] = (STATIC,)
+    paths: int = 2
     threads: int = machine.THREADS
+
+    def __post_init__(self) -> None:
+        unknown = ", ".join(sorted(set(self.peers).difference(PEERS)))
+        if unknown:
+            raise ValueError(f"no such peers: {unknown}; there are {', '.join(PEERS)}")
 
     @property
     def clock(self) -> Callable[[], float]:
