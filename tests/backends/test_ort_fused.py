@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
+from torch import nn
 
+import regraft
 from regraft.ir import DType, Value
+from regraft.testing import assert_close
 from tests.backends.ort_graphs import BF16, F32, F64, E, S, function, leaf, tensor
 from tests.backends.test_ort import close, eager, lower, operators
 
@@ -243,3 +249,32 @@ def test_parts_of_rows_of_any_number_are_taken_one_by_one() -> None:
             lower(made).run([x], {"e": rows}), eager(made, [x], {"e": rows}), strict=True
         ):
             assert close(result, expected)
+
+
+class CutTwice(nn.Module):
+    """In halves by the arms' condition, in other parts by an arm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.inner(x))
+        first, second, third = h.chunk(3, -1)
+        kept = torch.softmax(first * second, -1) + torch.softmax(third, -1)
+        if kept.amax() > 1:
+            return kept
+        wide, narrow = h.split((8, 4), -1)
+        return torch.softmax(wide, -1)[:, :4] * narrow.cumsum(-1)
+
+
+def test_a_value_cut_in_other_parts_in_an_arm(tmp_path: Path) -> None:
+    model, x = CutTwice().eval(), torch.rand(5, 8)
+    compiled = regraft.compile(model, (x,))
+    regraft.export_onnx(model, (x,), tmp_path / "cut.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "cut.onnx", providers=["CPUExecutionProvider"])
+    exact = copy.deepcopy(model).double()
+    for given in (x, 100 * x):
+        assert_close([compiled(given)], [exact(given.double())])
+        (found,) = session.run(None, {session.get_inputs()[0].name: given.numpy()})
+        assert_close([torch.from_numpy(found)], [exact(given.double())])

@@ -63,7 +63,7 @@ def _slice(e: Emitter, op: Op) -> ir.Value:
         def split() -> list[ir.Value]:
             return e.ops("Split", len(pieces), x, e.shape(sizes), axis=axis)
 
-        return e.memoised(("split", x, axis), split)[pieces.index(op)]
+        return e.memoised(("split", x, axis, tuple(sizes)), split)[pieces.index(op)]
     start, end = op.attr("start"), op.attr("end")
     size = shape[axis]
     start = 0 if start is None else start
