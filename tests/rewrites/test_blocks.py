@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import regraft
-from regraft.ir import Example
-from regraft.rewrites import LINEAR
+from regraft.ir import Example, RewritePass
+from regraft.rewrites import CANONICAL, LINEAR
 from regraft.testing import assert_close, randomise, rewrite_cases
+from tests.rewrites.graphs import graph, names, run
 from tests.zoo.test_low_rank import MLP, BlockShuffle
 
 (APART,) = [rewrite for rewrite in LINEAR if rewrite.name == "BlocksApart"]
@@ -87,6 +88,18 @@ WAYS = (
 @pytest.mark.parametrize("case", cases(*WAYS), ids=lambda case: case.id)
 def test_ways(case: Any) -> None:
     case.run()
+
+
+def test_what_others_read_is_made_once() -> None:
+    """A layer of which something else needs the whole result is cut, and not multiplied in pieces as well."""
+
+    def build(op: Any, x: Any, first: Any, second: Any) -> tuple[Any, Any]:
+        made = by_blocks(op, x, first)
+        return by_blocks(op, dealt(op, made, 256), second), op.aten.exp(made)
+
+    module = graph(build, "f32[7, 512]", LARGE, TALL, constants=(1, 2))
+    run(RewritePass("apart", "fuse", (APART, *CANONICAL)), module)
+    assert Counter(names(module))["aten.linear"] == 4
 
 
 def ffn() -> nn.Module:

@@ -160,7 +160,9 @@ def _follows(constant: Value, groups: Groups, last: Groups) -> bool:
 def _dealt(op: Builder, route: Route, blocks: Sequence[Value], index: int) -> Value:
     """The features that the block ``index`` reads: a piece of each of ``blocks``."""
     size = dims.product(atom.size for atom in route.layouts[0][2][1:])
-    pieces = tuple(_piece(op, each, index * size, (index + 1) * size) for each in blocks)
+    start, end = index * size, (index + 1) * size
+    alone = len(route.source.uses) == 1
+    pieces = tuple(_piece(op, each, start, end, alone=alone and len(each.uses) == 1) for each in blocks)
     value = op.aten.cat(pieces, 2)
     for each, groups in zip(route.maps, route.layouts[1:-1], strict=True):
         arguments = each.arguments()
@@ -174,21 +176,23 @@ def _dealt(op: Builder, route: Route, blocks: Sequence[Value], index: int) -> Va
     return value
 
 
-def _piece(op: Builder, block: Value, start: Dim, end: Dim) -> Value:
-    """Features of ``block``, made apart from the others where their part of the matrix is wide and large."""
+def _piece(op: Builder, block: Value, start: Dim, end: Dim, *, alone: bool) -> Value:
+    """Features of ``block``, made apart from the others where their part of the matrix is wide and large.
+
+    ``alone``: nothing else reads ``block``, which would be made a second time.
+    """
 
     def part(value: Value, axis: int) -> Value:
         return op.aten.slice.Tensor(value, axis, start, end, 1)
 
     layer = block.op
-    if layer is not None and layer.name == "aten.linear":
-        weight, bias = layer.operand("weight"), layer.optional("bias")
-        wide = dims.le(_WIDE, end - start) is True
-        if wide and dims.le(_LARGE, (end - start) * weight.tensor.shape[1]) is True:
-            return op.aten.linear(
-                layer.operand("input"), part(weight, 0), None if bias is None else part(bias, 0)
-            )
-    return part(block, 2)
+    if not alone or layer is None or layer.name != "aten.linear":
+        return part(block, 2)
+    weight, bias = layer.operand("weight"), layer.optional("bias")
+    large = dims.le(_LARGE, (end - start) * weight.tensor.shape[1]) is True
+    if not large or dims.le(_WIDE, end - start) is not True or not is_computed_at_compile_time(weight):
+        return part(block, 2)
+    return op.aten.linear(layer.operand("input"), part(weight, 0), None if bias is None else part(bias, 0))
 
 
 def _of_block(op: Builder, constant: Value, groups: Groups, last: Groups, index: int) -> Value:
