@@ -29,6 +29,13 @@ COUNTED = (
     "ranet",
     "early_exit_encoder",
     "skipping_decoder",
+    "palbert",
+    "pointer_hull",
+    "blockdrop",
+    "shallow_deep_vgg",
+    "captioning_googlenet",
+    "skipnet_ff_skipping",
+    "shallow_deep_resnet",
 )
 #: How many seeds are tried beyond those of the table.
 MORE = 200
