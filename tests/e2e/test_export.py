@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.export import Dim
 
 import regraft
 from regraft.errors import OptionError, UnsupportedOpError
-from regraft.testing import TOLERANCES, randomise
+from regraft.testing import TOLERANCES, assert_close, randomise
 from tests.e2e.exported import run_without_torch, write_case
 from tests.models import FAMILIES, Family, in_double
 
@@ -156,3 +157,26 @@ def test_unsupported_op(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedOpError, match="linalg_qr"):
         regraft.export_onnx(model, (torch.randn(4, 4),), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("contrib", [True, False])
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda y, v, w: y.transpose(-1, -2) @ v,
+        lambda y, v, w: torch.relu(y.transpose(-1, -2)) @ v,
+        lambda y, v, w: w @ y.transpose(-1, -2),
+        lambda y, v, w: v @ y,
+        lambda y, v, w: (v @ y[0]) @ w,
+    ],
+    ids=["transposed @ vector", "relu between", "vector @ transposed", "vector @ matrix", "vectors"],
+)
+def test_products_with_vectors_are_right_at_the_default_level(product, contrib: bool, tmp_path: Path) -> None:
+    """ONNX Runtime joins a Transpose to a product with a vector, wrongly."""
+    inputs = torch.randn(2, 5, 4), torch.randn(5), torch.randn(4)
+    path = tmp_path / "model.onnx"
+    regraft.export_onnx(product, inputs, path, contrib=contrib)
+    session = onnxruntime.InferenceSession(path)
+    given = {name: x.numpy() for name, x in zip(("y", "v", "w"), inputs, strict=True)}
+    (found,) = session.run(None, {each.name: given[each.name] for each in session.get_inputs()})
+    assert_close([torch.from_numpy(found)], [product(*(x.double() for x in inputs))], reassociates=True)

@@ -63,6 +63,8 @@ def _linear_check(op: Op) -> str | None:
 
 
 def _matmul(e: Emitter, op: Op) -> ir.Value:
+    if any(value.tensor.rank == 1 for value in op.operands):
+        return _vector_product(e, op)
     source = _flipped(op.operand("other"))
     if source is not None and e.contrib_allowed and dtype_of(op).is_float and e.has(source):
         return times(e, e.operand(op, "self"), e.get(source), dtype_of(op), transpose=True)
@@ -79,6 +81,22 @@ def _matmul(e: Emitter, op: Op) -> ir.Value:
             "FusedMatMul", a, b, transBatchA=int(left is not None), transBatchB=int(right is not None)
         )
     return e.kernel("MatMul", dtype_of(op), a, b)
+
+
+def _vector_product(e: Emitter, op: Op) -> ir.Value:
+    """A product of which an operand is a vector, as one of matrices with one row or one column.
+
+    ONNX Runtime joins a Transpose to the MatMul that reads it, also where the right operand is a vector, and
+    then computes what is no product (docs/facts.md).
+    """
+    a, b = e.inputs_of(op)
+    is_row, is_column = (value.tensor.rank == 1 for value in op.operands)
+    if is_row:
+        a = e.op("Unsqueeze", a, e.ints(0))
+    if is_column:
+        b = e.op("Unsqueeze", b, e.ints(1))
+    added = (-2,) * is_row + (-1,) * is_column
+    return e.op("Squeeze", e.kernel("MatMul", dtype_of(op), a, b), e.ints(*added))
 
 
 def _rows_first(value: Value) -> Value | None:
