@@ -62,10 +62,9 @@ class BatchedSteps(Rewrite):
         found = Scan.of(m.root)
         outside = Outside(op, found, {})
         varying = varying_of(found, found.slices)
-        leaving = _leaving(found)
-        made = {result for each in leaving for result in each.results}
+        leaving = dict.fromkeys(_leaving(found))
+        made = dict.fromkeys(result for each in leaving for result in each.results)
         border = [v for v in made if any(user not in leaving for user in v.users)]
-        border = sorted(border, key=lambda value: _position(found, value))
         scanned = [(v, found.operand(v)) for v in found.slices]
         scanned += [(v, outside.of(v)) for v in border if v in varying]
         fixed = [(v, found.operand(v)) for v in found.fixed]
@@ -80,10 +79,6 @@ class BatchedSteps(Rewrite):
         ]
 
 
-def _position(found: Scan, value: Value) -> int:
-    return next(i for i, op in enumerate(found.body.ops) if op is value.op)
-
-
 def _leaving(found: Scan) -> list[Op]:
     """The ops of the body that read slices, what is fixed, constants, and one another."""
     varying = varying_of(found, (*found.carried, *found.slices))
@@ -96,7 +91,8 @@ def _leaving(found: Scan) -> list[Op]:
         if _fits(op, found) and (is_speculatable(op) or _runs(found)):
             leaving.append(op)
             known.update(op.results)
-    return [op for op in leaving if op not in _staying(leaving, found, varying)]
+    staying = _staying(leaving, found, varying)
+    return [op for op in leaving if op not in staying]
 
 
 def _staying(leaving: Sequence[Op], found: Scan, varying: Set[Value]) -> set[Op]:
@@ -105,8 +101,9 @@ def _staying(leaving: Sequence[Op], found: Scan, varying: Set[Value]) -> set[Op]
     What a product reads leaves with it.
     """
     staying: set[Op] = set()
+    candidates = set(leaving)
     for op in reversed(leaving):
-        is_read = any(user in leaving and user not in staying for r in op.results for user in r.users)
+        is_read = any(user in candidates and user not in staying for r in op.results for user in r.users)
         is_light = op.has(Trait.ELEMENTWISE) or op.has(Trait.VIEW)
         if is_read or not is_light or varying.isdisjoint(op.results):
             continue

@@ -66,10 +66,14 @@ class Scan:
 
 def is_constant(value: Value) -> bool:
     """Whether ``value`` is made of constants alone, so that any region may make it again."""
-    op = value.op
-    if op is None or op.regions or op.symbols or not op.has(Trait.PURE):
-        return False
-    return all(is_constant(operand) for operand in op.operands)
+    seen, pending = {value}, [value]
+    while pending:
+        op = pending.pop().op
+        if op is None or op.regions or op.symbols or not op.has(Trait.PURE):
+            return False
+        pending.extend(operand for operand in dict.fromkeys(op.operands) if operand not in seen)
+        seen.update(op.operands)
+    return True
 
 
 def is_heavy(scan: Scan, row: TensorType) -> bool:

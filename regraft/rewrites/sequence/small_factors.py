@@ -9,6 +9,7 @@ from regraft.ir import (
     Builder,
     Declined,
     Dim,
+    DType,
     Exactness,
     Example,
     Match,
@@ -26,6 +27,7 @@ class SmallFactors(Rewrite):
     """(a * b) * c = (a * c) * b, in a trip of a scan, where a * c has at most half of the elements
 
     One pass over all elements less in each trip; where ``a * c`` waits for no trip, it leaves the loop.
+    Not in f16, whose largest number ``a * c`` may pass where both products of the model stay below it.
     """
 
     exactness = Exactness.REASSOCIATES
@@ -37,6 +39,8 @@ class SmallFactors(Rewrite):
     def check(self, m: Match) -> Declined | None:
         if not _is_in_trip(m.root):
             return m.decline("it is in no trip of a scan", m.root.result)
+        if m.root.result.tensor.dtype == DType.F16:
+            return m.decline("a product of other factors may overflow in f16", m.root.result)
         if _pair(m) is None:
             return m.decline("no two of the factors have few elements", m.root.result)
         return None
@@ -92,6 +96,7 @@ SmallFactors.examples = (
 )
 SmallFactors.counterexamples = (
     Example(_outer, ("f32[6, 4]", "f32[5, 6, 4]", "f32[5, 1, 4]", "f32[5, 6, 4]"), reason="few elements"),
+    Example(_outer, ("f16[6, 4]", "f16[5, 6, 1]", "f16[5, 1, 4]", "f16[5, 6, 1]"), reason="overflow in f16"),
     Example(
         lambda op, a, b, c: op.aten.mul.Tensor(op.aten.mul.Tensor(a, b), c),
         ("f32[6, 1]", "f32[1, 4]", "f32[6, 1]"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from regraft.ir import (
@@ -26,6 +26,9 @@ from regraft.rewrites.batching import Call
 from regraft.rewrites.sequence.samples import scan
 from regraft.rewrites.sequence.scans import Scan, is_constant, is_heavy
 
+_MOST_OPS = 64
+"""The most ops that make a slice in each trip."""
+
 
 class SunkSteps(Rewrite):
     """scan(h, exp(a * w)){f(h, e_i)} = scan(h, a){f(h, exp(a_i * w))}, where all of ``e`` outgrow the caches
@@ -41,7 +44,10 @@ class SunkSteps(Rewrite):
         return op.call("cf.scan", (op.any_operands(), op.any_operands(), op.any_operands()), {})
 
     def check(self, m: Match) -> Declined | None:
-        if not _sunk(Scan.of(m.root)):
+        found = Scan.of(m.root)
+        if dims.le(2, found.length) is not True:
+            return m.decline("there may be one trip alone, which slices nothing", m.root.operands[0])
+        if not _sunk(found):
             return m.decline("no slices are made of smaller ones that nobody else reads", m.root.operands[0])
         return None
 
@@ -50,9 +56,11 @@ class SunkSteps(Rewrite):
         return _Trip(op, found, _sunk(found)).scan().results
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """What a trip reads of ``value``: its place along ``axis``, without that axis, or all where it is None.
+
+    ``_Parts`` makes them: what is equal is one object.
 
     Fields:
         varies: whether there is a place for each trip; else there is one for all.
@@ -64,30 +72,37 @@ class Part:
     varies: bool
     parts: tuple[Part, ...] = ()
 
-    def walk(self) -> Iterator[Part]:
-        """The part and those it is made of, these first."""
-        for part in self.parts:
-            yield from part.walk()
-        yield self
+    def walk(self) -> list[Part]:
+        """The part and those it is made of, each once."""
+        found: dict[Part, None] = {self: None}
+        pending: list[Part] = [self]
+        while pending:
+            more = [part for part in dict.fromkeys(pending.pop().parts) if part not in found]
+            found.update(dict.fromkeys(more))
+            pending.extend(more)
+        return list(found)
 
     def leaves(self) -> list[Part]:
         """What is read, each once."""
-        return list(dict.fromkeys(part for part in self.walk() if not part.parts))
+        return [part for part in self.walk() if not part.parts]
 
 
 def _sunk(scan: Scan) -> Mapping[Value, Part]:
     """The slices that are better made in the trip -> how."""
     found: dict[Value, Part] = {}
+    made: dict[Any, Part] = {}
     for argument in scan.slices:
         whole = scan.operand(argument)
         if not is_heavy(scan, argument.tensor):
             continue
-        part = _part(whole, 0, whole.tensor.numel)
+        part = _Parts(whole.tensor.numel, made).of(whole, 0)
         read: Dim = 0
         for leaf in part.leaves():
             read = read + (leaf.value.tensor.numel if leaf.varies else 0)
+        if dims.le(2 * read, whole.tensor.numel) is not True:
+            continue
         inside = {each.value for each in part.walk() if each.parts}
-        if inside and dims.le(2 * read, whole.tensor.numel) is True and _are_its_own(inside, scan):
+        if inside and _are_its_own(inside, scan):
             found[argument] = part
     return found
 
@@ -98,26 +113,55 @@ def _are_its_own(values: set[Value], scan: Scan) -> bool:
     return all(user in made for value in values for user in value.users)
 
 
-def _part(value: Value, axis: int, size: Dim) -> Part:
-    """The place of ``value`` along ``axis``, computed from what has fewer elements than ``size``."""
-    op = value.op
-    leaf = Part(value, axis, varies=True)
-    if op is None or dims.le(size, value.tensor.numel) is not True or not is_pure(op):
-        return leaf
-    if op.has(Trait.ELEMENTWISE) and not op.has(Trait.RANDOM):
-        return replace(leaf, parts=tuple(_operand(value, axis, each, size) for each in op.operands))
-    source = _moved_from(op, axis)
-    return leaf if source is None else replace(leaf, parts=(_part(op.operands[0], source, size),))
+@dataclass
+class _Parts:
+    """The parts that a slice is computed from, each found once however many read it.
 
+    Fields:
+        size: the elements of the slices for all trips: what has as many is computed, not read.
+        made: the parts there are, of other slices too.
+        known: those that were asked for.
+        ops: how many of them are computed; what would be one too many is read.
+    """
 
-def _operand(value: Value, axis: int, operand: Value, size: Dim) -> Part:
-    """What the place of ``value`` along ``axis`` is computed from ``operand``, which is broadcast to it."""
-    own = axis - value.tensor.rank + operand.tensor.rank
-    if own < 0:
-        return Part(operand, None, varies=False)
-    if operand.tensor.shape[own] == 1:
-        return Part(operand, own, varies=False)
-    return _part(operand, own, size)
+    size: Dim
+    made: dict[Any, Part]
+    known: dict[tuple[Value, int], Part] = field(default_factory=dict[tuple[Value, int], Part])
+    ops: int = 0
+
+    def of(self, value: Value, axis: int) -> Part:
+        """The place of ``value`` along ``axis``, computed from what has fewer elements."""
+        key = value, axis
+        if key not in self.known:
+            self.known[key] = self._part(value, axis, varies=True, parts=self._sources(value, axis))
+        return self.known[key]
+
+    def _part(self, value: Value, axis: int | None, *, varies: bool, parts: tuple[Part, ...] = ()) -> Part:
+        return self.made.setdefault((value, axis, varies, parts), Part(value, axis, varies, parts))
+
+    def _sources(self, value: Value, axis: int) -> tuple[Part, ...]:
+        op = value.op
+        if op is None or dims.le(self.size, value.tensor.numel) is not True or not is_pure(op):
+            return ()
+        if self.ops == _MOST_OPS:
+            return ()
+        if op.has(Trait.ELEMENTWISE) and not op.has(Trait.RANDOM):
+            self.ops += 1
+            return tuple(self._operand(value, axis, each) for each in op.operands)
+        source = _moved_from(op, axis)
+        if source is None:
+            return ()
+        self.ops += 1
+        return (self.of(op.operands[0], source),)
+
+    def _operand(self, value: Value, axis: int, operand: Value) -> Part:
+        """What is read of ``operand``, which is broadcast to ``value``, for the place along ``axis``."""
+        own = axis - value.tensor.rank + operand.tensor.rank
+        if own < 0:
+            return self._part(operand, None, varies=False)
+        if operand.tensor.shape[own] == 1:
+            return self._part(operand, own, varies=False)
+        return self.of(operand, own)
 
 
 def _moved_from(op: Op, axis: int) -> int | None:
@@ -143,6 +187,7 @@ class _Trip:
     sunk: Mapping[Value, Part]
     body: Region = field(default_factory=Region)
     known: dict[Part, Value] = field(default_factory=dict[Part, Value])
+    constants: dict[Value, Value] = field(default_factory=dict[Value, Value])
 
     def scan(self) -> Op:
         found, new = self.found, dict[Value, Value]()
@@ -183,7 +228,7 @@ class _Trip:
 
     def _make(self, inner: Builder, part: Part, new: Mapping[Value, Value]) -> Value:
         if not part.parts:
-            whole = new[part.value] if part.value in new else _again(inner, part.value)
+            whole = new[part.value] if part.value in new else self._again(inner, part.value)
             return whole if part.axis is None else inner.aten.view(whole, _place_shape(part))
         op = part.value.op
         assert op is not None, "it has operands"
@@ -194,6 +239,15 @@ class _Trip:
             return inner.aten.view(made[0], _place_shape(part))
         operands = dict(zip(op.operands, made, strict=True))
         return Call(inner, op, 1, operands, set()).again({})[0]
+
+    def _again(self, inner: Builder, value: Value) -> Value:
+        """The constant ``value``, made again where ``inner`` inserts."""
+        if value not in self.constants:
+            op = value.op
+            assert op is not None, "a constant is made by an op"
+            mapping = {operand: self._again(inner, operand) for operand in dict.fromkeys(op.operands)}
+            self.constants[value] = inner.insert(clone_op(op, mapping)).result
+        return self.constants[value]
 
     def _rows(self, leaf: Part) -> Value:
         """What is scanned to give ``leaf`` in each trip."""
@@ -213,14 +267,6 @@ def _without(op: Op, part: Part) -> tuple[int, ...]:
     assert gone is not None
     order = [axis % rank for axis in op.attr("dims")]
     return tuple(axis - (axis > gone) for axis in order if axis != gone)
-
-
-def _again(inner: Builder, value: Value) -> Value:
-    """The constant ``value``, made again where ``inner`` inserts."""
-    op = value.op
-    assert op is not None, "a constant is made by an op"
-    mapping = {operand: _again(inner, operand) for operand in dict.fromkeys(op.operands)}
-    return inner.insert(clone_op(op, mapping)).result
 
 
 # -- examples ----------------------------------------------------------------------------------
@@ -250,15 +296,30 @@ def _twice(op: Builder, h: Value, a: Value, w: Value) -> Sequence[Value]:
     return (*scan(op, (h,), (decay,), (), _add), op.aten.amax(decay, (0, 1, 2)))
 
 
+def _gated(steps: int) -> Callable[..., Sequence[Value]]:
+    """Slices that are made in ``steps`` steps of four ops, each of which reads the one before three times."""
+
+    def build(op: Builder, h: Value, a: Value, w: Value) -> Sequence[Value]:
+        e = op.aten.mul.Tensor(a, w)
+        for _ in range(steps):
+            e = op.aten.mul.Tensor(op.aten.mul.Tensor(e, op.aten.sigmoid(e)), op.aten.tanh(e))
+        return scan(op, (h,), (e,), (), _add)
+
+    return build
+
+
 _LARGE = ("f32[128, 64]", "f32[128, 128, 1]", "f32[64]")
 
 SunkSteps.examples = (
     Example(_outer, _LARGE),
     Example(_outer, _LARGE, constants=(2,)),
     Example(_selective, ("f32[128, 64]", "f32[2, 64, 128]", "f32[64, 1, 64]", "f32[64]"), constants=(2,)),
+    Example(_gated(15), _LARGE),
 )
 SunkSteps.counterexamples = (
     Example(_outer, ("f32[128, 64]", "f32[128, 128, 64]", "f32[64]"), reason="smaller ones"),
     Example(_outer, ("f32[8, 64]", "f32[256, 8, 1]", "f32[64]"), reason="smaller ones"),
     Example(_twice, _LARGE, reason="nobody else reads"),
+    Example(_gated(16), _LARGE, reason="smaller ones"),
+    Example(_outer, ("f32[1024, 1024]", "f32[1, 1024, 1]", "f32[1024]"), reason="one trip alone"),
 )
