@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,18 @@ def given_to_a_function(x: Tensor) -> Tensor:
     return scaled(x, iter([0.5, 0.25])) + scaled(x + 1, map(float, (1, 0.125)))
 
 
+def after_another_decision(x: Tensor) -> Tensor:
+    """Whoever has asked a running function for its variables left a copy of them there."""
+    steps = iter([0.5, 2.0, 0.25])
+    if x.sum() > 0:
+        x = x - 1
+    for step in steps:
+        x = x * step + 0.1
+        if x.sum() > 8:
+            break
+    return x
+
+
 def made_in_a_loop(x: Tensor) -> Tensor:
     """Each trip has an iterator of its own."""
     while x.abs().max() > 0.5:
@@ -125,6 +139,7 @@ def made_in_a_loop(x: Tensor) -> Tensor:
         under_its_own_name,
         one_after_the_other,
         given_to_a_function,
+        after_another_decision,
         made_in_a_loop,
     ],
     ids=lambda model: getattr(model, "__name__", "Exits"),
@@ -206,17 +221,92 @@ def of_a_closure(x: Tensor) -> Tensor:
     return x * after()
 
 
+def of_a_closure_that_finds_it_emptied(x: Tensor) -> Tensor:
+    steps: Iterator[float] | None = iter([1.0, 2.0, 3.0])
+
+    def after() -> float:
+        assert steps is not None
+        return next(steps, 0.5)
+
+    for step in steps:
+        x = x + step
+        if x.sum() > 30:
+            break
+    x = x * after()
+    steps = None
+    return x
+
+
+def mapped_twice(x: Tensor) -> Tensor:
+    """Nothing but a stack of C's holds what the second call goes on with."""
+    one, two = map(scaled, (x, x + 1), [iter([0.5, 0.25, 3.0])] * 2)
+    return one + two
+
+
+def reduced(x: Tensor) -> Tensor:
+    return functools.reduce(scaled, [iter([0.5, 0.25, 3.0])] * 2, x)
+
+
+def zipped_twice(x: Tensor) -> Tensor:
+    """What is gone over is each call's own; what that takes its items from is not."""
+    steps = iter([(0.5,), (0.25,), (3.0,)])
+    one, two = map(scaled, (x, x + 1), map(itertools.chain.from_iterable, [steps] * 2))
+    return one + two
+
+
+def by_default(x: Tensor, steps: Iterator[float] = iter([0.5, 0.25, 3.0])) -> Tensor:  # noqa: B008
+    for step in steps:
+        x = x * step
+        if x.abs().max() < 0.5:
+            break
+    return x
+
+
+class Cycle:
+    steps = itertools.cycle([1.0, 2.0, 3.0])
+
+
+ONCE = iter([1.0, 2.0, 3.0])
+
+
+def of_a_class(x: Tensor) -> Tensor:
+    steps = Cycle.steps
+    for step in steps:
+        x = x + step
+        if x.sum() > 30:
+            break
+        if step > 2.5:
+            break
+    return x
+
+
+def of_the_module(x: Tensor) -> Tensor:
+    steps = ONCE
+    for step in steps:
+        x = x + step
+        if x.sum() > 30:
+            break
+    return x
+
+
 @pytest.mark.parametrize(
     ("model", "name"),
     [
         (read_after_the_loop, "steps"),
         (read_in_the_loop, "steps"),
-        (of_another_name, "same"),
+        (of_another_name, "steps"),
         (of_an_attribute, "holder.steps"),
         (of_the_caller, "steps"),
         (in_an_arm, "steps"),
         (in_a_trip, "steps"),
         (of_a_closure, "steps"),
+        (of_a_closure_that_finds_it_emptied, "steps"),
+        (mapped_twice, "steps"),
+        (reduced, "steps"),
+        (zipped_twice, "steps"),
+        (by_default, "steps"),
+        (of_a_class, "steps"),
+        (of_the_module, "steps"),
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )

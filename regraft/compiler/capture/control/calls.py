@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from regraft.compiler.capture.control.alone import is_alone
 from regraft.compiler.capture.control.choices import knowing, negated, settled, truth
 from regraft.compiler.capture.control.context import Context, refuse, where
 from regraft.compiler.capture.control.functions import Functions
@@ -115,7 +116,7 @@ class Calls:
 
     def each(
         self,
-        iterable: Iterable[Any],
+        box: list[Iterable[Any]],
         trip: Callable[..., None],
         done: Callable[[], None],
         names: _Names,
@@ -128,8 +129,13 @@ class Calls:
         appended: _Names,
         outer: Run | None,
         spend: _Thunk | None,
+        spent: _Gets,
     ) -> None:
-        """``for`` over ``iterable``, as ``Run`` has it; ``spend`` empties variables that only it read."""
+        """``for`` over what is in ``box``, as ``Run`` has it; ``spend`` empties the variables ``spent``.
+
+        Only it read them. Out of a box, what it goes over is not held by the call itself.
+        """
+        iterable = box[0]
         variables = Variables(names, gets, put)
         sequence = sequence_of(iterable, self.context)
         if sequence is not None and outer is not None:
@@ -148,7 +154,12 @@ class Calls:
         if sequence is not None:
             run.over(sequence)
         else:
-            if spend is not None and isinstance(iterable, Iterator):
+            here = 2  # `box` and `iterable`
+            if (
+                spend is not None
+                and isinstance(iterable, Iterator)
+                and is_alone(box, here, spent, self.context.frames())
+            ):
                 spend()  # How far an iterator is that nobody has is nobody's to see.
             run.each(iterable)
 

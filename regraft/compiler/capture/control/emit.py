@@ -200,8 +200,9 @@ class Emitter:
             outer = _loop_name(node.outer) if node.outer is not None else None
             spend, statements = self._spend(node, n)
             more = f"appended={_texts(appended(original.body))}, outer={outer}, spend={spend}"
-            run = _parse(f"_rg.each(None, {common}, {more})", node)
-            _first_call(run).args[0] = self._value(original.iter)
+            more += f", spent=({''.join(f'lambda: {name}, ' for name in sorted(node.spent))})"
+            run = _parse(f"_rg.each([None], {common}, {more})", node)
+            _first_call(run).args[0] = located(ast.List([self._value(original.iter)], ast.Load()), original)
             return [*functions, *state, *statements, *run]
         if isinstance(original.test, ast.Constant) and original.test.value:
             return [*functions, *state, *_parse(f"_rg.repeat(None, {common})", node)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from regraft.compiler.capture.control.tree import (
     SCOPES,
@@ -31,51 +32,61 @@ def set_live(statements: Sequence[ast.stmt], after: frozenset[str], parameters: 
     Names that inner functions read, and those that are not the function's own, are live everywhere.
     """
     elsewhere = declared(statements, ast.Global) | declared(statements, ast.Nonlocal)
-    _block(statements, after | elsewhere | captured(statements))
+    everywhere = elsewhere | captured(statements)
+    _Liveness(everywhere).block(statements, after | everywhere)
     own = (bound(statements) | parameters) - elsewhere
     for node in walk(statements):
         if isinstance(node, Loop) and isinstance(node.original, ast.For):
             node.spent = handed_over(node.original.iter) & own - node.live_head
 
 
-def _block(statements: Sequence[ast.stmt], live: frozenset[str]) -> frozenset[str]:
-    """What is read before ``statements`` run, ``live`` being what is read after them."""
-    for statement in reversed(statements):
-        live = _statement(statement, live)
-    return live
+@dataclass(frozen=True)
+class _Liveness:
+    """What is read before statements run, the names of ``everywhere`` being read at any time."""
 
+    everywhere: frozenset[str]
 
-def _statement(node: ast.stmt, live: frozenset[str]) -> frozenset[str]:
-    if isinstance(node, Branch):
+    def block(self, statements: Sequence[ast.stmt], live: frozenset[str]) -> frozenset[str]:
+        """What is read before ``statements`` run, ``live`` being what is read after them."""
+        for statement in reversed(statements):
+            live = self._statement(statement, live)
+        return live
+
+    def _statement(self, node: ast.stmt, live: frozenset[str]) -> frozenset[str]:
+        if isinstance(node, Branch):
+            node.live_after = live
+            return read(node.test) | self.block(node.body, live) | self.block(node.orelse, live)
+        if isinstance(node, Guard):
+            return live | read(node.test) | _reads(node.body)
+        if isinstance(node, Next):
+            return node.loop.live_head
+        if isinstance(node, Loop):
+            return self._loop(node, live)
+        if isinstance(node, ast.With):
+            return _reads(node.items) | self.block(node.body, live)
+        if isinstance(node, SCOPES):
+            return self._without(live, bound([node])) | read(node)
+        if isinstance(node, _SIMPLE):
+            return self._without(live, _overwritten(node)) | read(node)
+        return live | read(node)
+
+    def _loop(self, node: Loop, live: frozenset[str]) -> frozenset[str]:
         node.live_after = live
-        return read(node.test) | _block(node.body, live) | _block(node.orelse, live)
-    if isinstance(node, Guard):
-        return live | read(node.test) | _reads(node.body)
-    if isinstance(node, Next):
-        return node.loop.live_head
-    if isinstance(node, Loop):
-        return _loop(node, live)
-    if isinstance(node, ast.With):
-        return _reads(node.items) | _block(node.body, live)
-    if isinstance(node, SCOPES):
-        return (live - bound([node])) | read(node)
-    if isinstance(node, _SIMPLE):
-        return (live - _overwritten(node)) | read(node)
-    return live | read(node)
+        done = self.block(node.done, live)
+        tested = _NONE if isinstance(node.original, ast.For) else read(node.original.test)
+        node.live_head = tested | done | live
+        while True:
+            body = self.block(node.body, live | {node.goes_on})
+            trip = self._without(body, node.targets) - {node.goes_on}
+            head = node.live_head | trip
+            if head == node.live_head:
+                break
+            node.live_head = head
+        return head | _reads(list(expressions(node)))
 
-
-def _loop(node: Loop, live: frozenset[str]) -> frozenset[str]:
-    node.live_after = live
-    done = _block(node.done, live)
-    tested = _NONE if isinstance(node.original, ast.For) else read(node.original.test)
-    node.live_head = tested | done | live
-    while True:
-        trip = _block(node.body, live | {node.goes_on}) - node.targets - {node.goes_on}
-        head = node.live_head | trip
-        if head == node.live_head:
-            break
-        node.live_head = head
-    return head | _reads(list(expressions(node)))
+    def _without(self, live: frozenset[str], bound: frozenset[str]) -> frozenset[str]:
+        """What is read before ``bound`` are bound for certain, ``live`` being read afterwards."""
+        return live - (bound - self.everywhere)
 
 
 def _overwritten(node: ast.stmt) -> frozenset[str]:
