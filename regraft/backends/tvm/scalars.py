@@ -6,6 +6,7 @@ Those of f32 that LLVM would call the C library for, lane by lane, are approxima
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,17 @@ class Scalars:
         """``yes`` where ``condition`` holds; both are computed."""
         return functions.select(condition, yes, no)
 
+    def unfolded(self, x: Expr) -> Expr:
+        """``x``; the float 0 by its bits: TVM refuses ``x / 0``, and makes 0 of ``x * 0`` and ``0 / x``,
+        which are nan for some ``x``."""
+        number = x.value if isinstance(x, tirx.Broadcast) else x
+        if not isinstance(number, tirx.FloatImm) or number.value != 0:
+            return x
+        whole, places = ("int64", 63) if is_double(x) else ("int32", 31)
+        bits = widened(tirx.IntImm(whole, -1 << places), lanes_of(x))
+        minus = tirx.reinterpret(retyped(x, scalar_type(x)), bits)  # no bits at all would be a null pointer
+        return minus if math.copysign(1, number.value) < 0 else minus * self.like(-1, x)
+
     # -- logic -----------------------------------------------------------------------------------
 
     def both(self, x: Expr, y: Expr) -> Expr:
@@ -75,7 +87,11 @@ class Scalars:
         return self.either(x, y) if _is_bool(x) else x + y
 
     def times(self, x: Expr, y: Expr) -> Expr:
-        return self.both(x, y) if _is_bool(x) else x * y
+        return self.both(x, y) if _is_bool(x) else self.unfolded(x) * self.unfolded(y)
+
+    def over(self, x: Expr, y: Expr) -> Expr:
+        """The quotient of floats."""
+        return self.unfolded(x) / self.unfolded(y)
 
     def isnan(self, x: Expr) -> Expr:
         if not _is_float(x):

@@ -171,3 +171,31 @@ def test_nan_is_no_number_s_equal(tvm: Any, dtype: torch.dtype, type: str) -> No
     assert torch.equal(is_nan, x.isnan())
     assert torch.equal(most.isnan(), x.isnan())
     assert torch.equal(truth, x.bool())
+
+
+@pytest.mark.parametrize(("dtype", "type"), [(torch.float32, "f32[35]"), (torch.float64, "f64[35]")])
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_zeros_that_are_known(tvm: Any, dtype: torch.dtype, type: str, zero: float) -> None:
+    """TVM refuses ``x / 0``, and makes 0 of ``x * 0`` and ``0 / x``, which are nan for some ``x``."""
+
+    def build(op: Any, x: Value) -> tuple[Value, ...]:
+        none = op.aten.full((), zero, dtype=x.tensor.dtype)
+        product = op.aten.mul.Scalar(x, zero)
+        return (
+            op.aten.div.Scalar(x, zero),
+            op.aten.div.Tensor(x, none),
+            op.aten.div.Tensor(none, x),
+            product,
+            op.aten.mul.Tensor(none, x),
+            op.aten.div.Tensor(x, product),
+        )
+
+    x = torch.tensor([float("nan"), float("inf"), 0.0, -1.5, 2.0] * 7, dtype=dtype)
+    expected = (x / zero, x / zero, zero / x, x * zero, x * zero, x / (x * zero))
+    for found, wanted in zip(run(tvm, build, x, type), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_variance_of_one_number_is_no_number(tvm: Any) -> None:
+    (found,) = run(tvm, lambda op, x: op.aten.var.correction(x, (1,)), torch.randn(3, 1), "f32[3, 1]")
+    assert found.isnan().all()

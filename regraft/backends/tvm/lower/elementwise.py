@@ -45,7 +45,7 @@ def number(k: Any, op: Op, name: str) -> Expr:
 
 def _scaled(k: Any, op: Op, value: Expr) -> Expr:
     alpha = op.attr("alpha")
-    return value if alpha == 1 else value * k.number(alpha, op.result.tensor.dtype)
+    return value if alpha == 1 else k.math.times(value, k.number(alpha, op.result.tensor.dtype))
 
 
 def _added(k: Any, op: Op) -> Expr:
@@ -102,7 +102,7 @@ def _remainder(k: Any, op: Op, x: Expr, y: Expr) -> Expr:
 def _quotient(k: Any, op: Op, x: Expr, y: Expr) -> Expr:
     mode = op.attr("rounding_mode")
     if op.result.tensor.dtype.is_float:
-        quotient = x / y
+        quotient = k.math.over(x, y)
         if mode == "trunc":
             return k.math.trunc(quotient)
         return quotient if mode is None or op.attrs.get("other") == 0 else _floored(k, op, x, y)
@@ -114,7 +114,7 @@ def _floored(k: Any, op: Op, x: Expr, y: Expr) -> Expr:
     m = k.math
     rest = k.bind(m.fmod(x, y))
     zero = k.zero(rest)
-    exact = (x - rest) / y
+    exact = m.over(x - rest, y)
     wrong = m.both(m.differ(rest, zero), m.differ(rest < zero, y < zero))
     exact = k.bind(m.select(wrong, exact - k.one(rest), exact))
     down = k.bind(m.floor(exact))
@@ -122,7 +122,7 @@ def _floored(k: Any, op: Op, x: Expr, y: Expr) -> Expr:
     near = m.select(exact - down > half, down + k.one(rest), down)
     found = m.select(m.differ(exact, zero), near, zero)
     # Whether a number is zero is known here, and TVM cannot fold the question for vectors.
-    return found if "other" in op.attrs else m.select(m.equal(y, zero), x / y, found)
+    return found if "other" in op.attrs else m.select(m.equal(y, zero), m.over(x, y), found)
 
 
 # -- powers ------------------------------------------------------------------------------------
@@ -141,9 +141,9 @@ def _power(k: Any, op: Op, x: Expr) -> Expr:
     if exponent == 0.5:
         return k.math.sqrt(x)
     if exponent == -0.5:
-        return k.one(x) / k.math.sqrt(x)
+        return k.math.over(k.one(x), k.math.sqrt(x))
     if exponent == -1:
-        return k.one(x) / x
+        return k.math.over(k.one(x), x)
     return k.math.pow(x, number(k, op, "exponent"))
 
 
@@ -194,7 +194,7 @@ def _elu(k: Any, op: Op, x: Expr) -> Expr:
 
 
 def _leaky(k: Any, op: Op, x: Expr) -> Expr:
-    return k.math.select(x > k.zero(x), x, x * number(k, op, "negative_slope"))
+    return k.math.select(x > k.zero(x), x, k.math.times(x, number(k, op, "negative_slope")))
 
 
 def _softplus(k: Any, op: Op, x: Expr) -> Expr:
@@ -330,8 +330,8 @@ LOWERINGS: dict[str, Pointwise] = {
     "aten.neg": elementwise(lambda k, op, x: k.zero(x) - x if op.result.tensor.dtype.is_integer else -x),
     "aten.sign": elementwise(_sign, _signed),
     "aten.relu": elementwise(relu),
-    "aten.rsqrt": elementwise(lambda k, op, x: k.one(x) / k.math.sqrt(x)),
-    "aten.reciprocal": elementwise(lambda k, op, x: k.one(x) / x),
+    "aten.rsqrt": elementwise(lambda k, op, x: k.math.over(k.one(x), k.math.sqrt(x))),
+    "aten.reciprocal": elementwise(lambda k, op, x: k.math.over(k.one(x), x)),
     "aten.silu": elementwise(silu),
     "aten.gelu": elementwise(gelu),
     "aten.mish": elementwise(_mish),
@@ -344,7 +344,7 @@ LOWERINGS: dict[str, Pointwise] = {
     "aten.add.Tensor": elementwise(lambda k, op, x, y: k.math.plus(x, _scaled(k, op, y))),
     "aten.sub.Tensor": elementwise(lambda k, op, x, y: x - _scaled(k, op, y)),
     "aten.mul.Tensor": elementwise(lambda k, op, x, y: k.math.times(x, y)),
-    "aten.div.Tensor": elementwise(lambda k, op, x, y: x / y),
+    "aten.div.Tensor": elementwise(lambda k, op, x, y: k.math.over(x, y)),
     "aten.div.Tensor_mode": elementwise(_quotient, _no_zero_divisor),
     "aten.remainder.Tensor": elementwise(_remainder, _no_zero_divisor),
     "aten.maximum": elementwise(lambda k, op, x, y: larger(k, x, y)),
@@ -352,7 +352,7 @@ LOWERINGS: dict[str, Pointwise] = {
     "aten.atan2": elementwise(lambda k, op, x, y: k.math.atan2(x, y)),
     "aten.add.Scalar": elementwise(lambda k, op, x: k.math.plus(x, _added(k, op)), _known_sum),
     "aten.mul.Scalar": elementwise(lambda k, op, x: k.math.times(x, number(k, op, "other"))),
-    "aten.div.Scalar": elementwise(lambda k, op, x: x / number(k, op, "other")),
+    "aten.div.Scalar": elementwise(lambda k, op, x: k.math.over(x, number(k, op, "other"))),
     "aten.div.Scalar_mode": elementwise(
         lambda k, op, x: _quotient(k, op, x, number(k, op, "other")), _no_floored_number
     ),

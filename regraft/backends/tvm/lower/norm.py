@@ -88,13 +88,13 @@ def _layer_norm(k: Any, op: Op) -> None:
     def row(place: Callable[[Expr], list[Expr]], count: Dim) -> None:
         values = k.scratch(count, dtype)
         total = k.fold_row(_sum(dtype), count, lambda j: values.keep(j, k.at(x, place(j))))
-        mean = k.bind(total / k.number(count, dtype))
+        mean = k.bind(k.math.over(total, k.number(count, dtype)))
 
         def square(j: Expr) -> Expr:
             apart = values.keep(j, values[j] - mean)
             return apart * apart
 
-        spread = k.fold_row(_sum(dtype), count, square) / k.number(count, dtype)
+        spread = k.math.over(k.fold_row(_sum(dtype), count, square), k.number(count, dtype))
         scale = k.bind(k.one(spread) / k.math.sqrt(spread + eps))
         k.lanes(count, lambda j: k.finish(place(j), _affine(k, op, values[j] * scale, place(j))))
 
@@ -113,7 +113,7 @@ def _rms_norm(k: Any, op: Op) -> None:
             found = values.keep(j, k.at(x, place(j)))
             return found * found
 
-        mean = k.fold_row(_sum(dtype), count, square) / k.number(count, dtype)
+        mean = k.math.over(k.fold_row(_sum(dtype), count, square), k.number(count, dtype))
         scale = k.bind(k.one(mean) / k.math.sqrt(mean + epsilon))
         k.lanes(count, lambda j: k.finish(place(j), _affine(k, op, values[j] * scale, place(j))))
 

@@ -136,7 +136,7 @@ def _reduction(
 
 
 def _mean(k: Any, op: Op, axes: Axes, total: Expr) -> Expr:
-    return total / k.number(axes.count, op.result.tensor.dtype)
+    return k.math.over(total, k.number(axes.count, op.result.tensor.dtype))
 
 
 def _no_bools(op: Op) -> str | None:
@@ -176,10 +176,12 @@ def _variance(k: Any, op: Op) -> None:
             return apart * apart
 
         sizes, sum_up = axes.sizes(axes.reduced), Fold(dtype, 0.0, _plus)
-        mean = k.bind(k.fold(sum_up, sizes, x) / k.number(axes.count, dtype))
+        mean = k.bind(k.math.over(k.fold(sum_up, sizes, x), k.number(axes.count, dtype)))
         total = k.fold(sum_up, sizes, square)
         # No degrees of freedom, or less: torch divides by zero.
-        k.finish(axes.result(kept), total / k.math.select(free > k.zero(free), free, k.zero(free)))
+        none = k.zero(free)
+        divisor = k.math.select(free > none, free, k.math.unfolded(none))
+        k.finish(axes.result(kept), k.math.over(total, divisor))
 
     k.rows(axes.sizes(axes.kept), row, axes.count)
 
