@@ -218,6 +218,11 @@ class GradientError(RegraftError):
 
 
 @dataclass(eq=False)
+class RecompileError(RegraftError):
+    """New weights cannot take the place of those that a model was compiled with: compile it again."""
+
+
+@dataclass(eq=False)
 class NoOriginalError(RegraftError, AttributeError):
     """A compiled model was asked for what only the original has, or was told to become another one."""
 

@@ -25,6 +25,7 @@ EXAMPLES = [
     errors.PluginError("it cannot be imported", "acme", "regraft-acme 1.0", hint="install numpy"),
     errors.ShapeError("wrong shape", "x", expected="f32[n, 4]", actual="f32[2, 3]"),
     errors.GradientError.of("x"),
+    errors.RecompileError("'w' and 'v' were one tied weight and are two now. Compile again"),
     errors.NoOriginalError("it was loaded"),
     errors.NoFunctionError("there is no function 'encode'"),
     errors.ArtefactError("checksum differs", "plan.json"),

@@ -22,14 +22,14 @@ from regraft.compiler.extensions import Extensions
 from regraft.compiler.materialise import Store, replacements
 from regraft.compiler.memory import Resident
 from regraft.compiler.options import Fallback, Options, Tune, Verify, check_max_trips
-from regraft.compiler.overflow import overflowing
+from regraft.compiler.overflow import harmful
 from regraft.compiler.per_sample import OneByOne, check_samples
 from regraft.compiler.pipeline import WHOLE, Compilation, Limit
 from regraft.compiler.plan_export import PlanReport, write_plan
 from regraft.compiler.progress import Observer, Phases
 from regraft.compiler.report import Report
 from regraft.compiler.tolerance import Declared
-from regraft.errors import NumericsMismatch, OptionError, RegraftError
+from regraft.errors import NumericsMismatch, OptionError, RecompileError, RegraftError
 from regraft.ir import Exactness, Leaf, Module, OpDef, Pass, Rewrite, print_module
 from regraft.plugins import Plugin
 from regraft.runtime import CompiledModel, Effects, Signature
@@ -163,7 +163,11 @@ def _compiled(
             compiled.report.cache = session.outcome
             return compiled
     captured, compilation, store = prepared(model, args, kwargs, dynamic_shapes, options, phases)
-    entry = session.describe(compilation.module, compilation.read, compilation.report)
+    entry = None
+    if compilation.options.left_out:  # which other weights may not need, and the key knows no weights
+        session.not_cached("rewrites were left out for these weights")
+    else:
+        entry = session.describe(compilation.module, compilation.read, compilation.report)
     compiled = finish(lowered(compilation, store, model), captured)
     session.store(entry)
     compiled.report.cache = session.outcome
@@ -220,9 +224,8 @@ def _from_cache(
         compilation = _compilation(captured, options, phases, report)
         compilation.restored()
         store = Store(module)
-        with torch.no_grad():
-            if overflowing(module, store):
-                return session.miss("with these weights, constants that were merged are not finite")
+        if harmful(module, store):
+            return session.miss("with these weights, constants that were merged overflow or vanish")
         compiled = lowered(compilation, store, model)
     except RegraftError as error:
         return session.miss(f"the entry cannot be used, {error.message}")
@@ -263,8 +266,9 @@ def prepared(
 ) -> tuple[Captured, Compilation, Store]:
     """A model captured and rewritten, with the values of its constants.
 
-    Rewrites whose merged constants are not finite are left out. Approximations keep to their tolerance on the
-    example, which is measured here where no verification does. ``switched`` is that of ``insert_adapters``.
+    Rewrites whose merged constants overflow or vanish are left out. Approximations keep to their tolerance
+    on the example, which is measured here where no verification does. ``switched`` is that of
+    ``insert_adapters``.
 
     Raises:
         NumericsMismatch: an approximation is off by more than was allowed.
@@ -281,10 +285,9 @@ def prepared(
             declared = Declared.of(compilation)
     compilation.rewrite()
     store = Store(compilation.module)
-    with torch.no_grad():
-        harmful = overflowing(compilation.module, store)
-    if harmful - options.left_out:
-        options = replace(options, left_out=options.left_out | harmful)
+    found = harmful(compilation.module, store)
+    if found - options.left_out:
+        options = replace(options, left_out=options.left_out | found, budget=compilation.budget_left)
         return prepared(model, args, kwargs, dynamic_shapes, options, phases, switched=switched)
     if declared is not None:
         with phases.phase("verify"):
@@ -298,7 +301,7 @@ def _begun(captured: Captured, options: Options, phases: Phases, limit: Limit = 
     report = Report(notes=list(options.notes), time=phases.seconds)
     if options.left_out:
         names = ", ".join(sorted(options.left_out))
-        report.notes.append(f"left out, since constants that they merge are not finite here: {names}")
+        report.notes.append(f"left out, since constants that they merge overflow or vanish here: {names}")
     return _compilation(captured, options, phases, report, limit)
 
 
@@ -317,11 +320,10 @@ def lowered(compilation: Compilation, store: Store, model: Any = None) -> Compil
     def refreshed(model: Any) -> CompiledModel:
         source = model if isinstance(model, ExportedProgram) else as_module(model)
         store = Store(module, replacements(module, source))
-        with torch.no_grad():
-            if overflowing(module, store):
-                raise RegraftError(
-                    "with the new weights, constants that were merged are not finite. Compile again"
-                )
+        if harmful(module, store):
+            raise RecompileError(
+                "with the new weights, constants that were merged overflow or vanish. Compile again"
+            )
         return lowered(compilation, store, model)
 
     original = as_module(model) if isinstance(model, torch.nn.Module) else model

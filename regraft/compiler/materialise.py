@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from regraft.backends import LowerOptions, backend
-from regraft.errors import RegraftError
+from regraft.errors import RecompileError
 from regraft.ir import Constant, Function, Leaf, Module, Recipe
 
 
@@ -53,7 +53,7 @@ def tensor_of(model: Any, name: str) -> Tensor:
     """The parameter, buffer or plain attribute of that name.
 
     Raises:
-        RegraftError: there is none.
+        RecompileError: there is none.
     """
     if isinstance(model, ExportedProgram):
         tensor = model.state_dict.get(name, model.constants.get(name))
@@ -63,7 +63,7 @@ def tensor_of(model: Any, name: str) -> Tensor:
         except AttributeError:
             tensor = None
     if not isinstance(tensor, Tensor):
-        raise RegraftError(f"the model has no tensor '{name}', as the compiled one has. Compile again")
+        raise RecompileError(f"the model has no tensor '{name}', as the compiled one has. Compile again")
     return tensor
 
 
@@ -71,7 +71,7 @@ def replacements(module: Module, model: Any) -> dict[Leaf, Tensor]:
     """For each leaf, the tensor of the same name in ``model``.
 
     Raises:
-        RegraftError: ``model`` lacks one, or it differs in shape or dtype.
+        RecompileError: ``model`` lacks one, or it differs in shape or dtype.
     """
     found: dict[Leaf, Tensor] = {}
     state = [leaf for function in module.functions.values() for leaf in function.state]
@@ -81,13 +81,13 @@ def replacements(module: Module, model: Any) -> dict[Leaf, Tensor]:
         tensor = tensor_of(model, constant.name)
         old = constant.storage
         if tensor.shape != old.shape or tensor.dtype != old.dtype:
-            raise RegraftError(
+            raise RecompileError(
                 f"'{constant.name}' is {tensor.dtype} {list(tensor.shape)}; the compiled model has "
                 f"{old.dtype} {list(old.shape)}. Compile again"
             )
         for name in constant.names:
             if tensor_of(model, name).data_ptr() != tensor.data_ptr():
-                raise RegraftError(
+                raise RecompileError(
                     f"'{constant.name}' and '{name}' were one tied weight and are two now. Compile again"
                 )
         found[constant] = tensor if constant in state else tensor.detach()

@@ -173,12 +173,22 @@ class Compilation:
         microseconds = sum(model.estimate(op, "cpu", self.sizes).us for op in ops)
         return Estimate(1e-6 * microseconds, "measured" if profile.measured else "default")
 
+    @property
+    def spent(self) -> float:
+        """Seconds for which forms were measured."""
+        return sum(seconds for name, seconds in self.report.passes if name == ChooseForms.name)
+
+    @property
+    def budget_left(self) -> float | None:
+        """Seconds that are left to measure for, if any; None where nothing is measured."""
+        budget = self.options.budget
+        return None if budget is None else max(0.0, budget - self.spent)
+
     def lower(self, store: Store) -> Plan:
         """Partition the module, lower its pieces and join them into a plan."""
         function: Function = self.module.main
         eager = backend("eager")
-        spent = sum(seconds for name, seconds in self.report.passes if name == ChooseForms.name)
-        tuning = self.options.kernel_tuning(spent, self.report.notes)
+        tuning = self.options.kernel_tuning(self.spent, self.report.notes)
         folder = cache_path(self.options.cache)
         code = None if folder is None else CodeCache(folder)
         options = LowerOptions(self.options.threads, tuning=tuning, code=code)
@@ -197,7 +207,7 @@ class Compilation:
         with self.phases.phase("lower"):
             plan = None
             if len(self.options.backends) > 1:
-                assignment, plan = self._placed(assignment, self._bench(plan_of, store, options), spent)
+                assignment, plan = self._placed(assignment, self._bench(plan_of, store, options))
             plan = plan or plan_of(assignment)
             store.drop_results()
         executables = list(executables_of(plan))
@@ -207,16 +217,14 @@ class Compilation:
         self.report.fallbacks = dict(assignment.fallbacks)
         return plan
 
-    def _placed(
-        self, preferred: Assignment, bench: Bench | None, spent: float
-    ) -> tuple[Assignment, Plan | None]:
+    def _placed(self, preferred: Assignment, bench: Bench | None) -> tuple[Assignment, Plan | None]:
         """The assignment by measured cost, which is decided once, and its plan where that was made."""
         model = RooflineModel(load_profile(state_folder(), self.options.threads))
         layout = Layout.of(self.module.main, preferred, self.options.backends, self.sizes, model)
         if self.picks is not None:
             return layout.assigned(self.picks), None
         notes, budget = self.report.notes, self.options.budget
-        left = None if budget is None else Budget.after(spent, budget)
+        left = None if budget is None else Budget.after(self.spent, budget)
         placed = place(layout, comparisons(self.options, notes), left, bench, notes)
         self.picks = placed.picks
         self.report.choices += placed.choices

@@ -55,7 +55,7 @@ class Declared:
             return
         pairs = zip(found, self.results, strict=True)
         errors = [
-            judged(f"output {index}", mine.reshape(theirs.shape), _double(theirs), self.tolerance)
+            judged(f"output {index}", _like(mine, theirs), _double(theirs), self.tolerance)
             for index, (mine, theirs) in enumerate(pairs)
         ]
         compilation.report.approximation = max(errors, default=0.0)
@@ -72,9 +72,13 @@ def judged(
 ) -> float:
     """The error of one output, which is right by the numerics rule or off by at most ``tolerance``.
 
+    Integers and bools must be equal whatever the tolerance.
+
     Raises:
         NumericsMismatch: it is neither; of the two limits the larger one is named.
     """
+    if not (actual.is_floating_point() or actual.is_complex()):
+        tolerance = 0.0
     error = relative_error(actual, expected)
     if tolerance and error <= tolerance:
         return error
@@ -101,6 +105,11 @@ def _results(compilation: Compilation, store: Store) -> list[Tensor] | str:
     with torch.no_grad(), same_draws():
         found = eager.lower(function, store, LowerOptions()).run(inputs, sizes)
     return [result.clone() for result in found]
+
+
+def _like(result: Tensor, other: Tensor) -> Tensor:
+    """``result`` in the shape of ``other``, where it has as many elements."""
+    return result.reshape(other.shape) if result.numel() == other.numel() else result
 
 
 def _double(tensor: Tensor) -> Tensor:

@@ -183,6 +183,43 @@ def test_outputs_are_judged_one_by_one() -> None:
             )
 
 
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("decide", [lambda y: y.argmax(-1) + 30000, lambda y: y > 0])
+def test_integers_and_bools_must_be_equal(decide: Callable[[Tensor], Tensor], verify: bool) -> None:
+    class Decides(FFN):
+        def forward(self, x: Tensor) -> Tensor:
+            return decide(super().forward(x))
+
+    model = randomise(Decides().eval())
+    with pytest.raises(NumericsMismatch, match="integers and bools must be equal"):
+        regraft.compile(
+            model,
+            (normal(64, WIDTH),),
+            plugins=[LowRank(rank=3)],
+            exactness=Exactness.APPROX(1.0),
+            verify=verify,
+        )
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_results_of_another_size_are_off(verify: bool) -> None:
+    class Picks(FFN):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y[y > 0.5]
+
+    model = randomise(Picks().eval())
+    with pytest.raises(NumericsMismatch, match="off by more than was allowed") as raised:
+        regraft.compile(
+            model,
+            (normal(64, WIDTH),),
+            plugins=[LowRank(rank=3)],
+            exactness=Exactness.APPROX(0.5),
+            verify=verify,
+        )
+    assert raised.value.error == float("inf")
+
+
 def test_a_program_without_example_says_that_nothing_was_checked() -> None:
     model, x = nearly_low_rank(), normal(7, WIDTH)
     program = torch.export.export(model, (x,))

@@ -1,4 +1,4 @@
-"""Constants that are not finite once they are merged: the model's own order is kept."""
+"""Constants that overflow or vanish once they are merged: the model's own order is kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import regraft
-from regraft.errors import RegraftError
+from regraft.errors import RecompileError
 from regraft.testing import assert_close
 
 WIDTH = 32
@@ -38,6 +38,21 @@ class InARow(nn.Module):
         return torch.tanh(self.second(self.first(x)))
 
 
+class LowRank(nn.Module):
+    """Two factors of f16, of which the product has few digits."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 8, bias=False), nn.Linear(8, 64, bias=False)
+        with torch.no_grad():
+            self.first.weight.copy_(0.02 * normal(8, 64))
+            self.second.weight.copy_(size * normal(64, 8, seed=1))
+        self.half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
 class Beside(nn.Module):
     """A layer times, or over, one number for each output."""
 
@@ -52,6 +67,18 @@ class Beside(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer(x)
         return y / self.values if self.divides else y * self.values
+
+
+class Divided(nn.Module):
+    """A product and two divisors, whose quotient has nothing left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(normal(WIDTH, WIDTH))
+        self.first, self.second = (nn.Parameter(torch.full((WIDTH,), 1e30)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight / self.first / self.second
 
 
 class Normed(nn.Module):
@@ -75,11 +102,21 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "a factor of inf": (lambda: Beside(False, torch.inf, -torch.inf), X),
     "a large factor": (lambda: Beside(False, 3e38), 1e-30 * X),
     "a deviation of 0": (Normed, normal(1, 3, 8, 8)),
+    "layers of small weights in a row": (lambda: InARow(1e-25), 1e30 * X),
+    "large divisors": (Divided, 1e30 * X),
+    "factors of small weights in f16": (lambda: LowRank(1e-4), 100 * normal(4, 64).half()),
+}
+#: What the merged constants of these have is what the model's own order has.
+HARMLESS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "a layer of zeros": (lambda: InARow(0.0), X),
+    "a zero among factors": (lambda: Beside(False, 0.0), X),
+    "factors in f16": (lambda: LowRank(0.02), normal(4, 64).half()),
+    "a weight that is nan": (lambda: Beside(True, torch.nan), X),
 }
 
 
 def made(case: str) -> tuple[nn.Module, Tensor]:
-    make, x = CASES[case]
+    make, x = (CASES | HARMLESS)[case]
     torch.manual_seed(0)
     return make().eval(), x
 
@@ -111,6 +148,32 @@ def test_exports_do_the_same(case: str, tmp_path: Path) -> None:
     assert_like(torch.as_tensor(found), model, x)
 
 
+@pytest.mark.parametrize("case", HARMLESS)
+def test_nothing_is_left_out_for_what_the_model_itself_has(case: str) -> None:
+    model, x = made(case)
+    compiled = regraft.compile(model, (x,), verify=True, cache=False)
+    assert_like(compiled(x), model, x)
+    assert not left_out(compiled.report)
+
+
+def test_new_weights_may_be_nan() -> None:
+    model = InARow(0.1).eval()
+    compiled = regraft.compile(model, (X,), cache=False)
+    with torch.no_grad():
+        model.first.weight[0, 0] = torch.nan
+    compiled.refresh(model)
+    assert_like(compiled(X), model, X)
+
+
+def test_a_nan_hides_no_overflow() -> None:
+    model, x = InARow(1e25).eval(), 1e-30 * X
+    with torch.no_grad():
+        model.second.weight[0, 0] = torch.nan
+    compiled = regraft.compile(model, (x,), verify=True, cache=False)
+    assert left_out(compiled.report)
+    assert_like(compiled(x), model, x)
+
+
 def test_finite_constants_are_merged() -> None:
     merges = {
         "MergedLinear": InARow(0.1),
@@ -140,7 +203,7 @@ def test_new_weights_that_overflow_ask_for_a_compile() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1e26)
-    with pytest.raises(RegraftError, match=r"merged are not finite\. Compile again"):
+    with pytest.raises(RecompileError, match=r"merged overflow or vanish\. Compile again"):
         compiled.refresh(model)
     assert_like(regraft.compile(model, (1e-30 * X,), cache=False)(1e-30 * X), model, 1e-30 * X)
 
@@ -150,5 +213,30 @@ def test_an_entry_of_the_cache_does_not_serve_weights_that_overflow(tmp_path: Pa
     assert regraft.compile(InARow(0.2).eval(), (X,), cache=tmp_path).report.cache.status == "hit"
     model, x = InARow(1e25).eval(), 1e-30 * X
     compiled = regraft.compile(model, (x,), cache=tmp_path, verify=True)
-    assert "constants that were merged are not finite" in compiled.report.cache.reason
+    assert "constants that were merged overflow or vanish" in compiled.report.cache.reason
     assert_like(compiled(x), model, x)
+
+
+def test_what_leaves_rewrites_out_is_not_kept_for_other_weights(tmp_path: Path) -> None:
+    model, x = InARow(1e25).eval(), 1e-30 * X
+    for _ in range(2):
+        compiled = regraft.compile(model, (x,), cache=tmp_path)
+        assert compiled.report.cache.status == "not cached"
+        assert "left out for these weights" in compiled.report.cache.reason
+        assert left_out(compiled.report)
+    other = regraft.compile(InARow(0.1).eval(), (x,), cache=tmp_path)
+    assert other.report.cache.status == "miss"
+    assert other.report.rewrites["MergedLinear"].hits
+
+
+@pytest.mark.parametrize("divisor", [0.0, torch.nan])
+def test_torch_compile_takes_weights_that_cannot_be_merged(divisor: float) -> None:
+    torch._dynamo.reset()
+    model = Beside(True, 1.0).eval()
+    compiled = torch.compile(model, backend="regraft")
+    with torch.no_grad():
+        assert_like(compiled(X), model, X)
+        model.values[0] = divisor
+        assert_like(compiled(X), model, X)
+        model.values[0] = 2.0
+        assert_like(compiled(X), model, X)

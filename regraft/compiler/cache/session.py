@@ -160,7 +160,7 @@ class Session:
             hashes = {leaf.name: content_hash(leaf.storage) for leaf in read}
             ir, signatures, leaves = describe_module(module, self.model)
         except (Unstorable, TooLarge) as error:
-            return self._not_cached(str(error))
+            return self.not_cached(str(error))
         reported = report.to_dict()
         kept = {k: reported[k] for k in ("captured", "passes", "rewrites", "flops", "bytes")}
         kept["choices"] = [asdict(choice) for choice in report.choices]
@@ -179,11 +179,12 @@ class Session:
         try:
             self.folder.write(_file_name(self.key), entry.pack(head))
         except Unstorable as error:
-            self._not_cached(str(error))
+            self.not_cached(str(error))
         except OSError as error:
-            self._not_cached(f"{self.folder.path} cannot be written: {error.strerror}")
+            self.not_cached(f"{self.folder.path} cannot be written: {error.strerror}")
 
-    def _not_cached(self, reason: str) -> None:
+    def not_cached(self, reason: str) -> None:
+        """Note that this compile is not kept, and why."""
         before = f"; before that: {self.outcome.reason}" if self.outcome.reason else ""
         self.outcome = CacheOutcome("not cached", f"{reason}{before}")
 

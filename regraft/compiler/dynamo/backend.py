@@ -32,7 +32,7 @@ from regraft.compiler.dynamo.inputs import (
     source_name,
 )
 from regraft.compiler.dynamo.results import Results, result_nodes
-from regraft.errors import GradientError, OptionError, no_such
+from regraft.errors import GradientError, OptionError, RecompileError, no_such
 from regraft.runtime import CompiledModel, refreshed
 
 #: For so many combinations of numbers that are no sizes a graph is kept; the oldest makes room.
@@ -164,7 +164,7 @@ class CompiledGraph:
         variants = self._variants.setdefault(numbers, {})
         like = next(iter(variants.values()), None)
         with self._function.holding(inputs):
-            model = self._compiled(inputs) if like is None else refreshed(like.model, self._function)
+            model = self._model(inputs, None if like is None else like.model)
         weights = [inputs[i] for i in self._weights]
         if model.effects is not None and not self._written:
             self._written = self._function.named(model.effects.state_names)
@@ -174,6 +174,15 @@ class CompiledGraph:
         if len(self._variants) > _REMEMBERED:
             self._variants.popitem(last=False)
         return variants[ids]
+
+    def _model(self, inputs: Sequence[Any], like: CompiledModel | None) -> CompiledModel:
+        """The graph with the weights it holds: ``like`` with these where that is possible."""
+        if like is not None:
+            try:
+                return refreshed(like, self._function)
+            except RecompileError:
+                pass  # the compile below is what it asks for
+        return self._compiled(inputs)
 
     def _compiled(self, inputs: Sequence[Any]) -> CompiledModel:
         arguments = tuple([inputs[i] for i in self._arguments])
