@@ -32,6 +32,7 @@ _RULES: tuple[str, ...] = (
     "NotWhereFusion",
     "Pad_Fusion",
     "PreShapeNodeElimination",
+    "ReluQuantRewrite",
     "UnsqueezeElimination",
 )
 
