@@ -311,7 +311,7 @@ class ManyRows(nn.Module):
         (OneBranch, "the variable 'y' is set in one branch only", "return y + 1", "before the `if`"),
         (Unequal, "is 'a' on one path and 'b' on the other", "kind = ", "the same on both paths"),
         (PartIsWritten, "the model writes to a tensor, or to a part of it", "row = x[int(", "clone()"),
-        (ManyRows, "a condition in a comprehension cannot be converted", "return [v for", None),
+        (ManyRows, "a list of which only a call knows the length is returned", "def forward", "then stack"),
     ],
 )
 def test_refusals_name_the_line_and_the_way_out(

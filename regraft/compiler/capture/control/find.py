@@ -110,7 +110,7 @@ class FrontEnd:
         elif frame is None:
             if isinstance(error, UnknownNumber):  # found in what the model returns
                 code = next(iter(self.codes))
-                error.location = f"{code.co_filename}:{code.co_firstlineno}"
+                _refuse_at(error.message, code.co_filename, code.co_firstlineno, error.hint, error)
             raise error
         else:
             self._refuse(error, frame[0].f_code, frame[1])
@@ -159,12 +159,7 @@ class FrontEnd:
             message = "the value of a tensor decides here, where it cannot be followed"
             message += f": {reason}" if reason else ""
             hint = None if reason else _WAY_OUT
-        raise CaptureError(
-            message,
-            location=f"{code.co_filename}:{line}",
-            source_line=linecache.getline(code.co_filename, line).strip() or None,
-            hint=hint,
-        ) from error
+        _refuse_at(message, code.co_filename, line, hint, error)
 
     def _lost(self, error: NameError) -> str | None:
         """The variable without a value that ``error`` is about, where two paths left it so."""
@@ -182,6 +177,11 @@ class FrontEnd:
             source_line=(line.line or "").strip() or None,
             hint=lost.hint,
         ) from error
+
+
+def _refuse_at(message: str, file: str, line: int, hint: str | None, error: Exception) -> NoReturn:
+    source = linecache.getline(file, line).strip() or None
+    raise CaptureError(message, location=f"{file}:{line}", source_line=source, hint=hint) from error
 
 
 def _is_in_an_arm(error: NameError) -> bool:
