@@ -66,7 +66,8 @@ class _Block:
     """``size`` bytes of memory, and whether they are lent.
 
     After a large model has run, code and data that a call needs are in no cache, so that each call of a
-    library costs tens of microseconds. It takes one of NumPy and one of torch, the fewest there can be.
+    library costs tens of microseconds. A loan takes one of NumPy and one of torch, two for
+    types that NumPy lacks.
     """
 
     def __init__(self, size: int) -> None:

@@ -261,8 +261,9 @@ def test_autocast_at_the_call_is_that_of_the_compile(model: Encoder, tmp_path: P
         cast = regraft.compile(model, (rows(),), fallback="eager")
         with torch.no_grad():
             expected = model(rows())
-        assert_close(cast(rows()), model.double()(rows().double()), expected, reassociates=True)
-        model.float()
+        # The layer takes what autocast rounds to bf16; without that rounding this fails.
+        rounded = copy.deepcopy(model).bfloat16().double()
+        assert_close(cast(rows()), rounded(rows().bfloat16().double()))
         assert cast(rows()).dtype == expected.dtype
         with pytest.raises(RegraftError, match=r"under bf16 autocast.*compiled under no autocast"):
             plain(rows())

@@ -7,12 +7,12 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-#: Bytes that one buffer may take of a thread's stack.
+#: Bytes beyond which a row belongs in TVM's pool: a model's sizes are not to decide how deep a stack is.
 MOST = 1 << 14
 
 
 def on_stack(shape: Sequence[Any], dtype: str) -> Any:
-    """A buffer of a size that is known, at most ``MOST`` bytes, which LLVM may keep in registers.
+    """A buffer of a known and small size, which LLVM may keep in registers.
 
     Of itself TVM takes any buffer that is not in the global scope, or has a KiB and more, from a pool: two
     calls each time that its scope is entered, which cost more than to fold a row of a hundred numbers.
