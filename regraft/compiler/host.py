@@ -15,6 +15,7 @@ from regraft.compiler.partition import (
     cut,
     is_control_flow,
     make_plan,
+    preferred,
     refusal,
 )
 from regraft.ir import Dim, Function, Op, OpTable, Region, Trait, Value, clone_region, symbols_in
@@ -48,7 +49,8 @@ class HostBackend:
         """The ops in the regions of ``op``, by the back end that runs them."""
         found: Counter[str] = Counter()
         for inner in (inner for region in op.regions for inner in _computing(region)):
-            taker = next((b for b in self._backends if refusal(b, inner) is None), self)
+            order = preferred(self._backends, inner)
+            taker = next((backend for backend in order if refusal(backend, inner) is None), self)
             found[taker.name] += 1
             if taker is self:
                 found += self.executors(inner)

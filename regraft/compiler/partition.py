@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -112,13 +112,24 @@ def is_control_flow(op: Op) -> bool:
 def _place(op: Op, backends: Sequence[Backend], assignment: Assignment) -> dict[str, str] | None:
     """None when a back end took ``op``, else every back end's reason."""
     reasons: dict[str, str] = {}
-    for backend in backends:
+    for backend in preferred(backends, op):
         reason = refusal(backend, op)
         if reason is None:
             assignment.backend[op] = backend
             return None
         reasons[backend.name] = reason
     return reasons
+
+
+def preferred(backends: Sequence[Backend], op: Op) -> list[Backend]:
+    """``backends`` in the order in which they are asked to take ``op``: who claims it comes first."""
+    return sorted(backends, key=lambda backend: not claims(backend, op))
+
+
+def claims(backend: Backend, op: Op) -> bool:
+    """Whether ``backend`` does ``op`` in a way that others have nothing like."""
+    claiming: Callable[[Op], bool] | None = getattr(backend, "claims", None)
+    return claiming is not None and claiming(op)
 
 
 def refusal(backend: Backend, op: Op) -> str | None:

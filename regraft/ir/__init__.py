@@ -50,6 +50,7 @@ from regraft.ir.place import excerpt, path_of
 from regraft.ir.printer import format_type, outermost, print_function, print_module, print_op, print_region
 from regraft.ir.rewrite import Exactness, Example, Rewrite, parse_type
 from regraft.ir.rewriter import Fuel, Listener, Rewriter, RewriteStats, decompose, refines
+from regraft.ir.scan import Scan
 from regraft.ir.stages import STAGE_RULES, stage_problem
 from regraft.ir.structural import Difference, same_attr, structurally_equal
 from regraft.ir.types import TensorType, TokenType, Type
@@ -103,6 +104,7 @@ __all__ = [
     "RewritePass",
     "RewriteStats",
     "Rewriter",
+    "Scan",
     "Symbol",
     "TensorType",
     "TokenType",

@@ -15,7 +15,7 @@ def forget_names(function: Function) -> None:
     for value in function.args:
         value.hint = ""
     for op in function.walk():
-        for value in op.results:
+        for value in (*op.results, *(argument for region in op.regions for argument in region.args)):
             value.hint = ""
         if not _is_checked(op):
             op.loc = UNKNOWN

@@ -13,7 +13,7 @@ from regraft.backends.tvm.choices import choices_of, reported
 from regraft.backends.tvm.client import Builder
 from regraft.backends.tvm.cluster import symbols_of
 from regraft.backends.tvm.cpu import Cpu, host_cpu
-from regraft.backends.tvm.expand import EXPANSIONS, expand
+from regraft.backends.tvm.expand import EXPANSIONS, expand, lift_constants
 from regraft.backends.tvm.library import missing, usable_threads
 from regraft.backends.tvm.lower import LOWERINGS, supports
 from regraft.backends.tvm.run import TvmExecutable
@@ -48,6 +48,10 @@ class TvmBackend:
     def supports(self, op: Op) -> str | None:
         """None when ``op`` can be lowered, else the reason why not."""
         return supports(op)
+
+    def claims(self, op: Op) -> bool:
+        """Whether ``op`` is a loop that is one kernel here, and a kernel a step and op elsewhere."""
+        return op.name == "cf.scan" and supports(op) is None
 
     def lower(self, function: Function, store: ConstantStore, options: LowerOptions) -> TvmExecutable:
         """The program of ``function``, its kernels compiled for this CPU.
@@ -122,6 +126,7 @@ def _described(function: Function, store: ConstantStore, cpu: Cpu) -> tuple[Func
         BackendError: an op is not supported.
     """
     copy = function.clone()
+    lift_constants(copy)
     names: dict[str, Constant] = {}
     numbered: dict[str, str] = {}
     leaves: dict[str, Leaf] = {}

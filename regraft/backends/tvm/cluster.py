@@ -1,9 +1,9 @@
 """Which ops make one kernel.
 
-A kernel computes one value: that of its *root*. Other ops are *inlined*: their elements are computed where
-they are wanted, and never in memory. One of them, the *anchor*, may write loops of its own (a reduction, a
-product); what precedes it is computed where it reads, and what follows it, if that is elementwise, where it
-has an element.
+A loop over steps is a kernel by itself, a ``Sweep``. Any other kernel computes one value: that of its *root*.
+Other ops are *inlined*: their elements are computed where they are wanted, and never in memory. One of them,
+the *anchor*, may write loops of its own (a reduction, a product); what precedes it is computed where it
+reads, and what follows it, if that is elementwise, where it has an element.
 
 Ops are taken in reverse, so that the users of each are placed when its turn comes. Every op joins the kernel
 of its users where there is one such kernel and nothing would be computed twice; views, and tensors made from
@@ -19,7 +19,7 @@ from typing import Any
 from regraft.backends.tvm.epilogue import can_follow, is_number
 from regraft.backends.tvm.lower import LOWERINGS
 from regraft.backends.tvm.lower.indexing import needs_division
-from regraft.backends.tvm.lower.kinds import Pointwise, Templated, is_elementwise
+from regraft.backends.tvm.lower.kinds import Pointwise, Swept, Templated, is_elementwise
 from regraft.ir import Dim, Function, Op, Symbol, Trait, Type, Value, dims, symbols_in
 
 
@@ -50,9 +50,39 @@ class Cluster:
         return self.root.result
 
     @property
+    def results(self) -> tuple[Value, ...]:
+        return (self.result,)
+
+    @property
     def products(self) -> tuple[Op, ...]:
         """The anchor and its twin."""
         return tuple(op for op in (self.anchor, self.twin) if op is not None)
+
+    def memory(self, value: Value) -> Value:
+        """The value in whose memory ``value`` lies."""
+        return self.memories.get(value, value)
+
+
+@dataclass(eq=False)
+class Sweep:
+    """A loop over steps that is a kernel of its own.
+
+    Fields:
+        root: the loop.
+        inputs: what is read from memory, each once.
+    """
+
+    root: Op
+    inputs: tuple[Value, ...] = ()
+    memories: Mapping[Value, Value] = field(default_factory=dict[Value, Value], repr=False)
+
+    @property
+    def results(self) -> tuple[Value, ...]:
+        return self.root.results
+
+    @property
+    def inlined(self) -> tuple[Op, ...]:
+        return (self.root,)
 
     def memory(self, value: Value) -> Value:
         """The value in whose memory ``value`` lies."""
@@ -77,7 +107,7 @@ class Clusters:
         memories: a view that is no kernel's -> the value in whose memory it lies.
     """
 
-    steps: tuple[Cluster | Check, ...]
+    steps: tuple[Cluster | Sweep | Check, ...]
     memories: Mapping[Value, Value]
 
 
@@ -94,8 +124,11 @@ class _Forming:
         """The kernels in which an op is inlined; none for a view that is only another shape of memory."""
 
     def run(self) -> Clusters:
-        roots: list[Cluster] = []
+        roots: list[Cluster | Sweep] = []
         for op in reversed(_beside_siblings(self.ops)):
+            if isinstance(LOWERINGS[op.name], Swept):
+                roots.append(Sweep(op))
+                continue
             homes = self._homes(op)
             if homes is None:
                 cluster = Cluster(op, {})
@@ -104,7 +137,8 @@ class _Forming:
             self.homes[op] = homes
             for cluster in homes:
                 self._join(op, cluster)
-        memories = {op.result: self._source(op.result) for op in self.ops if not self.homes[op]}
+        views = [op for op, homes in self.homes.items() if not homes]
+        memories = {op.result: self._source(op.result) for op in views}
         return Clusters(tuple(self._steps(list(reversed(roots)), memories)), memories)
 
     def _join(self, op: Op, cluster: Cluster) -> None:
@@ -174,12 +208,13 @@ class _Forming:
         return value
 
     def _steps(
-        self, clusters: Sequence[Cluster], memories: Mapping[Value, Value]
-    ) -> Iterator[Cluster | Check]:
+        self, kernels: Sequence[Cluster | Sweep], memories: Mapping[Value, Value]
+    ) -> Iterator[Cluster | Sweep | Check]:
         checked: set[tuple[Value, Dim, Dim]] = set()
-        for cluster in sorted(clusters, key=lambda c: self.ops.index(c.root)):
+        for cluster in sorted(kernels, key=lambda kernel: self.ops.index(kernel.root)):
             cluster.memories = memories
-            cluster.inlined = dict.fromkeys(op for op in self.ops if op in cluster.inlined)
+            if isinstance(cluster, Cluster):
+                cluster.inlined = dict.fromkeys(op for op in self.ops if op in cluster.inlined)
             read = (v for op in cluster.inlined for v in op.operands if v.op not in cluster.inlined)
             cluster.inputs = tuple(dict.fromkeys(cluster.memory(v) for v in read))
             for op in cluster.inlined:
@@ -191,11 +226,16 @@ class _Forming:
 
 
 def symbols_of(ops: Iterable[Op], values: Iterable[Value] = ()) -> tuple[Symbol, ...]:
-    """Every symbol in the types and attributes of ``ops`` and in the types of ``values``, once, in order."""
+    """Every symbol in the types and attributes of ``ops`` and in the types of ``values``, once, in order.
+
+    What is in the regions of ``ops`` counts, the symbols of the regions themselves apart.
+    """
     found: dict[Symbol, None] = {}
     for op in ops:
         for each in (*(v.type for v in (*op.operands, *op.results)), *op.attrs.values()):
             found |= dict.fromkeys(symbols_in(each))
+        for region in op.regions:
+            found |= dict.fromkeys(s for s in symbols_of(region.ops) if s not in region.symbols)
     for value in values:
         found |= dict.fromkeys(symbols_in(value.type))
     return tuple(found)

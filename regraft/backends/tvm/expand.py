@@ -8,7 +8,7 @@ from typing import Any
 
 from regraft.backends.tvm.cpu import Cpu
 from regraft.backends.tvm.problems import template_of
-from regraft.ir import OPS, DType, Function, Op, Rewriter, Value, dims
+from regraft.ir import OPS, DType, Function, Op, Region, Rewriter, Trait, Value, clone_op, dims
 
 
 def _always(op: Op) -> str | None:
@@ -51,6 +51,33 @@ def expand(function: Function, cpu: Cpu) -> None:
         made = expansion.build(builder, op)
         rewriter.replace(op, [made] if isinstance(made, Value) else made)
         pending = [new for new in builder.made if new.parent is not None] + pending
+
+
+def lift_constants(function: Function) -> None:
+    """Give scans the constants in their trips as fixed values, in place: a kernel reads what it is given."""
+    rewriter = Rewriter(OPS, "tvm")
+    for op in [op for op in function.body.ops if op.name == "cf.scan"]:
+        constants = [inner for inner in op.regions[0].ops if inner.has(Trait.CONSTANT_LIKE)]
+        if constants:
+            builder = rewriter.before(op)
+            given = [builder.insert(clone_op(inner, {})).result for inner in constants]
+            lists = (op.variadic("carried"), op.variadic("scanned"), (*op.variadic("fixed"), *given))
+            body = _without_constants(op.regions[0])
+            rewriter.replace(op, builder.create("cf.scan", lists, regions=(body,)).results)
+
+
+def _without_constants(region: Region) -> Region:
+    """A copy of ``region`` that takes its constants as its last arguments."""
+    body, mapping = Region(), dict[Value, Value]()
+    for argument in region.args:
+        mapping[argument] = body.add_arg(argument.type, argument.hint)
+    for op in region.ops:
+        if op.has(Trait.CONSTANT_LIKE):
+            mapping[op.result] = body.add_arg(op.result.type, op.result.hint)
+    for op in region.ops:
+        if not op.has(Trait.CONSTANT_LIKE):
+            body.append(clone_op(op, mapping))
+    return body
 
 
 def _feed_forward(b: Any, op: Op) -> Any:

@@ -51,7 +51,7 @@ LANES = 16
 
 @dataclass(frozen=True)
 class Built:
-    """A kernel. Its parameters are ``buffers``, each flat, the last one its result, and then ``symbols``."""
+    """A kernel. Its parameters are ``buffers``, each flat, its results last, and then ``symbols``."""
 
     function: Any
     buffers: tuple[Value, ...]
@@ -60,18 +60,28 @@ class Built:
 
 def build(cluster: Cluster, symbols: Sequence[Symbol], name: str) -> Built:
     """The kernel of ``cluster`` as the TIR function ``name``."""
+    buffers = (*cluster.inputs, cluster.result)
+    return written(lambda sizes: Kernel(cluster, sizes), buffers, symbols, name)
+
+
+def written(
+    make: Callable[[Mapping[Symbol, Expr]], Kernel],
+    buffers: Sequence[Value],
+    symbols: Sequence[Symbol],
+    name: str,
+) -> Built:
+    """The TIR function ``name`` that the kernel writes which ``make`` gives for the values of ``symbols``."""
     with IRBuilder() as builder, T.prim_func():
         T.func_name(name)
         T.func_attr({"tirx.noalias": True, "global_symbol": name})
-        buffers = (*cluster.inputs, cluster.result)
         handles = [T.arg(f"b{i}", T.handle()) for i in range(len(buffers))]
         sizes = {symbol: T.arg(symbol.name, T.int64()) for symbol in symbols}
-        kernel = Kernel(cluster, sizes)
+        kernel = make(sizes)
         for value, handle in zip(buffers, handles, strict=True):
             shape = (kernel.size(value.tensor.numel),)
             kernel.buffers[value] = T.match_buffer(handle, shape, MEMORY_TYPES[value.tensor.dtype], align=64)
         kernel.write()
-    return Built(builder.get(), buffers, tuple(symbol.name for symbol in symbols))
+    return Built(builder.get(), tuple(buffers), tuple(symbol.name for symbol in symbols))
 
 
 class Local:
@@ -219,10 +229,13 @@ class Kernel:
 
     def store(self, index: Sequence[Expr], value: Expr) -> None:
         """Write element ``index`` of the result."""
-        out = self.cluster.root.result
+        self.put(self.cluster.result, index, value)
+
+    def put(self, out: Value, index: Sequence[Expr], value: Expr) -> None:
+        """Write element ``index`` of ``out``, which is in memory."""
         offset = self.place(ravel(index, out.tensor.shape, self.size))
         value = functions.bf16_bits(self.bind(value)) if out.tensor.dtype == DType.BF16 else value
-        T.buffer_store(self.buffers[self.cluster.result], value, [offset])
+        T.buffer_store(self.buffers[out], value, [offset])
 
     @contextmanager
     def scope(self) -> Iterator[None]:

@@ -7,14 +7,15 @@ one kernel: a model of equal layers has the kernels of one.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from regraft.backends.tvm import cluster as clusters
 from regraft.backends.tvm import kernel as kernels
+from regraft.backends.tvm import sweep as sweeps
 from regraft.backends.tvm.checks import build_check
-from regraft.backends.tvm.cluster import Check, Cluster, symbols_of
+from regraft.backends.tvm.cluster import Check, Cluster, Sweep, symbols_of
 from regraft.backends.tvm.following import values_of
 from regraft.backends.tvm.packing import Packing
 from regraft.backends.tvm.products import BuiltProduct, Products
@@ -65,8 +66,8 @@ class _Assembly:
         made = self._results(formed)
         steps: list[dict[str, Any]] = []
         for step in formed.steps:
-            if isinstance(step, Cluster):
-                self._buffer(step.result, made.get(step.result, {}))
+            for value in _written(step):
+                self._buffer(value, made.get(value, {}))
             steps.append(self._call(step, formed.memories))
         results = [
             {"buffer": self.numbers[formed.memories.get(v, v)], "shape": _texts(v.tensor.shape)}
@@ -83,7 +84,7 @@ class _Assembly:
 
     def _results(self, formed: clusters.Clusters) -> dict[Value, dict[str, Any]]:
         """The values that a call hands out as they are computed; other results are copies."""
-        computed = {step.result for step in formed.steps if isinstance(step, Cluster)}
+        computed = {value for step in formed.steps for value in _written(step)}
         found: dict[Value, dict[str, Any]] = {}
         for number, value in enumerate(self.function.results):
             source = formed.memories.get(value, value)
@@ -91,7 +92,7 @@ class _Assembly:
                 found.setdefault(source, {"result": number})
         return found
 
-    def _call(self, step: Cluster | Check, memories: Mapping[Value, Value]) -> dict[str, Any]:
+    def _call(self, step: Cluster | Sweep | Check, memories: Mapping[Value, Value]) -> dict[str, Any]:
         key, values = _described(step, memories)
         if key not in self.known:
             name = _KERNEL.format(len(self.known))
@@ -105,7 +106,7 @@ class _Assembly:
             assert isinstance(step, Cluster)
             return call | self._taken(built, values_of(step))
         reads = [self.numbers[v] for v in values]
-        writes = [] if isinstance(step, Check) else [self.numbers[step.result]]
+        writes = [self.numbers[v] for v in _written(step)]
         views = _views("uint16" if v.tensor.dtype == DType.BF16 else None for v in built.buffers)
         return call | {"reads": reads, "writes": writes, "symbols": list(built.symbols), **views}
 
@@ -129,17 +130,24 @@ class _Assembly:
         return self.packed[value, packing]
 
     def _build(
-        self, step: Cluster | Check, name: str, memories: Mapping[Value, Value]
+        self, step: Cluster | Sweep | Check, name: str, memories: Mapping[Value, Value]
     ) -> kernels.Built | BuiltProduct:
         symbols = _symbols(step)
         if isinstance(step, Check):
             return build_check(step, memories.get(step.value, step.value), symbols, name)
+        if isinstance(step, Sweep):
+            return sweeps.build(step, symbols, name)
         if step.is_closed:
             return self.products.build(step, name)
         return kernels.build(step, symbols, name)
 
 
-def _symbols(step: Cluster | Check) -> tuple[Symbol, ...]:
+def _written(step: Cluster | Sweep | Check) -> tuple[Value, ...]:
+    """What the kernel of ``step`` computes."""
+    return () if isinstance(step, Check) else step.results
+
+
+def _symbols(step: Cluster | Sweep | Check) -> tuple[Symbol, ...]:
     """The symbols that the kernel computes with."""
     if isinstance(step, Check):
         found = [*symbols_in(step.value.type), *symbols_in((step.least, step.size))]
@@ -147,24 +155,32 @@ def _symbols(step: Cluster | Check) -> tuple[Symbol, ...]:
     return symbols_of(step.inlined, step.inputs)
 
 
-def _described(step: Cluster | Check, memories: Mapping[Value, Value]) -> tuple[str, Sequence[Value]]:
+def _described(step: Cluster | Sweep | Check, memories: Mapping[Value, Value]) -> tuple[str, Sequence[Value]]:
     """A text that is equal for steps that compute the same, and what the step reads, in the text's order."""
     if isinstance(step, Check):
         value = memories.get(step.value, step.value)
         # Its message names the op and its source line.
         return f"check {value.type} {step.least} {step.size} {step.op.name} {step.op.loc}", (value,)
     names: dict[Value, str] = {value: f"b{i}:{value.type}" for i, value in enumerate(step.inputs)}
-    lines: list[str] = []
-    for number, op in enumerate(step.inlined):
+    for op in step.inlined:
         for value in op.operands:
-            source = step.memory(value)
-            if value not in names:
-                names[value] = f"{names[source]} as {value.type}"
-        operands = ", ".join(names[value] for value in op.operands)
-        names[op.result] = f"v{number}"
-        lines.append(f"{op.name}({operands}) {op.segments} {op.attrs} {op.result.type}")
+            if value.op not in step.inlined:
+                names.setdefault(value, f"{names[step.memory(value)]} as {value.type}")
     ranges = [f"{s.name} in {s.lo}..{s.hi} by {s.divisor}" for s in _symbols(step)]
-    return "\n".join([*lines, *ranges]), step.inputs
+    return "\n".join([*_lines(step.inlined, names), *ranges]), step.inputs
+
+
+def _lines(ops: Iterable[Op], names: dict[Value, str]) -> Iterator[str]:
+    """A line for each of ``ops``, over values with ``names``; those of regions follow their op."""
+    for op in ops:
+        operands = ", ".join(names[value] for value in op.operands)
+        types = " ".join(str(result.type) for result in op.results)
+        yield f"{op.name}({operands}) {op.segments} {op.attrs} {types}"
+        for region in op.regions:
+            names |= {value: f"a{len(names) + n}:{value.type}" for n, value in enumerate(region.args)}
+            yield from _lines(region.ops, names)
+        for result in op.results:
+            names[result] = f"v{len(names)}"
 
 
 def _views(types: Iterable[str | None]) -> dict[str, list[str | None]]:

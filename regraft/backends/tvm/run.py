@@ -370,7 +370,7 @@ class _Binding:
         self._calls: list[tuple[Any, list[Any]]] = []
         self._open: list[tuple[int, list[Any], int, _Seen]] = []
         for call in program.calls:
-            if all(counts[n] for n in call.writes or call.reads):  # a kernel of no element computes nothing
+            if any(counts[n] for n in call.writes or call.reads):  # a kernel of no element computes nothing
                 self._calls.append((call.function, self._arguments(call, memory, sizes)))
         self._shapes = [tuple(size(sizes) for size in result.shape) for result in program.results]
 

@@ -15,7 +15,7 @@ from regraft.backends import Backend
 from regraft.compiler.choose.decide import MARGIN, Choice, Times, fastest, layers_of, verdict
 from regraft.compiler.choose.model import RooflineModel
 from regraft.compiler.choose.sections import Section, rows_of, sections, signature
-from regraft.compiler.partition import Assignment, groups, refusal
+from regraft.compiler.partition import Assignment, claims, groups, refusal
 from regraft.ir import Function, Op, Symbol, Trait, symbols_in
 from regraft.timing import Measured
 
@@ -65,7 +65,9 @@ class Layout:
         known = frozenset(function.symbols)
 
         def is_free(op: Op) -> bool:
-            return all(refusal(backend, op) is None for backend in backends) and _stands_alone(op, known)
+            if not all(refusal(backend, op) is None for backend in backends):
+                return False
+            return _stands_alone(op, known) and not any(claims(backend, op) for backend in backends)
 
         ops = [op for op in function.body.ops if op in preferred.backend]
         alike: dict[str, list[Section]] = {}

@@ -14,6 +14,7 @@ from regraft.ir import (
     Op,
     PatternBuilder,
     Rewrite,
+    Scan,
     TensorType,
     Trait,
     Value,
@@ -23,9 +24,9 @@ from regraft.ir import (
 from regraft.rewrites.sequence.samples import scan
 from regraft.rewrites.sequence.scans import (
     Outside,
-    Scan,
     is_constant,
     is_heavy,
+    live_in,
     may_leave,
     scan_over,
     varying_of,
@@ -84,7 +85,7 @@ def _leaving(found: Scan) -> list[Op]:
     varying = varying_of(found, (*found.carried, *found.slices))
     known = {*found.slices, *found.fixed}
     leaving: list[Op] = []
-    for op in found.live():
+    for op in live_in(found):
         ready = all(value in known or is_constant(value) for value in op.operands)
         if not ready or known.isdisjoint(op.operands) or not may_leave(op, varying):
             continue

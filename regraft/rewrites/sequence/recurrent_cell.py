@@ -17,11 +17,12 @@ from regraft.ir import (
     Op,
     PatternBuilder,
     Rewrite,
+    Scan,
     Value,
 )
 from regraft.rewrites.sequence.products import Form, form_of
 from regraft.rewrites.sequence.samples import scan
-from regraft.rewrites.sequence.scans import Outside, Scan, may_leave, varying_of
+from regraft.rewrites.sequence.scans import Outside, may_leave, varying_of
 from regraft.rewrites.support import same_dims
 
 

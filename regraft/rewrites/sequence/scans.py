@@ -1,15 +1,10 @@
-"""How the rewrites of scans look at one and build one anew.
-
-The arguments of a ``cf.scan``'s body are the carried values, the slices and the fixed values; it yields the
-carried values after a trip, then the rows that are stacked.
-"""
+"""How the rewrites of scans look at one and build one anew."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
 
-from regraft.ir import Builder, Dim, Op, Region, TensorType, Trait, Value, clone_op, dims
+from regraft.ir import Builder, Op, Region, Scan, TensorType, Trait, Value, clone_op, dims
 from regraft.rewrites.batching import batched, obstacle
 from regraft.rewrites.dynamic.regions import live_ops
 
@@ -19,49 +14,9 @@ _CACHED = 1 << 20
 _ROW = 1 << 11
 
 
-@dataclass(frozen=True)
-class Scan:
-    """The parts of a ``cf.scan``.
-
-    Fields:
-        carried, slices, fixed: arguments of the body.
-        after: what it yields for the carried values.
-        rows: what it yields to be stacked.
-    """
-
-    op: Op
-    body: Region
-    carried: Sequence[Value]
-    slices: Sequence[Value]
-    fixed: Sequence[Value]
-    after: Sequence[Value]
-    rows: Sequence[Value]
-
-    @staticmethod
-    def of(op: Op) -> Scan:
-        (body,) = op.regions
-        first = len(op.variadic("carried"))
-        second = first + len(op.variadic("scanned"))
-        args, results = body.args, body.results
-        return Scan(
-            op, body, args[:first], args[first:second], args[second:], results[:first], results[first:]
-        )
-
-    @property
-    def length(self) -> Dim:
-        """The number of trips."""
-        return self.op.variadic("scanned")[0].tensor.shape[0]
-
-    def operand(self, argument: Value) -> Value:
-        """What the body's ``argument`` is, or is a slice of."""
-        return self.op.operands[argument.index]
-
-    def stacked(self, row: int) -> Value:
-        """The result that holds the row for each trip."""
-        return self.op.results[len(self.carried) + row]
-
-    def live(self) -> list[Op]:
-        return live_ops(self.body, self.body.results)
+def live_in(scan: Scan) -> list[Op]:
+    """The ops of the body that have effects or that its results depend on."""
+    return live_ops(scan.body, scan.body.results)
 
 
 def is_constant(value: Value) -> bool:

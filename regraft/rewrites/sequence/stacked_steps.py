@@ -15,13 +15,14 @@ from regraft.ir import (
     Op,
     PatternBuilder,
     Rewrite,
+    Scan,
     Trait,
     Value,
     dims,
 )
 from regraft.rewrites.dynamic.regions import live_ops
 from regraft.rewrites.sequence.samples import scan
-from regraft.rewrites.sequence.scans import Outside, Scan, is_heavy, may_leave, scan_over, varying_of
+from regraft.rewrites.sequence.scans import Outside, is_heavy, live_in, may_leave, scan_over, varying_of
 
 _PRODUCTS = ("aten.linear", "aten.matmul")
 
@@ -85,7 +86,7 @@ class _Split:
         needed = set(live_ops(scan.body, scan.after))
         varying = varying_of(scan, (*scan.carried, *scan.slices))
         leaving: list[Op] = []
-        for op in reversed(scan.live()):
+        for op in reversed(live_in(scan)):
             users = [user for user in _users(op) if not user.has(Trait.TERMINATOR)]
             if op in needed or varying.isdisjoint(op.operands) or not all(u in leaving for u in users):
                 continue

@@ -16,6 +16,7 @@ from regraft.ir import (
     PatternBuilder,
     Region,
     Rewrite,
+    Scan,
     Trait,
     Value,
     clone_op,
@@ -24,7 +25,7 @@ from regraft.ir import (
 )
 from regraft.rewrites.batching import Call
 from regraft.rewrites.sequence.samples import scan
-from regraft.rewrites.sequence.scans import Scan, is_constant, is_heavy
+from regraft.rewrites.sequence.scans import is_constant, is_heavy
 
 _MOST_OPS = 64
 """The most ops that make a slice in each trip."""

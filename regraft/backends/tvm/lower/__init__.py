@@ -13,12 +13,13 @@ from regraft.backends.tvm.lower import (
     norm,
     parts,
     reduce,
+    scan,
     views,
 )
-from regraft.backends.tvm.lower.kinds import Lowering
-from regraft.ir import DType, Op, TensorType, Trait
+from regraft.backends.tvm.lower.kinds import Lowering, Swept, untyped
+from regraft.ir import Op, Trait
 
-_FAMILIES = (elementwise, views, create, gather, parts, reduce, norm, matmul)
+_FAMILIES = (elementwise, views, create, gather, parts, reduce, norm, matmul, scan)
 
 #: Op name -> how its kernel is written.
 LOWERINGS: Mapping[str, Lowering] = {
@@ -28,32 +29,22 @@ LOWERINGS: Mapping[str, Lowering] = {
 #: Handled by the clustering itself.
 STRUCTURAL = ("rg.const", "cf.yield")
 
-_INTEGERS = (DType.I64, DType.I32, DType.I16, DType.I8, DType.U8, DType.BOOL)
-#: Element types of what kernels read and write; those of bf16 are computed in f32.
-DTYPES = frozenset({DType.F32, DType.F64, DType.BF16, *_INTEGERS})
-
 
 def supports(op: Op) -> str | None:
     """Why ``op`` cannot be lowered to a kernel; None when it can."""
-    for value in (*op.operands, *op.results):
-        if not isinstance(value.type, TensorType):
-            return "it is ordered by a token"
-        if value.tensor.dtype not in DTYPES:
-            return f"no kernels for {value.tensor.dtype} tensors"
-        if value.tensor.device != "cpu":
-            return f"it runs on {value.tensor.device}, this back end on cpu"
-    if op.name in STRUCTURAL:
-        return None
+    reason = untyped(op)
+    if reason is not None or op.name in STRUCTURAL:
+        return reason
     if op.has(Trait.RANDOM):
         return "it draws from torch's generator"
-    if op.regions:
+    lowering = LOWERINGS.get(op.name)
+    if op.regions and not isinstance(lowering, Swept):
         return "conditions and loops have no kernels"
     if op.symbols:
         return "the length of its result depends on values"
     expansion = EXPANSIONS.get(op.name)
     if expansion is not None:
         return expansion.check(op)
-    lowering = LOWERINGS.get(op.name)
     if lowering is None:
         return "there is no lowering to a kernel"
     if op.definition.opaque:

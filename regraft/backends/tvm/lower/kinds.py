@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from regraft.ir import DType, Op, Trait, Value, dims
+from regraft.ir import DType, Op, TensorType, Trait, Value, dims
 
 Expr = Any
 """A TIR expression."""
@@ -75,7 +75,38 @@ class Templated:
         return op.operands
 
 
-Lowering = Pointwise | Loops | Templated
+@dataclass(frozen=True)
+class Swept:
+    """A loop over steps whose trips are all one kernel, which computes every result (``sweep.py``).
+
+    Fields:
+        check: why this use of the op cannot be lowered, or None.
+    """
+
+    check: Check = accept
+
+    def in_memory(self, op: Op) -> Sequence[Value]:
+        """Trips read slices, and what they start with, from memory."""
+        return op.operands
+
+
+Lowering = Pointwise | Loops | Templated | Swept
+
+_INTEGERS = (DType.I64, DType.I32, DType.I16, DType.I8, DType.U8, DType.BOOL)
+#: Element types of what kernels read and write; those of bf16 are computed in f32.
+DTYPES = frozenset({DType.F32, DType.F64, DType.BF16, *_INTEGERS})
+
+
+def untyped(op: Op) -> str | None:
+    """Why kernels cannot hold the operands or results of ``op``; None when they can."""
+    for value in (*op.operands, *op.results):
+        if not isinstance(value.type, TensorType):
+            return "it is ordered by a token"
+        if value.tensor.dtype not in DTYPES:
+            return f"no kernels for {value.tensor.dtype} tensors"
+        if value.tensor.device != "cpu":
+            return f"it runs on {value.tensor.device}, this back end on cpu"
+    return None
 
 
 def is_elementwise(op: Op) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,15 @@ def _matmul(k: Any, op: Op) -> None:
     )
 
 
+def factors(op: Op, index: Sequence[Expr], depth: Expr) -> tuple[list[Expr], list[Expr]]:
+    """The places in both operands of the factors of number ``depth`` in element ``index`` of the product."""
+    left, right = op.operands
+    batch = list(index)
+    column = [batch.pop()] if right.tensor.rank > 1 else []
+    row = [batch.pop()] if left.tensor.rank > 1 else []
+    return [*_batch_place(left, batch), *row, depth], [*_batch_place(right, batch), depth, *column]
+
+
 def _left_place(value: Value, batch: list[Expr], row: Expr, depth: Expr, merges: bool) -> list[Expr]:
     if merges:  # the row runs over all leading axes
         return [*[0] * (value.tensor.rank - 2), row, depth]
@@ -103,7 +112,7 @@ def _left_place(value: Value, batch: list[Expr], row: Expr, depth: Expr, merges:
 
 
 def _batch_place(value: Value, batch: list[Expr]) -> list[Expr]:
-    own = value.tensor.rank - 2
+    own = max(value.tensor.rank - 2, 0)
     place = list(batch[len(batch) - own :]) if own else []
     return [0 if dims.eq(size, 1) is True else p for p, size in zip(place, value.tensor.shape, strict=False)]
 

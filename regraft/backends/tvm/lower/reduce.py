@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regraft.backends.tvm.lower.elementwise import larger, smaller
-from regraft.backends.tvm.lower.kinds import Expr, Loops, highest, lowest
+from regraft.backends.tvm.lower.kinds import Check, Expr, Loops, accept, highest, lowest
 from regraft.ir import Dim, DType, Op, TensorType, dims
 
 
@@ -37,6 +37,10 @@ class Axes:
         for axis, place in zip((*self.kept, *self.reduced), (*kept, *reduced), strict=True):
             found[axis] = place
         return found
+
+    def kept_place(self, result: Sequence[Expr]) -> list[Expr]:
+        """The kept place of what is at ``result`` in the result."""
+        return [result[axis] for axis in self.kept] if self.keepdim else list(result)
 
     def result(self, kept: Sequence[Expr]) -> list[Expr]:
         """The place in the result."""
@@ -117,48 +121,57 @@ def element(k: Any, op: Op, place: list[Expr], dtype: DType) -> Expr:
     return k.cast(k.at(x, place), x.tensor.dtype, dtype)
 
 
-def _reduction(
-    combine: Callable[[Any, Expr, Expr], Expr],
-    start: Callable[[DType], Any],
-    last: Callable[[Any, Op, Axes, Expr], Expr] = lambda k, op, axes, x: x,
-) -> Callable[[Any, Op], None]:
-    def emit(k: Any, op: Op) -> None:
-        axes, dtype = axes_of(op), op.result.tensor.dtype
+def _in_result_type(k: Any, op: Op, place: list[Expr]) -> Expr:
+    return element(k, op, place, op.result.tensor.dtype)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """An op that makes one element of those along some axes.
+
+    Fields:
+        how: ``how(dtype)`` combines them, for a result of ``dtype``.
+        check: why this use of the op cannot be lowered, or None.
+        term: ``term(kernel, op, place)``, what of the operand's element is combined.
+        last: ``last(kernel, op, combined)`` gives the element of the result.
+    """
+
+    how: Callable[[DType], Fold]
+    check: Check = accept
+    term: Callable[[Any, Op, list[Expr]], Expr] = _in_result_type
+    last: Callable[[Any, Op, Expr], Expr] = lambda k, op, combined: combined
+
+    def emit(self, k: Any, op: Op) -> None:
+        axes = axes_of(op)
         fold(
             k,
             axes,
-            Fold(dtype, start(dtype), combine),
-            lambda k, place: element(k, op, place, dtype),
-            lambda kept, x: k.finish(axes.result(kept), last(k, op, axes, x)),
+            self.how(op.result.tensor.dtype),
+            lambda k, place: self.term(k, op, place),
+            lambda kept, x: k.finish(axes.result(kept), self.last(k, op, x)),
         )
 
-    return emit
+
+def sum_of(dtype: DType) -> Fold:
+    return Fold(dtype, 0, _plus)
 
 
-def _mean(k: Any, op: Op, axes: Axes, total: Expr) -> Expr:
-    return k.math.over(total, k.number(axes.count, op.result.tensor.dtype))
+def _mean(k: Any, op: Op, total: Expr) -> Expr:
+    return k.math.over(total, k.number(axes_of(op).count, op.result.tensor.dtype))
 
 
 def _no_bools(op: Op) -> str | None:
     return "an extremum of bools" if op.operands[0].tensor.dtype == DType.BOOL else None
 
 
-def _truth(every: bool) -> Callable[[Any, Op], None]:
+def _truth(every: bool) -> Reduction:
     """Whether one element is not zero, or every one."""
-
-    def emit(k: Any, op: Op) -> None:
-        axes = axes_of(op)
-
-        def term(k: Any, place: list[Expr]) -> Expr:
-            return k.cast(element(k, op, place, DType.BOOL), DType.BOOL, DType.I32)
-
-        def finish(kept: list[Expr], found: Expr) -> None:
-            k.finish(axes.result(kept), k.cast(found, DType.I32, op.result.tensor.dtype))
-
-        combine = smaller if every else larger
-        fold(k, axes, Fold(DType.I32, int(every), combine), term, finish)
-
-    return emit
+    combine = smaller if every else larger
+    return Reduction(
+        lambda dtype: Fold(DType.I32, int(every), combine),
+        term=lambda k, op, place: k.cast(element(k, op, place, DType.BOOL), DType.BOOL, DType.I32),
+        last=lambda k, op, found: k.cast(found, DType.I32, op.result.tensor.dtype),
+    )
 
 
 def _variance(k: Any, op: Op) -> None:
@@ -237,14 +250,18 @@ def _cumulative(k: Any, op: Op) -> None:
     k.rows(axes.sizes(axes.kept), row, axes.count)
 
 
+REDUCTIONS: dict[str, Reduction] = {
+    "aten.sum.dim_IntList": Reduction(sum_of),
+    "aten.mean.dim": Reduction(sum_of, _float_operand, last=_mean),
+    "aten.prod.dim_int": Reduction(lambda dtype: Fold(dtype, 1, _times)),
+    "aten.amax": Reduction(lambda dtype: Fold(dtype, lowest(dtype), larger), _no_bools),
+    "aten.amin": Reduction(lambda dtype: Fold(dtype, highest(dtype), smaller), _no_bools),
+    **{f"aten.any{kind}": _truth(False) for kind in ("", ".dim", ".dims")},
+    **{f"aten.all{kind}": _truth(True) for kind in ("", ".dim", ".dims")},
+}
+
 LOWERINGS: dict[str, Loops] = {
-    "aten.sum.dim_IntList": Loops(_reduction(_plus, lambda dtype: 0)),
-    "aten.mean.dim": Loops(_reduction(_plus, lambda dtype: 0, _mean), _float_operand),
-    "aten.prod.dim_int": Loops(_reduction(_times, lambda dtype: 1)),
-    "aten.amax": Loops(_reduction(larger, lowest), _no_bools),
-    "aten.amin": Loops(_reduction(smaller, highest), _no_bools),
-    **{f"aten.any{kind}": Loops(_truth(False)) for kind in ("", ".dim", ".dims")},
-    **{f"aten.all{kind}": Loops(_truth(True)) for kind in ("", ".dim", ".dims")},
+    **{name: Loops(reduction.emit, reduction.check) for name, reduction in REDUCTIONS.items()},
     "aten.var.correction": Loops(_variance, _float_operand),
     "aten.argmax": Loops(_position(is_max=True), _no_bools),
     "aten.argmin": Loops(_position(is_max=False), _no_bools),
