@@ -161,7 +161,7 @@ class Scalars:
         return tirx.log2(x)
 
     def log1p(self, x: Expr) -> Expr:
-        return self._external("log1p", x)
+        return self.bind(functions.log1p(self.bind(x)))
 
     def sqrt(self, x: Expr) -> Expr:
         return tirx.sqrt(x)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from regraft.backends import LowerOptions
 from regraft.backends.tvm import LOWERINGS, TvmBackend
@@ -95,6 +96,28 @@ def test_integers_wrap_around(tvm: Any, dtype: torch.dtype) -> None:
 )
 def test_numbers_that_a_type_has_not(tvm: Any, build: Any, type: str, reason: str | None) -> None:
     assert tvm.supports(op_of(Case("", build, (type,)).function())) == reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logarithms_near_one_keep_their_digits(tvm: Any, dtype: torch.dtype) -> None:
+    """However small they are; and where there is none."""
+
+    def build(op: Any, x: Value) -> tuple[Value, Value]:
+        return op.aten.log1p(x), op.aten.softplus(x)
+
+    name = "f32" if dtype == torch.float32 else "f64"
+    small = torch.logspace(-30, 0, 61, dtype=torch.float64)
+    x = torch.cat([-0.999 * small, small, torch.linspace(-85.5, 40, 126)]).to(dtype)
+    logarithm, softplus = run(tvm, build, x, f"{name}[{len(x)}]")
+    inside = x > -1
+    ratios = (
+        logarithm[inside] / x[inside].double().log1p(),
+        softplus / nn.functional.softplus(x.double()),
+    )
+    assert_close([each.to(dtype) for each in ratios], [torch.ones_like(each) for each in ratios])
+    odd = torch.tensor([-1.0, -1.5, torch.inf, -torch.inf, torch.nan] * 7, dtype=dtype)
+    found, _ = run(tvm, build, odd, f"{name}[35]")
+    torch.testing.assert_close(found, odd.log1p(), equal_nan=True, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("dtype", "type"), [(torch.float32, "f32[40]"), (torch.float64, "f64[40]")])

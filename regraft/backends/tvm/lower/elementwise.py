@@ -301,8 +301,10 @@ def calls_library(op: Op) -> bool:
 
     Of those TVM would make one by one in a loop of lanes, and of a value that is bound there only the last.
     """
-    if op.name in ("aten.log1p", "aten.softplus", "aten.atan2"):
+    if op.name == "aten.atan2":
         return True
+    if op.name in ("aten.log1p", "aten.softplus"):
+        return op.result.tensor.dtype == DType.F64
     if op.name == "aten.round":
         return op.result.tensor.dtype.is_float
     is_floored = op.name.startswith("aten.div.") and op.attrs.get("rounding_mode") == "floor"

@@ -1,9 +1,9 @@
 """Functions of floats as TIR expressions, for scalars and for vectors. Imports TVM.
 
-LLVM has no vector forms of ``exp``, ``erf`` and ``tanh``: it would call the C library once a lane. The
-approximations of f32 here are of the rounding error's order, give inf and 0 where torch does, pass nan on.
-Sources: Cephes (``expf``), Eigen (rational minimax forms of ``erf`` and ``tanh``). Those of f64 are the C
-library's.
+LLVM has no vector forms of ``exp``, ``log1p``, ``erf`` and ``tanh``: it would call the C library once a lane.
+The approximations of f32 here are of the rounding error's order, give inf and 0 where torch does, pass nan
+on. Sources: Cephes (``expf``, ``logf``), Kahan (``log1p`` by ``log``), Eigen (rational minimax forms of
+``erf`` and ``tanh``). Those of f64 are the C library's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,19 @@ Value = Any
 _LOG2_E = 1.44269504088896341
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+_LOG = (
+    7.0376836292e-2,
+    -1.1514610310e-1,
+    1.1676998740e-1,
+    -1.2420140846e-1,
+    1.4249322787e-1,
+    -1.6668057665e-1,
+    2.0000714765e-1,
+    -2.4999993993e-1,
+    3.3333331174e-1,
+)
+#: The bits of the root of 1/2, from which a power of two is taken apart from what is left.
+_HALF_ROOT_BITS = 0x3F3504F3
 #: 1.5 * 2**23: a whole number of moderate size added to it is found in its lowest bits.
 _SHIFTER, _SHIFTER_BITS = 12582912.0, 0x4B400000
 _ERF_P = (
@@ -122,6 +135,47 @@ def _two_to(power: Value) -> Value:
     """2**power for a power that is an exponent of f32."""
     bits = (power + _integer(127, power)) << _integer(23, power)
     return tirx.reinterpret(retyped(power, "float32"), bits)
+
+
+def log1p(x: Value) -> Value:
+    """``log(1 + x)``: of the rounded sum, and what the sum has lost."""
+    if is_double(x):
+        return tirx.call_pure_extern("float64", "log1p", x)
+
+    def of_sum(x: Value, total: Value) -> Value:
+        zero, infinity = constant(0.0, x), widened(tirx.infinity("float32"), lanes_of(x))
+        lost = x - (total - constant(1.0, x))
+        usual = _log_of_normal(total) + lost / total
+        # Of the sums that are left, inf and nan stay.
+        unusual = select(
+            total < zero, constant(math.nan, x), select(total < infinity, zero - infinity, total)
+        )
+        return select(tirx.And(total > zero, total < infinity), usual, unusual)
+
+    return bound(x, lambda x: bound(x + constant(1.0, x), lambda total: of_sum(x, total)))
+
+
+def _log_of_normal(x: Value) -> Value:
+    """The logarithm of a positive number that is not subnormal, and finite."""
+
+    def apart(bits: Value) -> Value:
+        power = (bits - _integer(_HALF_ROOT_BITS, x)) >> _integer(23, x)
+        rest = tirx.reinterpret(retyped(x, "float32"), bits - (power << _integer(23, x)))
+        return bound(
+            power.astype(retyped(x, "float32")), lambda e: bound(rest - constant(1.0, x), _joined(e))
+        )
+
+    return bound(tirx.reinterpret(retyped(x, "int32"), x), apart)
+
+
+def _joined(power: Value) -> Callable[[Value], Value]:
+    """``log(2**power * (1 + f))`` of the ``f`` that it is called with."""
+
+    def of_rest(f: Value) -> Value:
+        small = _polynomial(_LOG, f) * f * f * f + power * constant(_LN2_LOW, f) - constant(0.5, f) * f * f
+        return f + small + power * constant(_LN2_HIGH, f)
+
+    return of_rest
 
 
 def erf(x: Value) -> Value:
