@@ -11,13 +11,21 @@ from regraft.runtime.cpu import cpu_features, cpu_model
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from regraft.runtime.effects import Effects, overlap
-from regraft.runtime.executable import ArtefactReader, ArtefactWriter, Executable, NativeCode
+from regraft.runtime.executable import (
+    HOST,
+    ArtefactReader,
+    ArtefactWriter,
+    Bindable,
+    Bound,
+    Executable,
+    NativeCode,
+)
 from regraft.runtime.files import read_file
-from regraft.runtime.host import HOST, Block, HostExecutable, executables_of
+from regraft.runtime.host import Block, HostExecutable, executables_of
 from regraft.runtime.lazy import lazy_names
-from regraft.runtime.memory import LARGE, ResultMemory
+from regraft.runtime.memory import LARGE, ResultMemory, lasting
 from regraft.runtime.model import CompiledModel, refreshed
-from regraft.runtime.plan import Bind, Plan, Step
+from regraft.runtime.plan import Bind, Frame, Plan, Step
 from regraft.runtime.profile import Profile, StepTime, profile
 from regraft.runtime.records import signature_from, signature_record, text
 from regraft.runtime.report import ReadableReport, SavedReport
@@ -43,12 +51,15 @@ __all__ = [
     "ArtefactReader",
     "ArtefactWriter",
     "Bind",
+    "Bindable",
     "Block",
+    "Bound",
     "Bundle",
     "CheckedExecutable",
     "CompiledModel",
     "Effects",
     "Executable",
+    "Frame",
     "GuardSpec",
     "HostExecutable",
     "NativeCode",
@@ -71,6 +82,7 @@ __all__ = [
     "cpu_model",
     "executables_of",
     "is_random",
+    "lasting",
     "lazy_names",
     "load",
     "overlap",

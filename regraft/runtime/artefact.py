@@ -35,9 +35,8 @@ from regraft.runtime.checked import CheckedExecutable
 from regraft.runtime.cpu import cpu_features
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.effects import Effects
-from regraft.runtime.executable import Executable
+from regraft.runtime.executable import HOST, Executable
 from regraft.runtime.files import read_file
-from regraft.runtime.host import HOST
 from regraft.runtime.host import load as load_host
 from regraft.runtime.plan import Plan, Step
 from regraft.runtime.plan_record import binds_from, plan_record

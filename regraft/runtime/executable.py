@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
+
+HOST = "host"
+"""The name of the executables that are a plan's own control flow."""
 
 
 class ArtefactWriter(Protocol):
@@ -68,5 +71,34 @@ class Executable(Protocol):
 
         Raises:
             BackendError: it holds something that cannot be saved, such as a Python function.
+        """
+        ...
+
+
+class Bound(Protocol):
+    """A call that is prepared, for one caller at a time.
+
+    Fields:
+        kept: for each result the tensor that every run writes it to, small, contiguous and aligned as torch
+            aligns new memory; None for a result that is a fresh tensor each time.
+    """
+
+    @property
+    def kept(self) -> Sequence[Tensor | None]: ...
+
+    def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The results for ``inputs``, of which those that stay must be those ``bind`` was given."""
+        ...
+
+
+@runtime_checkable
+class Bindable(Executable, Protocol):
+    """An executable that looks up once what does not change from call to call."""
+
+    def bind(self, inputs: Sequence[Tensor | None], keep: Sequence[bool], sizes: Mapping[str, int]) -> Bound:
+        """A call for ``sizes``.
+
+        ``inputs`` are those that stay where they are, ``kept`` of other calls; None for others. ``keep``
+        says which results may stay at one place.
         """
         ...

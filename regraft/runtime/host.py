@@ -8,24 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from regraft.errors import RegraftError
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.dtypes import TORCH_DTYPES
-from regraft.runtime.executable import ArtefactReader, ArtefactWriter, Executable
-from regraft.runtime.plan import Bind, Plan, with_bound
+from regraft.runtime.executable import HOST, ArtefactReader, ArtefactWriter, Bound, Executable
+from regraft.runtime.plan import Bind, Frame, Plan, fresh, with_bound
 from regraft.runtime.plan_record import binds_from, plan_record
 from regraft.runtime.records import ints
-
-HOST = "host"
 
 Sizes = Mapping[str, int]
 Values = Sequence[Tensor]
 _Call = Callable[[Values, Sizes], list[Tensor]]
+_Test = Callable[[Tensor], Any]
+
+
+class _Region(Protocol):
+    """What runs a region."""
+
+    def run(self, values: Values, sizes: Sizes) -> list[Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class HostExecutable:
     backend = HOST
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_call", _KINDS[self.op](self.blocks, self.details))
+        object.__setattr__(self, "_call", _KINDS[self.op](self.blocks, self.details, _holds))
 
     def run(self, inputs: Values, sizes: Sizes) -> list[Tensor]:
         """The results that are kept.
@@ -78,7 +84,11 @@ class HostExecutable:
         values = [given[number] for number in self.operands]
         with torch.no_grad():
             made = self._call(values, sizes)
-            return _fresh([made[number] for number in self.keeps], values)
+            return fresh([made[number] for number in self.keeps], values)
+
+    def bind(self, inputs: Sequence[Tensor | None], keep: Sequence[bool], sizes: Sizes) -> Bound:
+        """A call with memory of its own for each region; what an arm gives has no place of its own."""
+        return _BoundHost(self, inputs, sizes)
 
     def save(self, writer: ArtefactWriter) -> dict[str, Any]:
         """The plans of the regions; what their executables need goes to ``writer``."""
@@ -161,34 +171,24 @@ def _check_blocks(executable: HostExecutable) -> None:
         raise ValueError(f"the regions of {executable.op} give other results")
 
 
-def _fresh(results: Values, values: Values) -> list[Tensor]:
-    """``results``, none of them in memory that another one or one of ``values`` is in."""
-    seen = set(map(_place, values))
-    fresh: list[Tensor] = []
-    for result in results:
-        fresh.append(result.detach().clone() if _place(result) in seen else result)
-        seen.add(_place(result))
-    return fresh
-
-
-def _place(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
 # -- what each op does ---------------------------------------------------------------------------
 
 
-def _condition(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
+def _holds(pred: Tensor) -> Any:
+    return pred.item()
+
+
+def _condition(blocks: Sequence[_Region], details: Mapping[str, Any], holds: _Test) -> _Call:
     then, other = blocks
 
     def call(values: Values, sizes: Sizes) -> list[Tensor]:
         pred, *operands = values
-        return (then if pred.item() else other).run(operands, sizes)
+        return (then if holds(pred) else other).run(operands, sizes)
 
     return call
 
 
-def _loop(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
+def _loop(blocks: Sequence[_Region], details: Mapping[str, Any], holds: _Test) -> _Call:
     condition, body = blocks
 
     def call(values: Values, sizes: Sizes) -> list[Tensor]:
@@ -200,7 +200,7 @@ def _loop(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
     return call
 
 
-def _scan(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
+def _scan(blocks: Sequence[_Region], details: Mapping[str, Any], holds: _Test) -> _Call:
     (body,), count, end = blocks, int(details["carried"]), int(details["carried"]) + int(details["scanned"])
     stacked = [(TORCH_DTYPES[dtype], [compile_dim(size) for size in row]) for dtype, row in details["rows"]]
 
@@ -211,6 +211,7 @@ def _scan(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
             trip = body.run([*carried, *slices, *fixed], sizes)
             carried = trip[:count]
             rows.append(trip[count:])
+        carried = _apart(carried, scanned)
         if rows:
             return [*carried, *map(torch.stack, zip(*rows, strict=True))]
         none = (torch.empty((0, *(size(sizes) for size in row)), dtype=dtype) for dtype, row in stacked)
@@ -219,7 +220,13 @@ def _scan(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
     return call
 
 
-def _alternatives(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
+def _apart(carried: Values, scanned: Values) -> list[Tensor]:
+    """``carried``, none of them a slice of one of ``scanned``."""
+    places = {tensor.untyped_storage().data_ptr() for tensor in scanned}
+    return [t.detach().clone() if t.untyped_storage().data_ptr() in places else t for t in carried]
+
+
+def _alternatives(blocks: Sequence[_Region], details: Mapping[str, Any], holds: _Test) -> _Call:
     rows, cuts, order = compile_dim(details["rows"]), ints(details["cuts"]), ints(details["order"])
 
     def call(values: Values, sizes: Sizes) -> list[Tensor]:
@@ -229,21 +236,77 @@ def _alternatives(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
     return call
 
 
-def _check(blocks: Sequence[Block], details: Mapping[str, Any]) -> _Call:
+def _check(blocks: Sequence[_Region], details: Mapping[str, Any], holds: _Test) -> _Call:
     message = str(details["message"]) or "a check of the model failed"
 
     def call(values: Values, sizes: Sizes) -> list[Tensor]:
-        if not values[0].item():
+        if not holds(values[0]):
             raise RegraftError(message)
         return []
 
     return call
 
 
-_KINDS: Mapping[str, Callable[[Sequence[Block], Mapping[str, Any]], _Call]] = {
+_KINDS: Mapping[str, Callable[[Sequence[_Region], Mapping[str, Any], _Test], _Call]] = {
     "cf.cond": _condition,
     "cf.while": _loop,
     "cf.scan": _scan,
     "rg.alt": _alternatives,
     "rg.check": _check,
 }
+"""From an op's regions, its details, and how a predicate among its operands is read, to its call."""
+
+_TAKEN: Mapping[str, int] = {"cf.cond": 1, "rg.alt": 0}
+"""Ops whose regions take the operands as they are, and from which operand on."""
+
+
+# -- bound ---------------------------------------------------------------------------------------
+
+
+class _BoundHost:
+    """An op whose regions run in frames, where their sizes are known before the call."""
+
+    def __init__(self, host: HostExecutable, inputs: Sequence[Tensor | None], sizes: Sizes) -> None:
+        self._host = host
+        self._sizes = sizes
+        self._constants = [tensor for _, tensor in host.constants]
+        given = [*inputs, *[None] * len(self._constants)]
+        operands = [given[number] for number in host.operands]
+        first = _TAKEN.get(host.op)
+        regions = [
+            block
+            if block.binds or not block.plan.is_steady
+            else _Framed(block.plan, [None] * block.plan.inputs if first is None else operands[first:], sizes)
+            for block in host.blocks
+        ]
+        holds = _reader(operands[0]) if operands else _holds
+        self._call = _KINDS[host.op](regions, host.details, holds)
+        self.kept = (None,) * len(host.keeps)
+
+    def run(self, inputs: Values) -> list[Tensor]:
+        """As ``HostExecutable.run``, gradients being off."""
+        given = [*inputs, *self._constants]
+        values = [given[number] for number in self._host.operands]
+        made = self._call(values, self._sizes)
+        return fresh([made[number] for number in self._host.keeps], values)
+
+
+class _Framed:
+    """A region in memory of its own, which it gets when it is first entered."""
+
+    def __init__(self, plan: Plan, inputs: Sequence[Tensor | None], sizes: Sizes) -> None:
+        self._made = plan, inputs, sizes
+        self._frame: Frame | None = None
+
+    def run(self, values: Values, sizes: Sizes) -> list[Tensor]:
+        if self._frame is None:
+            self._frame = Frame(*self._made)
+        return self._frame.run(values)
+
+
+def _reader(pred: Tensor | None) -> _Test:
+    """How to read a predicate: torch takes ten times as long as to look at the byte of one that stays."""
+    if pred is None or pred.dtype is not torch.bool or pred.numel() != 1:
+        return _holds
+    byte = pred.numpy().reshape(1).view(np.uint8).data
+    return lambda _: byte[0]

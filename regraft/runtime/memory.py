@@ -93,3 +93,13 @@ class _Block:
         self._lent = weakref.ref(part)
         tensor = torch.from_numpy(part)
         return tensor if tensor.dtype is dtype else tensor.view(dtype)
+
+
+def lasting(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    """Memory for a result that stays at one place from call to call; None for a large one, which would be
+    held for longer than anybody reads it.
+    """
+    if math.prod(shape) * dtype.itemsize >= LARGE:
+        return None
+    with torch.inference_mode(False):  # which may be on in the call that happens to be the first
+        return torch.empty(shape, dtype=dtype, device="cpu")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regraft.runtime.plan import Plan
+from regraft.runtime.plan import Plan, with_bound
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,25 @@ class Profile:
 
 
 def profile(plan: Plan, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Profile:
-    """Run ``plan`` once on flat inputs, step by step, and drop the results."""
+    """Run ``plan`` once on flat inputs as a call does, step by step, and drop the results."""
+    frame = plan.take(sizes)
     slots: dict[int, Tensor] = dict(enumerate(tensors))
     times: list[StepTime] = []
     peak = 0
     with torch.no_grad():
-        for step in plan.steps:
+        for number, step in enumerate(plan.steps):
             inputs = [slots[i] for i in step.inputs]
             start = time.perf_counter()
-            outputs = step.executable.run(inputs, sizes)
+            if frame is None:
+                outputs = step.executable.run(inputs, sizes)
+            else:
+                outputs = frame.steps[number][1].run(inputs)
             times.append(StepTime(step.executable.backend, time.perf_counter() - start))
+            sizes = with_bound(sizes, step.binds, outputs)
             slots.update(zip(step.outputs, outputs, strict=True))
             peak = max(peak, sum(t.nbytes for i, t in slots.items() if i >= plan.inputs))
             for slot in step.dead:
                 del slots[slot]
+    if frame is not None:
+        plan.give_back(frame)
     return Profile(tuple(times), peak)

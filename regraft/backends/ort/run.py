@@ -26,8 +26,10 @@ from regraft.runtime import (
     TORCH_DTYPES,
     ArtefactReader,
     ArtefactWriter,
+    Bound,
     ResultMemory,
     compile_dim,
+    lasting,
 )
 
 #: Names of element types -> ONNX's numbers for them.
@@ -191,14 +193,40 @@ class OrtExecutable:
             BackendError: an input has no memory, or a kernel failed, for example on an index out of range.
             RegraftError: a check of the model's failed.
         """
-        layout = self._layouts.get(tuple(sizes.items())) or self._remember(sizes)
+        layout = self.layout(sizes)
+        binding = self._take_binding()
+        made = self.call(binding, layout, inputs)
+        if layout.is_complete:
+            self._idle.append(binding)  # one that holds results is not used again
+        return self.checked(made)
+
+    def bind(self, inputs: Sequence[Tensor | None], keep: Sequence[bool], sizes: Mapping[str, int]) -> Bound:
+        """A call with a binding of its own, in which results that stay are bound once."""
+        return _BoundCall(self, keep, sizes)
+
+    def layout(self, sizes: Mapping[str, int]) -> _Layout:
+        """What ``sizes`` determine."""
+        return self._layouts.get(tuple(sizes.items())) or self._remember(sizes)
+
+    def binding(self, kept: Sequence[Tensor | None]) -> _Binding:
+        """A new binding, with the results that stay in ``kept``, None for others."""
+        return _Binding(self._session, [*self._inputs, *self._size_inputs], self._outputs, kept)
+
+    def kept(self, layout: _Layout, keep: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        """Memory for those of the results that may stay and are small."""
+        return tuple(
+            lasting(dense.shape, port.dtype) if may_stay and dense is not None else None
+            for may_stay, dense, port in zip(keep, layout.shapes, self._outputs, strict=False)
+        )
+
+    def call(self, binding: _Binding, layout: _Layout, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """All outputs for ``inputs``, those of checks too."""
         held: list[Tensor] = []  # what the binding has only addresses of
         for tensor, port in zip(inputs, self._inputs, strict=True):
             assert tensor.dtype is port.dtype, f"{port.name} is {tensor.dtype}, expected {port.dtype}"
             assert tensor.is_cpu, f"{port.name} is on {tensor.device}, expected the cpu"
             held.append(tensor if tensor.is_contiguous() and not tensor.is_neg() else plain(tensor))
         held += layout.sizes
-        binding = self._take_binding()
         try:
             binding.bind_inputs(held)
         except RuntimeError as error:
@@ -211,10 +239,7 @@ class OrtExecutable:
             self._session.run_with_iobinding(binding.io)
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed: {error}", backend=self.backend) from error
-        if layout.is_complete:
-            self._idle.append(binding)  # one that holds results is not used again
-        made = results if layout.is_complete else binding.completed(results)
-        return self._checked(made) if self.interface.checks else made
+        return results if layout.is_complete else binding.completed(results)
 
     def _remember(self, sizes: Mapping[str, int]) -> _Layout:
         if len(self._layouts) >= _REMEMBERED:
@@ -227,10 +252,13 @@ class OrtExecutable:
         try:
             return self._idle.pop()
         except IndexError:  # as many are made as there are calls at a time
-            return _Binding(self._session, [*self._inputs, *self._size_inputs], self._outputs)
+            return self.binding([None] * len(self._outputs))
 
-    def _checked(self, results: list[Tensor]) -> list[Tensor]:
+    def checked(self, results: list[Tensor]) -> list[Tensor]:
+        """``results`` of which the last are those of checks, without these."""
         count = len(self.interface.checks)
+        if not count:
+            return results
         for passed, message in zip(results[-count:], self.interface.checks, strict=True):
             if not passed:
                 raise RegraftError(message or "a check of the model failed")
@@ -314,8 +342,13 @@ class _Binding:
     """
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, inputs: Sequence[_Place], outputs: Sequence[_Place]
+        self,
+        session: onnxruntime.InferenceSession,
+        inputs: Sequence[_Place],
+        outputs: Sequence[_Place],
+        kept: Sequence[Tensor | None],
     ) -> None:
+        """``kept`` has a tensor for each output that stays, None for others."""
         self.io = session.io_binding()
         # The wrapper's own methods make a device anew for each name, which takes longer than to bind it.
         self._bare = self.io._iobinding
@@ -325,6 +358,10 @@ class _Binding:
         self._like = [torch.empty(0, dtype=port.dtype, device=_CPU) for port in outputs]
         self._memory = [ResultMemory() for _ in outputs]
         self._bound: list[tuple[Any, int] | None] = [None] * len(inputs)
+        self._kept = kept
+        for port, tensor in zip(outputs, kept, strict=True):
+            if tensor is not None:
+                self._bind_output(port, tuple(tensor.shape), tensor)
 
     def bind_inputs(self, tensors: Sequence[Tensor]) -> None:
         """Bind the inputs, which the caller keeps alive through the run.
@@ -341,9 +378,15 @@ class _Binding:
                 bound[i] = place
 
     def bind_results(self, layout: _Layout) -> list[Tensor]:
-        """New tensors for the results, bound; ``_NOTHING`` in place of one that ONNX Runtime allocates."""
+        """The tensors for the results, bound, new but for those that stay; ``_NOTHING`` in place of one that
+        ONNX Runtime allocates.
+        """
         results: list[Tensor] = []
-        for i, (port, dense) in enumerate(zip(self._outputs, layout.shapes, strict=True)):
+        rows = zip(self._outputs, layout.shapes, self._kept, strict=True)
+        for i, (port, dense, kept) in enumerate(rows):
+            if kept is not None:
+                results.append(kept)
+                continue
             if dense is None:
                 self._bare.bind_output(port.name, self._device)
                 results.append(_NOTHING)
@@ -353,10 +396,13 @@ class _Binding:
                 tensor = self._memory[i].empty(shape, port.dtype)
             else:
                 tensor = self._like[i].new_empty_strided(shape, strides)  # does less than new_empty
-            place = tensor.data_ptr() or _NOWHERE
-            self._bare.bind_output(port.name, self._device, port.element, shape, place)
+            self._bind_output(port, shape, tensor)
             results.append(tensor)
         return results
+
+    def _bind_output(self, port: _Place, shape: tuple[int, ...], tensor: Tensor) -> None:
+        place = tensor.data_ptr() or _NOWHERE
+        self._bare.bind_output(port.name, self._device, port.element, shape, place)
 
     def completed(self, results: Sequence[Tensor]) -> list[Tensor]:
         """``results`` of the run before, with those that ONNX Runtime allocated."""
@@ -365,6 +411,27 @@ class _Binding:
             _adopt(value, port.dtype) if result is _NOTHING else result
             for result, value, port in zip(results, made, self._outputs, strict=True)
         ]
+
+
+class _BoundCall:
+    """Calls of one caller; where ONNX Runtime allocates results, they are like all others."""
+
+    def __init__(self, executable: OrtExecutable, keep: Sequence[bool], sizes: Mapping[str, int]) -> None:
+        self._executable, self._sizes = executable, sizes
+        self._layout = executable.layout(sizes)
+        if self._layout.is_complete:
+            self.kept = executable.kept(self._layout, keep)
+            checks: list[None] = [None] * len(executable.interface.checks)
+            self._binding = executable.binding([*self.kept, *checks])
+        else:
+            self.kept, self._binding = (None,) * len(keep), None
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """As ``OrtExecutable.run``."""
+        executable = self._executable
+        if self._binding is None:
+            return executable.run(inputs, self._sizes)
+        return executable.checked(executable.call(self._binding, self._layout, inputs))
 
 
 def register(options: Any, libraries: Mapping[str, str]) -> None:

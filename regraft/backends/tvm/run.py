@@ -28,10 +28,12 @@ from regraft.runtime import (
     TORCH_DTYPES,
     ArtefactReader,
     ArtefactWriter,
+    Bound,
     Executable,
     NativeCode,
     ResultMemory,
     compile_dim,
+    lasting,
 )
 
 Record = Mapping[str, Any]
@@ -99,19 +101,32 @@ class TvmExecutable:
         Raises:
             BackendError: an input has no memory, or a kernel failed, as on an index out of range.
         """
-        use_threads(self._threads)
-        held = [self._readable(tensor) for tensor in inputs]
+        held = [self.readable(tensor) for tensor in inputs]
         key = tuple(sizes.items())
         binding, memory = self._take(key)
         binding = binding or _Binding(self._program, sizes)
-        try:
-            results = binding.run(held, memory)
-        except Exception as error:
-            raise BackendError(f"a kernel failed: {error}", backend=self.backend) from error
+        results = self.call(binding, held, memory)
         self._give_back(key, binding, memory)
         return results
 
-    def _readable(self, tensor: Tensor) -> Tensor:
+    def bind(self, inputs: Sequence[Tensor | None], keep: Sequence[bool], sizes: Sizes) -> Bound:
+        """A call whose kernels have the addresses of what stays."""
+        rows = [None if tensor is None else tensor.view(-1) for tensor in inputs]
+        return _BoundCall(
+            self, _Binding(self._program, sizes, rows, keep), [tensor is None for tensor in inputs]
+        )
+
+    def call(
+        self, binding: _Binding, rows: Sequence[Tensor], memories: Sequence[ResultMemory]
+    ) -> list[Tensor]:
+        """The results of ``binding`` for inputs that ``readable`` gave."""
+        use_threads(self._threads)
+        try:
+            return binding.run(rows, memories)
+        except Exception as error:
+            raise BackendError(f"a kernel failed: {error}", backend=self.backend) from error
+
+    def readable(self, tensor: Tensor) -> Tensor:
         """``tensor`` as one aligned row of elements; a copy where it is not one."""
         try:
             is_aligned = tensor.data_ptr() % ALIGNMENT == 0
@@ -358,21 +373,37 @@ def _aligned(tensor: Tensor) -> Tensor:
 class _Binding:
     """A program over memory for one combination of sizes; one call at a time has it.
 
-    The arguments of every kernel are there already, but for those that change from call to call: the model's
-    own arguments and results, whose places in them are kept.
+    The arguments of every kernel are there already, but for those that change from call to call: the
+    arguments and results of the model that do not stay where they are, whose places in them are kept.
     """
 
-    def __init__(self, program: _Program, sizes: Sizes) -> None:
+    def __init__(
+        self,
+        program: _Program,
+        sizes: Sizes,
+        inputs: Sequence[Tensor | None] = (),
+        keep: Sequence[bool] = (),
+    ) -> None:
+        """``inputs`` are the arguments that stay, as rows, and None for others; ``keep`` says which results
+        may stay, and ``kept`` has those that do. Left out, nothing stays.
+        """
         self._program = program
         counts = [buffer.size(sizes) for buffer in program.buffers]
+        self._shapes = [tuple(size(sizes) for size in result.shape) for result in program.results]
+        self.kept = _kept(program, self._shapes, keep or [False] * len(program.results))
+        self._stay = _staying(program, inputs, self.kept)
+        self._moving = [
+            (number, buffer) for number, buffer in program.inputs.items() if buffer not in self._stay
+        ]
+        self._made = [number for number, tensor in enumerate(self.kept) if tensor is None]
+        self._copies = [number for number, result in enumerate(program.results) if result.is_copy]
         self._arena, pieces = _arena(program, counts)
-        memory = {**program.constants, **pieces}
+        memory = {**program.constants, **pieces, **self._stay}
         self._calls: list[tuple[Any, list[Any]]] = []
         self._open: list[tuple[int, list[Any], int, _Seen]] = []
         for call in program.calls:
             if any(counts[n] for n in call.writes or call.reads):  # a kernel of no element computes nothing
                 self._calls.append((call.function, self._arguments(call, memory, sizes)))
-        self._shapes = [tuple(size(sizes) for size in result.shape) for result in program.results]
 
     def _arguments(self, call: _Call, memory: Mapping[int, Tensor], sizes: Sizes) -> list[Any]:
         buffers = (*call.reads, *call.writes)
@@ -388,24 +419,25 @@ class _Binding:
         return arguments
 
     def run(self, inputs: Sequence[Tensor], memories: Sequence[ResultMemory]) -> list[Tensor]:
-        """The results for ``inputs``, each one row of elements, made in ``memories``."""
+        """The results for ``inputs``, each one row of elements; those that do not stay, in ``memories``."""
         program = self._program
-        given = {program.inputs[number]: tensor for number, tensor in enumerate(inputs)}
-        made: list[Tensor] = []
-        for result, shape, memory in zip(program.results, self._shapes, memories, strict=True):
-            tensor = memory.empty(shape, program.buffers[result.buffer].dtype)
-            made.append(tensor)
+        given = {buffer: inputs[number] for number, buffer in self._moving}
+        made: list[Any] = list(self.kept)
+        for number in self._made:
+            result = program.results[number]
+            tensor = memories[number].empty(self._shapes[number], program.buffers[result.buffer].dtype)
+            made[number] = tensor
             if not result.is_copy:
                 given[result.buffer] = tensor.view(-1)
         for number, arguments, place, seen in self._open:
             arguments[place] = seen.of(given[number])
         for function, arguments in self._calls:
             function(*arguments)
-        for result, tensor in zip(program.results, made, strict=True):
-            if result.is_copy:
-                source = given.get(result.buffer, program.constants.get(result.buffer))
-                assert source is not None, "a result is copied from scratch memory"
-                tensor.view(-1).copy_(source)
+        for number in self._copies:
+            buffer = program.results[number].buffer
+            source = given.get(buffer, self._stay.get(buffer, program.constants.get(buffer)))
+            assert source is not None, "a result is copied from scratch memory"
+            made[number].view(-1).copy_(source)
         self._forget()
         return made
 
@@ -413,6 +445,51 @@ class _Binding:
         """Let arguments and results go, which the caller owns."""
         for _, arguments, place, _ in self._open:
             arguments[place] = None
+
+
+def _kept(
+    program: _Program, shapes: Sequence[tuple[int, ...]], keep: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Memory for the results that stay."""
+    return tuple(
+        lasting(shape, program.buffers[result.buffer].dtype) if may_stay else None
+        for result, shape, may_stay in zip(program.results, shapes, keep, strict=True)
+    )
+
+
+def _staying(
+    program: _Program, inputs: Sequence[Tensor | None], kept: Sequence[Tensor | None]
+) -> dict[int, Tensor]:
+    """Buffer -> its row, of the arguments and results that stay."""
+    stay = {program.inputs[number]: row for number, row in enumerate(inputs) if row is not None}
+    for result, tensor in zip(program.results, kept, strict=True):
+        if tensor is not None and not result.is_copy:
+            stay[result.buffer] = tensor.view(-1)
+    return stay
+
+
+class _BoundCall:
+    """A binding for one caller, with memory of its own for the results."""
+
+    def __init__(
+        self,
+        executable: TvmExecutable,
+        binding: _Binding,
+        moves: Sequence[bool],
+    ) -> None:
+        """``moves`` says of the inputs which come with a call."""
+        self._executable, self._binding, self._moves = executable, binding, moves
+        self._memories = [ResultMemory() for _ in binding.kept]
+        self.kept = binding.kept
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """As ``TvmExecutable.run``."""
+        executable = self._executable
+        held = [
+            executable.readable(tensor) if moves else tensor
+            for tensor, moves in zip(inputs, self._moves, strict=True)
+        ]
+        return executable.call(self._binding, held, self._memories)
 
 
 @dataclass(frozen=True)
