@@ -305,8 +305,19 @@ def no_such(kind: str, name: str, known: Iterable[str]) -> str:
     return message if len(names) > _FEW else f"{message} There are: {listed}"
 
 
+def shown(value: object) -> str:
+    """``value`` for a message: its ``repr``, or what it is where that would be long, as of a tensor."""
+    shape, dtype = getattr(value, "shape", ()), getattr(value, "dtype", None)
+    if dtype is not None and isinstance(shape, tuple) and shape:
+        return f"a {type(value).__name__} of {dtype} {list(shape)}"
+    text = repr(value)
+    return text if len(text) <= _LONG and "\n" not in text else f"a {type(value).__name__}"
+
+
 #: So many names may be listed in a message.
 _FEW = 12
+#: So many characters may tell of a value.
+_LONG = 80
 
 
 def _labelled(label: str, text: str | None) -> list[str]:

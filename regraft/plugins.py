@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from regraft.errors import PluginError, no_such
+from regraft.errors import PluginError, no_such, shown
 
 GROUP = "regraft.plugins"
 
@@ -60,7 +60,7 @@ def find_plugins(wanted: Sequence[str | Plugin]) -> tuple[NamedPlugin, ...]:
             ``Plugin``.
     """
     if isinstance(wanted, (str, Plugin)):
-        raise PluginError("'plugins' is not a list", hint=f"write plugins=[{_shown(wanted)}]")
+        raise PluginError("'plugins' is not a list", hint=f"write plugins=[{shown(wanted)}]")
     found: dict[str, NamedPlugin] = {}
     for entry in wanted:
         named = _installed(entry) if isinstance(entry, str) else _given(entry)
@@ -116,7 +116,7 @@ def _installed(name: str) -> NamedPlugin:
 
 def _given(entry: object) -> NamedPlugin:
     if not isinstance(entry, Plugin):
-        raise PluginError(f"a plug-in is a name or a regraft.Plugin, not {_shown(entry)}")
+        raise PluginError(f"a plug-in is a name or a regraft.Plugin, not {shown(entry)}")
     return NamedPlugin(entry)
 
 
@@ -128,7 +128,7 @@ def _check_parts(named: NamedPlugin) -> None:
     for part in ("rewrites", "passes", "ops", "backends"):
         value = getattr(plugin, part)
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise named.refuse(f"its '{part}' is {_shown(value)}, not a list")
+            raise named.refuse(f"its '{part}' is {shown(value)}, not a list")
     loaders: Any = plugin.loaders
     if not isinstance(loaders, Mapping) or not all(callable(load) for load in loaders.values()):
         raise named.refuse("its 'loaders' is not a dict of functions by the names of back ends")
@@ -143,8 +143,3 @@ def _package_of(entry: EntryPoint) -> str:
 
 def _report_to(package: str) -> str:
     return f"this is for the authors of {package} to mend" if package else "mend the Plugin"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"a {type(value).__name__}"

@@ -94,6 +94,13 @@ class Race:
         }
 
 
+def unmeasured(*, again: bool) -> str:
+    """What becomes of what a budget did not suffice for; ``again`` says that it was known before."""
+    if again:
+        return "the others stand as they were, and the next run that measures again begins with the oldest"
+    return "the next run goes on from there"
+
+
 @dataclass(frozen=True)
 class Measured:
     """Microseconds of each form of one computation at ``rows`` rows, and the relative noise of measuring."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -37,6 +38,10 @@ class KernelTimes(Protocol):
         """Number of rows -> form -> microseconds and the relative noise of measuring."""
         ...
 
+    def written(self, signature: str) -> Mapping[int, float]:
+        """Number of rows -> when the oldest of its times was measured, by ``time.time``."""
+        ...
+
     @property
     def recent(self) -> KernelTimes:
         """The same times without those that are to be measured again."""
@@ -56,12 +61,17 @@ class KernelTuning:
         deadline: what is not known is measured until then, by ``time.perf_counter``; None measures nothing.
         rows: the numbers of rows to measure at where sizes vary; none leaves it to the back end.
         tell: hears what the user should know.
+        again: what is known is measured again, and new times take the place of all that were known at the
+            same number of rows.
+        measuring: made and entered around all that is measured.
     """
 
     times: Mapping[str, KernelTimes] = field(default_factory=dict[str, KernelTimes])
     deadline: float | None = None
     rows: Sequence[int] = ()
     tell: Callable[[str], None] = _untold
+    again: bool = False
+    measuring: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 class CodeStore(Protocol):
@@ -186,8 +196,11 @@ class FileExporter(Protocol):
         contrib: bool,
         input_names: Sequence[str] | None = None,
         output_names: Sequence[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> Any:
         """Write ``function`` to ``path``, whole or not at all; what was written is described.
+
+        The file says of itself what ``metadata`` has.
 
         Raises:
             OptionError: ``path`` cannot be written, or ``opset`` is not one that can be emitted.

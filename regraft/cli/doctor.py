@@ -144,13 +144,24 @@ def _cache() -> dict[str, Any] | None:
 
 
 def _tuning() -> dict[str, Any] | None:
-    """The file of measured times, which is not opened; None where there is none."""
-    from regraft.compiler import state_folder, tuning_path
+    """The file of measured times, which is only read; None where there is none.
+
+    ``times`` is how many it has, ``here`` how many of them count on this machine with these versions. Where
+    it cannot be read both are None, and ``problem`` says why.
+    """
+    from regraft.compiler import choose, state_folder, tuning_path
 
     folder = state_folder()
     if folder is None or not tuning_path(folder).is_file():
         return None
-    return {"path": str(tuning_path(folder)), "bytes": tuning_path(folder).stat().st_size}
+    path = tuning_path(folder)
+    found: dict[str, Any] = {"path": str(path), "bytes": path.stat().st_size, "times": None, "here": None}
+    try:
+        counts = choose.times_by_machine(path)
+    except OptionError as error:
+        return {**found, "problem": error.message}
+    here = sum(count for machine, count in counts.items() if choose.holds_here(machine))
+    return {**found, "times": sum(counts.values()), "here": here}
 
 
 def _version(package: str) -> str | None:
@@ -197,4 +208,7 @@ def _cache_text(cache: Mapping[str, Any] | None) -> str:
 def _tuning_text(tuning: Mapping[str, Any] | None) -> str:
     if tuning is None:
         return "nothing measured; regraft tune FACTORY, or compile(..., tune=True)"
-    return f"{tuning['bytes'] / 1e3:.1f} kB of measured times in {tuning['path']}"
+    if tuning["times"] is None:
+        return f"cannot be read: {tuning['problem']}"
+    counts = f"{tuning['times']} times, {tuning['here']} of them of this machine and these versions"
+    return f"{counts}: {tuning['bytes'] / 1e3:.1f} kB in {tuning['path']}"

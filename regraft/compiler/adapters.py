@@ -13,12 +13,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from regraft.errors import OptionError, no_such
+from regraft.errors import OptionError, no_such, shown
 from regraft.ir import Builder, DType, Function, Leaf, Module, Op, OpTable, TensorType, Value
 from regraft.runtime import ACTIVE_ADAPTER
 
@@ -90,14 +91,15 @@ class Adapters:
 
 
 def _refused(option: str, value: Any, expected: str) -> OptionError:
-    return OptionError(f"'{option}' cannot be this", option=option, value=repr(value), expected=expected)
+    return OptionError(f"'{option}' cannot be this", option=option, value=shown(value), expected=expected)
 
 
 def _read(name: str, number: int, state: Adapter, changes: dict[str, dict[int, _Change]]) -> float:
     """Note what the adapter ``name`` does in ``changes``; its scaling."""
-    scaling = state.get(_SCALING, 1.0)
-    if isinstance(scaling, bool) or not isinstance(scaling, (int, float)) or not math.isfinite(scaling):
-        raise _refused(f"adapters['{name}']['{_SCALING}']", scaling, "a finite number, lora_alpha / r")
+    scaling = _number(state.get(_SCALING, 1.0))
+    if scaling is None:
+        option = f"adapters['{name}']['{_SCALING}']"
+        raise _refused(option, state[_SCALING], "a finite number, lora_alpha / r")
     for key, tensor in state.items():
         if key == _SCALING:
             continue
@@ -113,7 +115,14 @@ def _read(name: str, number: int, state: Adapter, changes: dict[str, dict[int, _
             there, missing = ("lora_A", "lora_B") if change.b is None else ("lora_B", "lora_A")
             layer = weight.removesuffix(".weight")
             raise OptionError(f"the adapter '{name}' has '{layer}.{there}' and no '{layer}.{missing}'")
-    return float(scaling)
+    return scaling
+
+
+def _number(value: Any) -> float | None:
+    """The finite number that ``value`` is, or a tensor of no axes holds; None for anything else."""
+    held: Any = value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
+    is_number = isinstance(held, Real) and held is not True and held is not False
+    return float(held) if is_number and math.isfinite(held) else None
 
 
 # -- the graph ---------------------------------------------------------------------------------
@@ -136,10 +145,8 @@ def insert_adapters(
     number = _active_number(function) if switched else None
     constants = {n: c for c in module.constants() if isinstance(c, Leaf) for n in (c.name, *c.names)}
     bytes_added = 0
+    _check_weights(adapters, constants)
     for weight, by_number in adapters.changes.items():
-        if weight not in constants:
-            owner = adapters.names[min(by_number) - 1]
-            raise OptionError(f"the adapter '{owner}': {no_such('weight', weight, constants)}")
         stacks = _stacks(weight, constants[weight], by_number, adapters, model)
         bytes_added += sum(stack.nbytes for stack in stacks.values())
         for const in _places(function, constants[weight], weight, switched):
@@ -147,7 +154,24 @@ def insert_adapters(
     if not switched:
         return f"the adapter '{adapters.names[0]}' is merged into {len(adapters.changes)} weights"
     counts = f"{len(adapters.names)} adapters over {len(adapters.changes)} weights"
-    return f"{counts}, {bytes_added / 1e6:.1f} MB; set_adapter switches between them"
+    return f"{counts}, {bytes_added / 1e6:.1f} MB; set_adapter switches between them, in a file its input"
+
+
+def _check_weights(adapters: Adapters, constants: Mapping[str, Leaf]) -> None:
+    """Refuse names of weights that are not there, and two of one adapter for one tied weight."""
+    seen: dict[tuple[Leaf, int], str] = {}
+    for weight, by_number in adapters.changes.items():
+        if weight not in constants:
+            owner = adapters.names[min(by_number) - 1]
+            raise OptionError(f"the adapter '{owner}': {no_such('weight', weight, constants)}")
+        for number in by_number:
+            other = seen.setdefault((constants[weight], number), weight)
+            if other != weight:
+                name = adapters.names[number - 1]
+                raise OptionError(
+                    f"the adapter '{name}' has changes of '{other}' and '{weight}', which are one tied "
+                    "weight: either name stands for both, give one of them"
+                )
 
 
 def _active_number(function: Function) -> Value:
@@ -167,7 +191,8 @@ def _stacks(
     factors = {n: c for n, c in by_number.items() if c.a is not None}
     stacks: dict[str, Tensor] = {}
     if factors:
-        flipped = _is_flipped(name, shape, factors, adapters, model)
+        is_linear = any(_is_linear(model, each.removesuffix(".weight")) for each in {name, *leaf.names})
+        flipped = _is_flipped(name, shape, factors, adapters, is_linear)
         rank = max(c.a.shape[0] for c in factors.values() if c.a is not None)
         stacks["left"] = torch.zeros(count, shape[0], rank, dtype=dtype)
         stacks["right"] = torch.zeros(count, rank, shape[1], dtype=dtype)
@@ -189,14 +214,13 @@ def _stacks(
 
 
 def _is_flipped(
-    name: str, shape: tuple[int, ...], factors: Mapping[int, _Change], adapters: Adapters, model: Any
+    name: str, shape: tuple[int, ...], factors: Mapping[int, _Change], adapters: Adapters, is_linear: bool
 ) -> bool:
-    """Whether the weight is held as ``[in, out]``: GPT-2's ``Conv1D`` does.
+    """Whether the weight is held as ``[in, out]``: GPT-2's ``Conv1D`` does, an ``nn.Linear`` does not.
 
     Raises:
         OptionError: the factors do not fit, or a square weight leaves it open.
     """
-    linear = _is_linear(model, name.removesuffix(".weight"))
     for n, change in factors.items():
         assert change.a is not None
         assert change.b is not None
@@ -205,14 +229,14 @@ def _is_flipped(
                 adapters.names[n - 1], name, change.a, f"[rank, in] beside a B of {list(change.b.shape)}"
             )
         made = (change.b.shape[0], change.a.shape[1])
-        if made not in (shape, *(() if linear else (shape[::-1],))):
+        if made not in (shape, *(() if is_linear else (shape[::-1],))):
             raise _misfit(
                 adapters.names[n - 1], name, change.a, f"[rank, in] and [out, rank] of {list(shape)}"
             )
     change = next(iter(factors.values()))
     assert change.a is not None
     assert change.b is not None
-    if linear or shape[0] != shape[1]:
+    if is_linear or shape[0] != shape[1]:
         return (change.b.shape[0], change.a.shape[1]) != shape
     raise OptionError(
         f"'{name}' is square and of no nn.Linear, so that nothing says which axis is the input; give the "
@@ -272,3 +296,20 @@ def _adapt(const: Op, stacks: Mapping[str, Tensor], number: Value | None, table:
         adapted = op.aten.add.Tensor(adapted, picked("delta"))
     for use in uses:
         use.op.set_operand(use.index, adapted)
+
+
+def changes_of(adapters: Adapters, number: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the adapter of that ``number`` adds to those of ``weights`` that it changes, in fp64."""
+    changes: dict[str, Tensor] = {}
+    for name, by_number in adapters.changes.items():
+        change = by_number.get(number)
+        if change is None:
+            continue
+        total = torch.zeros(weights[name].shape, dtype=torch.float64)
+        if change.a is not None and change.b is not None:
+            product = adapters.scaling[number - 1] * (change.b.double() @ change.a.double())
+            total += product if product.shape == total.shape else product.T  # a square one is an nn.Linear's
+        if change.delta is not None:
+            total += change.delta.double()
+        changes[name] = total
+    return changes

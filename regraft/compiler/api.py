@@ -16,7 +16,7 @@ from regraft.compiler.adapters import insert_adapters
 from regraft.compiler.arguments import checks_names
 from regraft.compiler.cache import Session
 from regraft.compiler.capture import Captured, as_module, call_of, capture_model, holds_at_size_one, split
-from regraft.compiler.check import error_against_eager, runner_of
+from regraft.compiler.check import error_against_eager, errors_under_adapters, runner_of
 from regraft.compiler.export import ExportReport, write_onnx
 from regraft.compiler.extensions import Extensions
 from regraft.compiler.materialise import Store, replacements
@@ -177,7 +177,7 @@ def _compiled(
 def _verify(
     model: Any, compiled: CompiledModel, captured: Captured, options: Options, phases: Phases
 ) -> None:
-    """Compare ``compiled`` with eager, and time it.
+    """Compare ``compiled`` with eager, also under each of its adapters, and time it.
 
     Raises:
         NumericsMismatch: the error is beyond what the numerics rule allows.
@@ -191,9 +191,13 @@ def _verify(
         compared = replace(captured, args=args, kwargs=kwargs)
     with phases.phase("verify"):
         try:
-            report.error = error_against_eager(
-                model, compiled, compared, reassociates=reassociates, tolerance=options.exactness.tolerance
-            )
+            rule: Any = {"reassociates": reassociates, "tolerance": options.exactness.tolerance}
+            report.error = error_against_eager(model, compiled, compared, **rule)
+            adapted = errors_under_adapters(model, compiled, compared, options.adapters, **rule)
+            if adapted:
+                report.error = max(report.error, *adapted.values())
+                told = ", ".join(f"{name} {error:.1e}" for name, error in adapted.items())
+                report.notes.append(f"verified as it is and under each adapter: {told}")
         except NumericsMismatch as error:
             each = 'compile(..., verify="each") compares every rewrite; ' if options.verify is True else ""
             finds = f"{each}regraft.bisect(...) finds the pass, rewrite or back end that is wrong"
@@ -254,6 +258,19 @@ def rewritten(captured: Captured, options: Options, phases: Phases, limit: Limit
     return compilation
 
 
+def leaving_out(captured: Captured, options: Options) -> Options:
+    """``options`` without the rewrites that a compile of ``captured`` leaves out for its weights.
+
+    ``captured`` stays as it is.
+    """
+    while True:
+        compilation = rewritten(replace(captured, module=captured.module.clone()), options, Phases())
+        found = harmful(compilation.module, Store(compilation.module))
+        if found <= options.left_out:
+            return options
+        options = replace(options, left_out=options.left_out | found)
+
+
 def prepared(
     model: Any,
     args: Sequence[Any],
@@ -310,7 +327,6 @@ def lowered(compilation: Compilation, store: Store, model: Any = None) -> Compil
     plan = compilation.lower(store)
     report = compilation.report
     leaves = [c for c in compilation.module.constants() if isinstance(c, Leaf)]
-    report.memory["constants"] = sum(leaf.storage.nbytes for leaf in leaves)
     module, function = compilation.module, compilation.module.main
     report.memory["state"] = sum(leaf.storage.nbytes for leaf in function.state)
     weights = [store.tensor(leaf) for leaf in leaves]
@@ -502,6 +518,7 @@ def _target(call: str, path: Any) -> Path:
 
 def _file_options(**given: Any) -> Options:
     """The options of a compile whose result is files."""
-    return Options.checked(
+    options = Options.checked(
         backends=("ort",), fallback="error", verify=False, dump=None, threads=None, **given
     )
+    return replace(options, for_file=True)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from regraft.compiler.arguments import checks_names
 from regraft.compiler.cache import Uncacheable
 from regraft.compiler.extensions import refuse
 from regraft.compiler.materialise import Store
@@ -117,6 +118,10 @@ class _Approximation:
                 expected="Exactness.APPROX(tolerance)",
             )
 
+    def approximates(self) -> bool:
+        """Whether the last run changed values."""
+        return True
+
     def fingerprint(self) -> NoReturn:
         raise Uncacheable(f"'{self.name}' tells what it did by its object")
 
@@ -124,11 +129,12 @@ class _Approximation:
 class LowRank(Plugin):
     """Linear layers as two of lower rank, by the singular value decomposition of their weights.
 
-    ``layers`` lists what was done, ``kept`` the layers that stay and why: one stays where two would not be
-    smaller. Which of the two forms runs then is decided by cost, as for any layer of low rank. Where adapters
-    of low rank change a layer, its base is approximated and the adapters stay beside it.
+    ``layers`` lists what was done, ``kept`` the layers that stay and why: one stays where its factors would
+    be no smaller. Which of the two forms runs then is decided by cost, as for any layer of low rank. Where
+    adapters of low rank change a layer, its base is approximated and the adapters stay beside it.
     """
 
+    @checks_names
     def __init__(
         self,
         *,
@@ -173,8 +179,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _check_rank(option: str, rank: Any) -> None:
-    if not (isinstance(rank, int) and not isinstance(rank, bool) and rank > 0):
+    if not (_is_int(rank) and rank > 0):
         refuse(option, rank, "a positive int")
 
 
@@ -197,14 +207,32 @@ class _Factoring(_Approximation):
         self.require(context)
         self.layers.clear()
         self.kept.clear()
-        names = {each: _weight_name(each, name) for each, name in module.constants().items()}
+        names = {each: self._name(each, name) for each, name in module.constants().items()}
         store = Store(module)
-        self._check_names(names.values())
+        every = (name for each in names for leaf in leaves(each) for name in leaf.names)
+        self._check_names({*names.values(), *every})
         for function in module.functions.values():
             for const in [op for op in function.walk() if op.name == "rg.const"]:
                 self._factor(const, names[const.attr("value")], store, context)
         self._check_layers()
         return bool(self.layers)
+
+    def approximates(self) -> bool:
+        return bool(self.layers)
+
+    def _name(self, constant: Constant, name: str) -> str:
+        """The name of the model's one weight that ``constant`` is computed from, or else its own.
+
+        Of the names of a tied weight it is the one that has a rank.
+        """
+        found = {leaf for leaf in leaves(constant) if not leaf.is_added}
+        if len(found) != 1:
+            return name
+        (leaf,) = found
+        asked = [each for each in leaf.names if each in (self.ranks or ())]
+        if len(asked) > 1:
+            _no_rank(asked[1], f"'{asked[0]}' and '{asked[1]}' are one tied weight: give one of them a rank")
+        return asked[0] if asked else leaf.name
 
     def _check_names(self, known: Iterable[str]) -> None:
         """Refuse ranks of weights that are not there."""
@@ -236,7 +264,7 @@ class _Factoring(_Approximation):
         rank = self._rank(name, found)
         rows, columns = store.tensor(const.attr("value")).shape
         if rank * (rows + columns) >= rows * columns:
-            reason = f"since two of rank {rank} would not be smaller than {rows} x {columns}"
+            reason = f"since factors of rank {rank} would be no smaller than its {rows} x {columns}"
             self.kept.append(KeptLayer(name, reason))
             return
         _split(const, linears, rank, context, self.name)
@@ -292,12 +320,6 @@ def _is_changed(weight: Value) -> bool:
     return False
 
 
-def _weight_name(constant: Constant, name: str) -> str:
-    """The name of the model's one weight that ``constant`` is computed from, or else its own."""
-    found = {leaf.name for leaf in leaves(constant) if not leaf.is_added}
-    return found.pop() if len(found) == 1 else name
-
-
 def _reads(linear: Op, weight: Value) -> bool:
     return linear.operand("weight") is weight
 
@@ -320,6 +342,7 @@ class WithoutLayers(Plugin):
     Where that is added to something, nothing of it is left.
     """
 
+    @checks_names
     def __init__(self, names: Iterable[str]) -> None:
         """
         Args:
@@ -328,10 +351,21 @@ class WithoutLayers(Plugin):
         Raises:
             OptionError: there are none, or they are no names.
         """
-        given = (names,) if isinstance(names, str) else tuple(names)
-        if not given or not all(isinstance(name, str) and name for name in given):  # pyright: ignore[reportUnnecessaryIsInstance]
+        given = _paths(names)
+        if not given:
             refuse("names", names, "paths of submodules")
         super().__init__("without-layers", passes=(("canonicalize", _Removal(given)),))
+
+
+def _paths(names: Any) -> tuple[str, ...]:
+    """Paths of submodules, as a user gave them: one, or some."""
+    given = (names,) if isinstance(names, str) else names
+    if not isinstance(given, Iterable):
+        refuse("names", names, "paths of submodules")
+    paths: tuple[Any, ...] = tuple(given)
+    if not all(isinstance(name, str) and name for name in paths):
+        refuse("names", names, "paths of submodules")
+    return paths
 
 
 class _Removal(_Approximation):
@@ -390,6 +424,7 @@ class LayerChange:
     change: float
 
 
+@checks_names
 def rank_layers(
     model: nn.Module, examples: Iterable[Sequence[Any]], names: Iterable[str], *, count: int | None = None
 ) -> list[LayerChange]:
@@ -405,17 +440,21 @@ def rank_layers(
         count: how many to leave out; all by default.
 
     Raises:
-        OptionError: there is no such submodule, or no example.
+        OptionError: there is no such submodule, no example, or one with which the model cannot be called.
     """
-    candidates, calls = list(dict.fromkeys(names)), [tuple(each) for each in examples]
-    known = dict(model.named_modules())
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        refuse("model", model, "an nn.Module")
+    if count is not None and not (_is_int(count) and count > 0):
+        refuse("count", count, "a positive int, or None for all")
+    calls, given = _calls(examples), _paths(names)
+    candidates, known = list(dict.fromkeys(given)), dict(model.named_modules())
     for name in candidates:
-        if name not in known or not name:
+        if name not in known:
             raise OptionError(no_such("layer", name, known))
     if not candidates or not calls:
         raise OptionError("rank_layers needs names of layers and examples to measure with")
     with torch.no_grad():
-        whole = [_floats(model(*args)) for args in calls]
+        whole = [_result(model, args, number) for number, args in enumerate(calls)]
         order: list[LayerChange] = []
         while candidates and (count is None or len(order) < count):
             gone = [each.name for each in order]
@@ -424,6 +463,33 @@ def rank_layers(
             candidates.remove(best)
             order.append(LayerChange(best, changes[best]))
     return order
+
+
+def _calls(examples: Any) -> list[tuple[Any, ...]]:
+    """The positional arguments of each example."""
+    if isinstance(examples, (Tensor, str)) or not isinstance(examples, Iterable):
+        refuse("examples", examples, "a list of calls, each a tuple of positional arguments: [(x,), ...]")
+    calls: list[Any] = list(examples)
+    for number, each in enumerate(calls):
+        if not isinstance(each, (tuple, list)):
+            refuse(f"examples[{number}]", each, "a tuple of positional arguments: (x,)")
+    return [tuple(each) for each in calls]
+
+
+def _result(model: nn.Module, args: Sequence[Any], number: int) -> list[Tensor]:
+    """What the whole model gives for an example.
+
+    Raises:
+        OptionError: it raises, or gives no floats to compare.
+    """
+    try:
+        found = _floats(model(*args))
+    except Exception as error:
+        message = f"the model cannot be called with examples[{number}]: {type(error).__name__}: {error}"
+        raise OptionError(message) from error
+    if not found:
+        raise OptionError(f"with examples[{number}] the model gives no tensor of floats to compare")
+    return found
 
 
 def _change(

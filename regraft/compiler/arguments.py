@@ -18,13 +18,14 @@ def checks_names(function: Callable[P, R]) -> Callable[P, R]:
 
     Python's own names the nearest one only from 3.13 on.
     """
-    known = frozenset(inspect.signature(function).parameters)
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    called_as = function.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         for name in kwargs:
             if name not in known:
-                raise UnknownArgumentError(f"{function.__name__}(): {no_such('argument', name, known)}")
+                raise UnknownArgumentError(f"{called_as}(): {no_such('argument', name, known)}")
         return function(*args, **kwargs)
 
     return called

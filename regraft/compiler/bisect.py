@@ -9,11 +9,12 @@ not needed that every longer one fails as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from regraft.backends import Backend, ConstantStore, LowerOptions
-from regraft.compiler.api import lowered, rewritten
+from regraft.compiler.api import leaving_out, lowered, rewritten
 from regraft.compiler.arguments import checks_names
 from regraft.compiler.capture import Captured, capture_model
 from regraft.compiler.check import error_against_eager
@@ -67,6 +68,7 @@ class BisectReport:
         op, path, location: the op that is replaced, or that the back end gets wrong.
         backend: the guilty back end.
         before, after: the graph around the guilty application or pass, as text.
+        left_out: rewrites that every compile leaves out, since what they merge overflows or vanishes here.
         trials: how many compiles it took.
     """
 
@@ -83,6 +85,7 @@ class BisectReport:
     backend: str = ""
     before: str = ""
     after: str = ""
+    left_out: tuple[str, ...] = ()
     trials: int = 0
 
     @property
@@ -108,6 +111,7 @@ class BisectReport:
             "backend": self.backend,
             "before": self.before,
             "after": self.after,
+            "left_out": list(self.left_out),
             "trials": self.trials,
         }
 
@@ -126,6 +130,8 @@ class BisectReport:
         if self.before != self.after:
             yield "  change"
             yield from (f"    {line}" for line in self.diff.splitlines())
+        if self.left_out:
+            yield f"  without  {', '.join(self.left_out)}: constants that they merge overflow or vanish here"
         yield f"  after {self.trials} {'compile' if self.trials == 1 else 'compiles'}"
 
     def __str__(self) -> str:
@@ -237,6 +243,8 @@ class _Bisection:
 
     def run(self) -> BisectReport:
         """Cut by pass, then by fuel, then by executor."""
+        with suppress(RegraftError):  # the whole compile will raise it, and is judged for that
+            self.options = leaving_out(self.captured, self.options)
         self.failure = self._trial("the whole compile", WHOLE)
         if not self.failure.kind:
             return self._report("right", "the compiled model is right: there is nothing to find")
@@ -299,7 +307,9 @@ class _Bisection:
         return self._report("backend", summary, **{**found, **place})
 
     def _report(self, verdict: str, summary: str, **found: Any) -> BisectReport:
-        return BisectReport(verdict, summary, self.failure.text, trials=self.trials, **found)
+        left_out = tuple(sorted(self.options.left_out))
+        found |= {"left_out": left_out, "trials": self.trials}
+        return BisectReport(verdict, summary, self.failure.text, **found)
 
     def _fails(self, what: str, limit: Limit, share: _Share | None = None) -> bool:
         """Whether a compile fails as the whole one does; one that fails otherwise tells nothing."""

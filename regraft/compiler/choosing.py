@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from regraft.compiler.materialise import Store
 from regraft.errors import OptionError
 from regraft.ir import Module, Op
 
+Measuring = Callable[[], AbstractContextManager[object]]
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -33,12 +36,14 @@ class Tuning:
         rows: the numbers of rows to measure and to report where sizes vary; none leaves it to the tuner.
         told: hears how many measurements are done, and of how many.
         since: what was measured before is measured again, by ``time.time``.
+        measuring: made and entered around all that is measured.
     """
 
     budget: float | None = None
     rows: tuple[int, ...] = ()
     told: Callable[[int, int], None] = lambda done, total: None
     since: float = 0.0
+    measuring: Measuring = nullcontext
 
 
 def choosing_pass(
@@ -47,6 +52,8 @@ def choosing_pass(
     tuning: Tuning,
     memory_limit: int | None,
     notes: list[str],
+    *,
+    for_file: bool = False,
 ) -> ChooseForms:
     """The pass for one compile. ``notes`` receives what the user should know, also while the pass runs."""
     folder = state_folder()
@@ -59,9 +66,10 @@ def choosing_pass(
             tuner = Tuner(
                 executors, Store(module), LowerOptions(threads), tuning.budget, tuning.rows, tuning.told
             )
-            notes.extend(tuner.run(ops))
+            with tuning.measuring():
+                notes.extend(tuner.run(ops))
 
-    return ChooseForms(timetable, memory_limit, prepare=tune, rows=tuning.rows)
+    return ChooseForms(timetable, memory_limit, prepare=tune, rows=tuning.rows, for_file=for_file)
 
 
 def kernel_tuning(
@@ -74,7 +82,7 @@ def kernel_tuning(
     databases = _databases(state_folder(), backends, threads, tuning, notes)
     share = 0.5 if len(backends) > 1 else 1.0
     deadline = None if tuning.budget is None else time.perf_counter() + share * (tuning.budget - spent)
-    return KernelTuning(databases, deadline, tuning.rows, notes.append)
+    return KernelTuning(databases, deadline, tuning.rows, notes.append, bool(tuning.since), tuning.measuring)
 
 
 def _databases(

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from regraft.compiler.api import leaving_out
 from regraft.compiler.arguments import checks_names
 from regraft.compiler.capture import capture_model
 from regraft.compiler.options import Options
@@ -232,7 +233,7 @@ def explain(
         raise OptionError(no_such("rewrite", wanted, every))
     chosen = every if wanted is None else {wanted: every[wanted]}
     captured = capture_model(model, args, kwargs, dynamic_shapes, options.table)
-    return explain_module(captured.module, options, chosen, limit)
+    return explain_module(captured.module, leaving_out(captured, options), chosen, limit)
 
 
 def _name(rewrite: Any) -> str:
@@ -255,16 +256,21 @@ def _held(each: Pass) -> list[Rewrite]:
 def explain_module(
     module: Module, options: Options, chosen: Mapping[str, Rewrite], limit: int
 ) -> Explanation:
-    """Run the pipeline over ``module``, which changes, and tell what became of the ``chosen`` rewrites."""
+    """Run the pipeline over ``module``, which changes, and tell what became of the ``chosen`` rewrites.
+
+    Those that the options leave out are tried where they would have been applied.
+    """
     journal = _Journal(chosen, options)
     context = PassContext(options.table, options.exactness, watchers=(journal,))
     journal.context = context
     waiting = dict(chosen)
+    _, whole = passes_of(replace(options, left_out=frozenset()), [])
+    held = {each.name: _held(each) for each in whole}
     _, passes = passes_of(options, [])
     for each in passes_in_order(passes):
         journal.begin(each)
         run_pass(each, module, context)
-        for rewrite in _held(each):
+        for rewrite in held[each.name]:
             if waiting.pop(rewrite.name, None) is not None:
                 journal.try_everywhere(rewrite, module)
     ranked = sorted(map(journal.explanation, chosen.values()), key=_rank)
@@ -328,6 +334,9 @@ class _Journal(Watcher):
     def _told(self, rewrite: Rewrite, root: Op, outcome: Match | Declined) -> Attempt:
         if isinstance(outcome, Declined):
             return _declined(root, outcome)
+        if rewrite.name in self.options.left_out:
+            reason = "it matches, but constants that it merges overflow or vanish with these weights"
+            return _attempt(Progress.LEFT_OUT, root, reason, len(outcome.ops))
         allowed = self.options.exactness
         reason = f"it matches, but is '{rewrite.exactness}' where the compile allows '{allowed}'"
         change = f"compile(..., exactness={_spelled(rewrite.exactness)})"

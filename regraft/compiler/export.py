@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from regraft.compiler.materialise import Store
 from regraft.compiler.partition import assign
 from regraft.compiler.pipeline import Compilation
 from regraft.compiler.report import Report
-from regraft.ir import Function, unique_name
+from regraft.ir import Exactness, Function, unique_name
+from regraft.rewrites import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class ExportReport:
         compile: the report of the rewrites.
         adapters: names of the adapters between which the input ``active_adapter`` chooses, the first of
             them being 1; empty where there is no such input.
+        approximated_by: names of the passes and rewrites that changed values beyond the order of operations.
+        metadata: what the file says of itself, under keys that begin with ``regraft.``.
     """
 
     path: Path
@@ -44,6 +49,8 @@ class ExportReport:
     bytes: int
     compile: Report
     adapters: tuple[str, ...] = ()
+    approximated_by: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -56,6 +63,8 @@ class ExportReport:
             "writes": dict(self.writes),
             "checks": list(self.checks),
             "adapters": list(self.adapters),
+            "approximated_by": list(self.approximated_by),
+            "metadata": dict(self.metadata),
             "bytes": self.bytes,
             "compile": self.compile.to_dict(),
         }
@@ -63,9 +72,48 @@ class ExportReport:
     def __str__(self) -> str:
         operators = ", ".join(f"{name} {count}" for name, count in sorted(self.operators.items()))
         lines = [f"{self.path}: opset {self.opset}, {self.bytes / 1e6:.1f} MB", operators]
+        if self.adapters:
+            numbered = ", ".join(f"{number} {name}" for number, name in enumerate(("none", *self.adapters)))
+            lines.append(f"active_adapter: {numbered}")
+        lines += told_of_approximations(self.approximated_by, self.compile)
         if self.checks:
             lines += ["checks that are not in the file:", *(f"  {check}" for check in self.checks)]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.compile.remarks()])
+
+
+def told_of_approximations(by: Sequence[str], report: Report) -> list[str]:
+    """A line for what was approximated, if anything was."""
+    if not by:
+        return []
+    error = "not measured" if report.approximation is None else f"error {report.approximation:.2e}"
+    return [f"approximated by {', '.join(by)}: {error} on the example"]
+
+
+def approximating(compilation: Compilation) -> tuple[str, ...]:
+    """Names of the passes and rewrites that changed values beyond the order of operations."""
+    options, stats = compilation.options, compilation.report.rewrites
+    told = ((each.name, getattr(each, "approximates", None)) for each in options.passes)
+    passes = [name for name, approximates in told if callable(approximates) and approximates()]
+    rewrites = (*(each for family in FAMILIES.values() for each in family), *options.rewrites)
+    loose = [each.name for each in rewrites if each.exactness.rank > Exactness.REASSOCIATES.rank]
+    return (*passes, *(name for name in loose if name in stats and stats[name].hits))
+
+
+def metadata_of(compilation: Compilation, adapters: Sequence[str]) -> dict[str, str]:
+    """What a file says of itself; ``adapters`` are those between which its input chooses.
+
+    Values of more than one part are JSON.
+    """
+    options, by = compilation.options, approximating(compilation)
+    found: dict[str, str] = {}
+    if adapters:
+        found["regraft.adapters"] = json.dumps(list(adapters))
+    elif options.adapters.names:
+        (found["regraft.merged_adapter"],) = options.adapters.names
+    if by:
+        told = {"by": by, "tolerance": options.exactness.tolerance, "error": compilation.report.approximation}
+        found["regraft.approximation"] = json.dumps(told)
+    return found
 
 
 class Writer:
@@ -96,7 +144,10 @@ def write_onnx(
     assert isinstance(exporter, FileExporter), "the ort back end writes files"
     assign(function, (Writer(exporter),), None, compilation.options.table)
     names, checks = output_names(function), checks_in(function)
-    written = exporter.export_file(function, store, path, opset=opset, contrib=contrib, output_names=names)
+    metadata = metadata_of(compilation, adapters)
+    written = exporter.export_file(
+        function, store, path, opset=opset, contrib=contrib, output_names=names, metadata=metadata
+    )
     for domain in written.untried:
         compilation.report.notes.append(
             f"the file was checked and not loaded: there is no kernel for the operators of '{domain}' here"
@@ -112,6 +163,8 @@ def write_onnx(
         written.bytes,
         compilation.report,
         adapters,
+        approximating(compilation),
+        metadata,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from regraft.backends import BUILTIN, Backend
-from regraft.errors import OptionError, RegraftError, no_such
+from regraft.errors import OptionError, RegraftError, no_such, shown
 from regraft.ir import OPS, STAGES, Module, OnnxOp, OpDef, OpTable, Pass, PassContext, Rewrite, verify
 from regraft.plugins import NamedPlugin, Plugin, find_plugins
 from regraft.rewrites import FAMILIES, default_passes
@@ -119,7 +119,7 @@ def refuse(name: str, value: Any, expected: str) -> NoReturn:
     Raises:
         OptionError: always.
     """
-    raise OptionError(f"'{name}' cannot be this", option=name, value=repr(value), expected=expected)
+    raise OptionError(f"'{name}' cannot be this", option=name, value=shown(value), expected=expected)
 
 
 def _listed(option: str, value: Any) -> Iterable[Any]:
@@ -162,6 +162,7 @@ class _Staged:
         self.after: tuple[str, ...] = tuple(getattr(inner, "after", ()))
         self.before: tuple[str, ...] = tuple(getattr(inner, "before", ()))
         self.fingerprint: Any = getattr(inner, "fingerprint", None)
+        self.approximates: Any = getattr(inner, "approximates", None)
         self._inner = inner
 
     def run(self, module: Module, context: PassContext) -> bool:

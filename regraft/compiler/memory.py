@@ -6,7 +6,20 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from regraft.ir import Op, Region, Symbol, TensorType, Trait, Value, dims, evaluate
+from regraft.ir import (
+    Constant,
+    Leaf,
+    Module,
+    Op,
+    Region,
+    Symbol,
+    TensorType,
+    Trait,
+    Value,
+    chosen_form,
+    dims,
+    evaluate,
+)
 
 _STATM = Path("/proc/self/statm")
 
@@ -53,6 +66,24 @@ def _high_water() -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def bytes_of_constants(module: Module) -> dict[str, int]:
+    """Bytes of all the model's ``constants`` that ``module`` depends on, of those among them that ops
+    ``read`` as they are, and of what was ``made`` of them and is read.
+    """
+    read: set[Constant] = set()
+    for function in module.functions.values():
+        read |= {op.attr("value") for op in function.walk() if op.has(Trait.CONSTANT_LIKE) and op.result.uses}
+    return {
+        "constants": sum(_size(each) for each in module.constants() if isinstance(each, Leaf)),
+        "read": sum(_size(each) for each in read if isinstance(each, Leaf)),
+        "made": sum(_size(each) for each in read if not isinstance(each, Leaf)),
+    }
+
+
+def _size(constant: Constant) -> int:
+    return evaluate(constant.type.numel, {}) * constant.type.dtype.bits // 8
+
+
 def peak_intermediates(region: Region, sizes: Mapping[Symbol, int]) -> int:
     """An estimate of the most bytes that values made by ``region`` hold at once.
 
@@ -70,15 +101,25 @@ def peak_intermediates(region: Region, sizes: Mapping[Symbol, int]) -> int:
     alive = peak = 0
     leaving: dict[int, list[int]] = {}
     for index, op in enumerate(ops):
-        inner = max((peak_intermediates(each, sizes) for each in op.regions), default=_hidden(op, sizes))
+        peaks = (peak_intermediates(each, sizes) for each in _running(op, sizes))
+        inner = max(peaks, default=_hidden(op, sizes))
         for result in op.results:
             if result not in base:
                 count = _bytes(result, sizes)
                 alive += count
                 leaving.setdefault(last[result], []).append(count)
+        if op.name == "rg.alt":  # its results are those of the form
+            inner -= sum(_bytes(result, sizes) for result in op.results)
         peak = max(peak, alive + inner)
         alive -= sum(leaving.pop(index, ()))
     return peak
+
+
+def _running(op: Op, sizes: Mapping[Symbol, int]) -> tuple[Region, ...]:
+    """The regions of ``op`` of which any may run at ``sizes``: of alternatives one."""
+    if op.name != "rg.alt":
+        return tuple(op.regions)
+    return (op.regions[chosen_form(op, evaluate(op.site.dim_attr("rows"), sizes))],)
 
 
 def _hidden(op: Op, sizes: Mapping[Symbol, int]) -> int:

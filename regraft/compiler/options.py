@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from regraft.backends import BUILTIN, Backend, KernelTuning, backend
 from regraft.compiler.adapters import Adapters
 from regraft.compiler.choose import ChooseForms, parse_budget, parse_size
-from regraft.compiler.choosing import Tuning, choosing_pass, kernel_tuning
+from regraft.compiler.choosing import Measuring, Tuning, choosing_pass, kernel_tuning
 from regraft.compiler.extensions import Extensions, checked_backend, refuse
 from regraft.compiler.per_sample import PER_SAMPLE
 from regraft.compiler.progress import Observer, unobserved
@@ -56,6 +57,8 @@ class Options:
     """What was measured before is measured again, by ``time.time``."""
     left_out: frozenset[str] = frozenset()
     """Names of rewrites that are not applied."""
+    for_file: bool = False
+    """Whether the result is a file, and not a model beside the original."""
 
     @property
     def approximates(self) -> bool:
@@ -63,15 +66,25 @@ class Options:
         return self.exactness.rank > Exactness.REASSOCIATES.rank
 
     def choosing(
-        self, notes: list[str], told: Callable[[int, int], None] = lambda done, total: None
+        self,
+        notes: list[str],
+        told: Callable[[int, int], None] = lambda done, total: None,
+        measuring: Measuring = nullcontext,
     ) -> ChooseForms:
-        """The pass that chooses forms; what it has to say goes to ``notes``, how far it is to ``told``."""
-        tuning = Tuning(self.budget, self.rows, told, self.since)
-        return choosing_pass(self.backends, self.threads, tuning, self.memory_limit, notes)
+        """The pass that chooses forms; what it has to say goes to ``notes``, how far it is to ``told``.
 
-    def kernel_tuning(self, spent: float, notes: list[str]) -> KernelTuning:
+        What it measures is measured within ``measuring()``.
+        """
+        tuning = Tuning(self.budget, self.rows, told, self.since, measuring)
+        return choosing_pass(
+            self.backends, self.threads, tuning, self.memory_limit, notes, for_file=self.for_file
+        )
+
+    def kernel_tuning(
+        self, spent: float, notes: list[str], measuring: Measuring = nullcontext
+    ) -> KernelTuning:
         """What back ends choose their own kernels by, where ``spent`` seconds were measured before."""
-        tuning = Tuning(self.budget, self.rows, since=self.since)
+        tuning = Tuning(self.budget, self.rows, since=self.since, measuring=measuring)
         return kernel_tuning(self.backends, self.threads, tuning, spent, notes)
 
     @staticmethod

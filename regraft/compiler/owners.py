@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from regraft.ir import Location
+
 
 def _folder(path: str | Path) -> str:
     """With a separator at the end: torchvision's files are not torch's."""
@@ -60,3 +62,10 @@ def package_of_file(file: str) -> str:
     """The installed package, or the module of one file, that a library's ``file`` belongs to."""
     folder = next(each for each in _INSTALLED if file.startswith(each))
     return file[len(folder) :].split(os.sep)[0].partition(".")[0]
+
+
+def told(location: Location) -> str:
+    """Where ``location`` is, for people: for a line of torch's own, the path of the layer that runs it."""
+    if location.module and owner_of(location.file) is Owner.TORCH:
+        return f"the layer '{location.module}'"
+    return str(location)

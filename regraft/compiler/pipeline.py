@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -11,11 +12,11 @@ from torch import Tensor
 from regraft.backends import LowerOptions, backend
 from regraft.compiler.cache import CodeCache, cache_path
 from regraft.compiler.choose import ChooseForms, Layout, Picks, RooflineModel, load_profile
-from regraft.compiler.choosing import state_folder
+from regraft.compiler.choosing import Measuring, state_folder
 from regraft.compiler.dump import Dumper
 from regraft.compiler.host import HostBackend, executor_counts
 from regraft.compiler.materialise import Store
-from regraft.compiler.memory import peak_intermediates
+from regraft.compiler.memory import bytes_of_constants, peak_intermediates
 from regraft.compiler.options import Options
 from regraft.compiler.partition import Assignment, assign, cut, make_plan
 from regraft.compiler.per_sample import PER_SAMPLE, PerSample
@@ -131,7 +132,7 @@ class Compilation:
                     each.compare_results(name)
 
         context.observer = observe
-        choose, passes = passes_of(self.options, self.report.notes, self._measured)
+        choose, passes = passes_of(self.options, self.report.notes, self._measured, self.phases.measuring)
         if self.limit.is_partial:
             _run_some(self.module, passes, context, self.limit.passes)
         else:
@@ -166,6 +167,7 @@ class Compilation:
         self.report.memory["intermediates"] = peak_intermediates(self.module.main.body, self.sizes)
         if when == "after":
             self.report.estimated = self._estimate(ops)
+            self.report.memory |= bytes_of_constants(self.module)
 
     def _estimate(self, ops: Sequence[Op]) -> Estimate:
         profile = load_profile(state_folder(), self.options.threads)
@@ -188,7 +190,7 @@ class Compilation:
         """Partition the module, lower its pieces and join them into a plan."""
         function: Function = self.module.main
         eager = backend("eager")
-        tuning = self.options.kernel_tuning(self.spent, self.report.notes)
+        tuning = self.options.kernel_tuning(self.spent, self.report.notes, self.phases.measuring)
         folder = cache_path(self.options.cache)
         code = None if folder is None else CodeCache(folder)
         options = LowerOptions(self.options.threads, tuning=tuning, code=code)
@@ -225,7 +227,8 @@ class Compilation:
             return layout.assigned(self.picks), None
         notes, budget = self.report.notes, self.options.budget
         left = None if budget is None else Budget.after(self.spent, budget)
-        placed = place(layout, comparisons(self.options, notes), left, bench, notes)
+        with nullcontext() if left is None else self.phases.measuring():
+            placed = place(layout, comparisons(self.options, notes), left, bench, notes)
         self.picks = placed.picks
         self.report.choices += placed.choices
         return layout.assigned(placed.picks), placed.plan
@@ -261,20 +264,23 @@ def _executed(region: Region, sizes: Mapping[Symbol, int]) -> Iterator[Op]:
         if op.name == "rg.alt":
             rows = evaluate(op.site.dim_attr("rows"), sizes)
             yield from _executed(op.regions[chosen_form(op, rows)], sizes)
-        elif op.name != "rg.const":
+        elif _computes(op):
             yield op
             for inner in op.regions:
                 yield from _executed(inner, sizes)
 
 
 def passes_of(
-    options: Options, notes: list[str], told: Callable[[int, int], None] = lambda done, total: None
+    options: Options,
+    notes: list[str],
+    told: Callable[[int, int], None] = lambda done, total: None,
+    measuring: Measuring = nullcontext,
 ) -> tuple[ChooseForms, tuple[Pass, ...]]:
     """The passes of a compile, in no order, and the one among them that chooses forms.
 
-    ``told`` hears how many forms are measured, and of how many.
+    ``told`` hears how many forms are measured, and of how many; they are measured within ``measuring()``.
     """
-    choose = options.choosing(notes, told)
+    choose = options.choosing(notes, told, measuring)
     many = (PerSample(),) if options.batch == PER_SAMPLE else ()
     return choose, (*default_passes(options.rewrites, options.left_out), *many, choose, *options.passes)
 

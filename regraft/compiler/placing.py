@@ -34,7 +34,7 @@ from regraft.errors import BackendError, NumericsMismatch
 from regraft.ir import OPS, Builder, DType, Function, Region, TensorType, Value
 from regraft.numerics import assert_close
 from regraft.runtime import Executable, Plan
-from regraft.timing import Measured
+from regraft.timing import Measured, unmeasured
 
 #: Under this name the database has what a call of each back end costs.
 _CALL = "call"
@@ -214,12 +214,12 @@ class Placer:
     # -- sections --------------------------------------------------------------------------------
 
     def _measure_sections(self) -> None:
-        """Time each kind that the database lacks, those of most estimated time first."""
+        """Time each kind that the database lacks, the oldest and then those of most estimated time first."""
         known = self.database.recent
         if not known.lookup(_CALL, self.layout.names):
             self._record(_CALL, 1, [_smallest(each) for each in self.layout.backends], [torch.ones(1)])
         missing = [k for k in self.layout.kinds if not known.lookup(k.signature, self.layout.names)]
-        missing.sort(key=lambda kind: -kind.estimated * len(kind.sections))
+        missing.sort(key=self._urgency)
         values = self._values_of(missing)
         for done, kind in enumerate(missing):
             self.bench.told(done, len(missing))
@@ -227,11 +227,16 @@ class Placer:
                 text = (
                     f"the budget of {self.budget.seconds:g} s sufficed for {done} of {len(missing)} sections"
                 )
-                self.notes.append(f"{text}; the next run goes on from there")
+                self.notes.append(f"{text}; {unmeasured(again=bool(self.database.since))}")
                 return
             pieces = [self._piece(each, kind) for each in self.layout.backends]
             self._record(kind.signature, kind.rows, pieces, [values[v] for v in pieces[0].inputs])
         self.bench.told(len(missing), len(missing))
+
+    def _urgency(self, kind: Kind) -> tuple[float, float]:
+        """Less for what is to be measured first."""
+        written = self.database.written(kind.signature)
+        return min(written.values(), default=0.0), -kind.estimated * len(kind.sections)
 
     def _piece(self, backend: Backend, kind: Kind) -> Piece:
         function = self.layout.function

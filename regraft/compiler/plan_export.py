@@ -6,13 +6,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from regraft.backends import FileExporter, backend
-from regraft.compiler.export import Writer, checks_in, output_names
+from regraft.compiler.export import (
+    Writer,
+    approximating,
+    checks_in,
+    metadata_of,
+    output_names,
+    told_of_approximations,
+)
 from regraft.compiler.materialise import Store
 from regraft.compiler.partition import assign
 from regraft.compiler.pipeline import Compilation
@@ -40,6 +47,7 @@ class PlanReport:
         conditions, loops: how many the plan holds.
         bytes: size of all files.
         compile: the report of the rewrites.
+        approximated_by: as in ``ExportReport``; the networks' metadata has it.
     """
 
     folder: Path
@@ -52,19 +60,22 @@ class PlanReport:
     loops: int
     bytes: int
     compile: Report
+    approximated_by: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
         names = ("files", "inputs", "outputs", "writes", "checks", "conditions", "loops", "bytes")
         values = {name: getattr(self, name) for name in names}
+        values["approximated_by"] = list(self.approximated_by)
         return {"folder": str(self.folder), **values, "compile": self.compile.to_dict()}
 
     def __str__(self) -> str:
         parts = f"{len(self.files)} networks, {self.conditions} conditions, {self.loops} loops"
         lines = [f"{self.folder}: {parts}, {self.bytes / 1e6:.1f} MB"]
+        lines += told_of_approximations(self.approximated_by, self.compile)
         if self.checks:
             lines += ["checks that are not in the folder:", *(f"  {check}" for check in self.checks)]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.compile.remarks()])
 
 
 def write_plan(
@@ -87,7 +98,7 @@ def write_plan(
     except OSError as error:
         raise OptionError(f"cannot write to '{folder.parent}': {error.strerror}") from error
     try:
-        plan = _Plan(exporter, store, temporary, opset, contrib)
+        plan = _Plan(exporter, store, temporary, opset, contrib, metadata_of(compilation, ()))
         record = plan.of(function)
         (temporary / _PLAN).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         (temporary / _RUNNER).write_text(exporter.plan_runner(), encoding="utf-8")
@@ -112,6 +123,7 @@ def write_plan(
         found.count("cf.while"),
         size,
         compilation.report,
+        approximating(compilation),
     )
 
 
@@ -129,6 +141,7 @@ class _Plan:
     folder: Path
     opset: int | None
     contrib: bool
+    metadata: Mapping[str, str]
     slots: dict[Value, str] = field(default_factory=dict[Value, str])
     files: list[str] = field(default_factory=list[str])
     _names: set[str] = field(default_factory=set[str])
@@ -229,6 +242,7 @@ class _Plan:
             contrib=self.contrib,
             input_names=[f"in_{i}" for i in range(len(inputs))],
             output_names=[f"out_{i}" for i in range(len(outputs))],
+            metadata=self.metadata,
         )
         self.files.append(name)
         given = {f"in_{i}": slot for i, slot in enumerate(names[0])}

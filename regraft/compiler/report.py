@@ -61,15 +61,18 @@ class Report(ReadableReport):
             symbols at the example's sizes, the body of a loop counted once. Bytes are those of each op's
             operands and results.
         uncounted: uses of ops in the final graph whose flops are not known, by name.
-        time: seconds of the whole compile without verification, as ``total``, and of its phases.
+        time: seconds of the whole compile without verification, as ``total``, and of its phases; what went
+            into timing forms, back ends and kernels is ``measuring`` and in no phase.
         estimated: what a call takes by the roofline of this machine; None before there is a final graph.
         measured: what a call took; None until ``measure`` was called.
         error: max |y - reference| / max |reference| against eager in fp64; None when not verified.
         approximation: the same of what approximations changed, both graphs run by eager torch at the model's
             own dtypes; None when none were allowed, and when ``error`` tells.
-        memory: bytes of ``constants``, of the weights that kernels have ``packed`` beside those, the
-            estimated peak of ``intermediates`` in one call, and by how much the compile made the process
-            grow: ``growth`` at its end, ``peak_growth`` at most. None where the system does not tell.
+        memory: bytes of the model's ``constants``, of those among them that ops ``read`` as they are, and of
+            what was ``made`` of them and is read, such as merged or factored weights; of the weights that
+            kernels have ``packed`` beside those; the estimated peak of ``intermediates`` in one call; and by
+            how much the compile made the process grow: ``growth`` at its end, ``peak_growth`` at most. None
+            where the system does not tell.
         cache: whether the graph came from the cache. On a hit, what is said of capture and passes is what
             the compile that made the entry had found.
     """

@@ -80,14 +80,29 @@ def _tensor(model: Any, name: str) -> Tensor:
     return table[key]
 
 
+@contextmanager
+def changed(model: torch.nn.Module, changes: Mapping[str, Tensor]) -> Generator[None]:
+    """Let the tensors of ``model`` of these names be more by ``changes`` for the block."""
+    with apart(model, tuple(changes)):
+        for name, change in changes.items():
+            _tensor(model, name).data.add_(change)
+        yield
+
+
 def run_double(
-    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], state: Sequence[str]
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    state: Sequence[str],
+    changes: Mapping[str, Tensor] | None = None,
 ) -> Run:
-    """``run_eager`` in fp64, on a copy of the model."""
+    """``run_eager`` in fp64, on a copy of the model; ``changes`` are added to its tensors of these names."""
     double = copy.deepcopy(model)
     for tensor in (*double.parameters(), *double.buffers()):
         # Not by double(), which makes new buffers: code may hold these by another way.
         tensor.data = to_double(tensor.data)
+    for name, change in (changes or {}).items():
+        _tensor(double, name).data.add_(change)
     args, kwargs = pytree.tree_map(to_double, (tuple(args), dict(kwargs)))
     return run_eager(double, args, kwargs, state)
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from regraft.backends import Backend
-from regraft.compiler.api import rewritten
+from regraft.compiler.api import prepared
 from regraft.compiler.arguments import checks_names
-from regraft.compiler.capture import capture_model
 from regraft.compiler.choose import Choice, TuningDatabase, machine_name
 from regraft.compiler.choosing import state_folder, tuning_path
 from regraft.compiler.extensions import refuse
-from regraft.compiler.materialise import Store
 from regraft.compiler.options import AGAIN, Options
 from regraft.compiler.placing import comparison_name
 from regraft.compiler.progress import Observer, Phases
@@ -161,12 +159,11 @@ def tune(
         rows=tokens,
     )
     phases = Phases(options.progress)
-    captured = capture_model(model, args, kwargs, dynamic_shapes, options.table, phases)
-    constants = [c for c in captured.module.constants() if isinstance(c, Leaf)]
-    compilation = rewritten(captured, options, phases)
+    _, compilation, store = prepared(model, args, kwargs, dynamic_shapes, options, phases)
+    constants = [c for c in compilation.module.constants() if isinstance(c, Leaf)]
     report, machine = compilation.report, machine_name(threads, options.backends[0].name)
     if len(options.backends) > 1 or any(getattr(each, "tunes_kernels", False) for each in options.backends):
-        compilation.lower(Store(compilation.module))
+        compilation.lower(store)
     path = tuning_path(state_folder())
     return TuneReport(
         tuple(report.choices),

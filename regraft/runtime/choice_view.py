@@ -34,7 +34,7 @@ def headline(same: Sequence[Content]) -> list[str]:
     more = f" (and {len(same) - 1} more like it)" if len(same) > 1 else ""
     changes = zip(first["break_even"], first["chosen"][1:], strict=True)
     runs = ", ".join([first["chosen"][0], *(f"from {cut} rows {form}" for cut, form in changes)])
-    memory = f"; {extra / 1e6:.1f} MB more" if extra else ""
+    memory = f"; {abs(extra) / 1e6:.1f} MB {'more' if extra > 0 else 'less'}" if extra else ""
     reason = f" ({first['reason']})" if first["reason"] else ""
     layers = list(dict.fromkeys(layer for choice in same for layer in choice["layers"]))
     return [f"{first['where']}{more}: {runs}{memory}{reason}", *_layers(layers)]

@@ -32,6 +32,12 @@ class ReadableReport:
     def __str__(self) -> str:
         return _text(self.__rich__())
 
+    def remarks(self) -> list[str]:
+        """What the user should know of fallbacks, choices and kernels, and the notes, in lines."""
+        from regraft.runtime.report_view import remarks
+
+        return remarks(self.to_dict())
+
     def full(self) -> str:
         """All there is: every pass, every rewrite with the reasons it declined for, every step."""
         from regraft.runtime.report_view import details

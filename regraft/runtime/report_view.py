@@ -22,7 +22,7 @@ def summary(report: Content) -> Group:
         facts.add_row(name, text)
     applied = [row for row in _by_hits(report) if row[1]["hits"]]
     parts: list[Any] = [facts, *([_rewrites(applied)] if applied else [])]
-    return Group(*parts, *(hanging(line) for line in _remarks(report)))
+    return Group(*parts, *(hanging(line) for line in remarks(report)))
 
 
 def details(report: Content) -> Group:
@@ -64,8 +64,12 @@ def _facts(report: Content) -> Iterator[tuple[str, str]]:
         yield "approx", f"{approximation:.2e} by the graph, on the example in eager torch"
     memory = report["memory"]
     constants, intermediates = (_megabytes(memory.get(key)) for key in ("constants", "intermediates"))
+    made = ""
+    if memory.get("made"):
+        read, new = _megabytes(memory["read"]), _megabytes(memory["made"])
+        made = f" ({read} of them read as they are), made of them {new}"
     packed = f", packed {_megabytes(memory['packed'])}" if memory.get("packed") else ""
-    yield "memory", f"constants {constants}{packed}, intermediates {intermediates} (estimated)"
+    yield "memory", f"constants {constants}{made}{packed}, intermediates {intermediates} (estimated)"
     growth, peak = (_megabytes(memory.get(key)) for key in ("growth", "peak_growth"))
     yield "process", f"grew by {growth} in the compile, at most by {peak}"
 
@@ -118,7 +122,8 @@ def _megabytes(count: int | None) -> str:
     return UNKNOWN if count is None else f"{count / 1e6:.1f} MB"
 
 
-def _remarks(report: Content) -> list[str]:
+def remarks(report: Content) -> list[str]:
+    """What the user should know of fallbacks, choices and kernels, and the notes, in lines."""
     lines = [
         f"fallback: {f['op']} x{f['uses']} to eager: {f['backend']}: {f['reason']}"
         for f in report["fallbacks"]

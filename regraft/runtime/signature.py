@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from regraft.errors import ShapeError
+from regraft.errors import ShapeError, shown
 from regraft.runtime.dims import compile_dim
 from regraft.runtime.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from regraft.runtime.results import result_builder
@@ -197,8 +197,8 @@ class Signature:
                     flat.append(_tensor(leaf, spec))
                 elif not _same_value(leaf, spec.value):
                     raise ShapeError(
-                        f"argument '{spec.name}' is {leaf!r}; the model was compiled for {spec.value!r}. "
-                        "Compile again for another value"
+                        f"argument '{spec.name}' is {shown(leaf)}; the model was compiled for "
+                        f"{shown(spec.value)}. Compile again for another value"
                     )
         self._refuse_unexpected(given)
         return flat

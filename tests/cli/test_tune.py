@@ -6,7 +6,7 @@ import json
 import sqlite3
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -286,3 +286,24 @@ def test_without_a_home(invoke: Invoke, models: Path, monkeypatch: pytest.Monkey
         result = invoke("tune", f"{models}:fixed")
     assert result.exit_code == 1
     assert "there is no folder for the tuning database; set REGRAFT_CACHE_DIR" in result.stderr
+
+
+def test_doctor_counts_the_times(invoke: Invoke, models: Path, tmp_path: Path) -> None:
+    with measuring((1, 2)):
+        assert invoke("tune", f"{models}:varying", "--tokens", "1,8").exit_code == 130
+    path = tmp_path / "state" / "tuning.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(
+            "INSERT INTO times SELECT replace(machine, 'torch ', 'torch 1.'), "
+            "signature, rows, form, us, noise, written FROM times LIMIT 1"
+        )
+    before = path.read_bytes()
+    tuning = json.loads(invoke("doctor", "--json", "-q").stdout)["tuning"]
+    assert tuning == {"path": str(path), "bytes": len(before), "times": 3, "here": 2}
+    text = " ".join(invoke("doctor").stdout.split())
+    assert "3 times, 2 of them of this machine and these versions: " in text
+    path.write_bytes(b"no database")
+    tuning = json.loads(invoke("doctor", "--json", "-q").stdout)["tuning"]
+    assert (tuning["times"], tuning["here"]) == (None, None)
+    assert "is not a tuning database" in tuning["problem"]
+    assert path.read_bytes() == b"no database", "it is only read"

@@ -29,6 +29,7 @@ MODEL, X = nn.Linear(4, 4).eval(), torch.ones(2, 4)
         (regraft.bisect, {"chek": None}, "'check'"),
         (bench, {"round": 3}, "'rounds'"),
         (tune, {"agian": True}, "'again'"),
+        (regraft.rank_layers, {"cuont": 3}, "'count'"),
     ],
 )
 def test_a_misspelt_name_is_answered_with_the_nearest(
@@ -40,6 +41,19 @@ def test_a_misspelt_name_is_answered_with_the_nearest(
     (name,) = given
     assert caught.value.message.startswith(f"{call.__name__}(): there is no argument '{name}'")
     assert f"did you mean {nearest}" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("plugin", "given", "nearest"),
+    [(regraft.LowRank, {"rnak": 4}, "'rank'"), (regraft.WithoutLayers, {"nmaes": ["a"]}, "'names'")],
+)
+def test_a_misspelt_name_of_a_plug_in_is_answered_too(
+    plugin: Callable[..., Any], given: dict[str, Any], nearest: str
+) -> None:
+    (name,) = given
+    message = rf"^{plugin.__name__}\(\): there is no argument '{name}'; did you mean {nearest}"
+    with pytest.raises(UnknownArgumentError, match=message):
+        plugin(**given)
 
 
 def test_a_name_like_no_other_lists_all() -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import multiprocessing
 import sqlite3
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,18 +34,7 @@ from regraft.ir import (
     symbol,
 )
 from regraft.testing import assert_close, randomise
-
-S = symbol("s", 1)
-
-
-class LowRank(nn.Module):
-    def __init__(self, width: int, rank: int, out: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(width, rank, bias=False)
-        self.up = nn.Linear(rank, out)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.up(self.down(x)))
+from tests.compiler.forms import FORMS, LowRank, S, Takes, alternative, compiled_low_rank
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +46,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def products(compiled: Any) -> int:
     return sum(line.strip().startswith("%") and "aten.linear(" in line for line in compiled.ir.splitlines())
-
-
-def compiled_low_rank(rank: int, rows: int = 4, **options: Any) -> tuple[nn.Module, Any]:
-    layer = randomise(LowRank(256, rank, 256).eval())
-    return layer, regraft.compile(layer, (torch.randn(rows, 256),), verify=True, **options)
 
 
 def test_small_ranks_stay_factored_and_large_ones_are_merged() -> None:
@@ -80,22 +63,7 @@ def test_memory_limit_is_kept_and_said() -> None:
     (choice,) = compiled.report.choices
     assert choice.order == (0,)
     assert "0.3 MB more would pass the memory limit" in choice.reason
-    assert "memory limit" in str(compiled.report)
-
-
-def alternative(rows: Any, merged: str = "linear") -> Op:
-    """An ``rg.alt`` of two forms: two linear layers, and one layer or another op, ``merged``."""
-    body = Region([TensorType(DType.F32, (rows, 4))])
-    forms = Region(body.arg_types), Region(body.arg_types)
-    weight = Leaf("w", TensorType(DType.F32, (4, 4)), torch.ones(4, 4))
-    for region, names in zip(forms, (("linear", "linear"), (merged,)), strict=True):
-        b = Builder(OPS, region)
-        value = region.args[0]
-        for name in names:
-            value = b.aten.linear(value, b.constant(weight)) if name == "linear" else b.aten.relu(value)
-        b.create("cf.yield", ((value,),))
-    attrs = {"rows": rows, "forms": ("as written", "merged")}
-    return Builder(OPS, body).create("rg.alt", (body.args,), attrs, regions=forms)
+    assert "memory limit" in " ".join(str(compiled.report).split())
 
 
 def recipe(size: int) -> Recipe:
@@ -134,20 +102,6 @@ def test_a_constant_that_several_computations_need_counts_once(
     choosing.run(sharing(3, recipe(4)), PassContext(OPS))
     assert [choice.order for choice in choosing.choices] == [(form,) for form in chosen]
     assert [choice.extra_bytes for choice in choosing.choices] == extra
-
-
-class Takes:
-    """A back end that takes the ops of these names."""
-
-    def __init__(self, name: str, *ops: str) -> None:
-        self.name = name
-        self.ops = ops
-
-    def supports(self, op: Op) -> str | None:
-        return None if op.name in self.ops else "not this one"
-
-    def lower(self, function: Any, store: Any, options: Any) -> Any:
-        raise AssertionError("nothing is lowered here")
 
 
 def test_forms_are_timed_where_all_of_them_run(tmp_path: Path) -> None:
@@ -234,6 +188,46 @@ def test_at_most_eight_intervals() -> None:
     assert len(choice.cuts) == 7
 
 
+def test_a_form_that_gains_too_little_to_change_to_is_none_to_change_back_from() -> None:
+    """Merged wins at few rows and ties at many: what is as written would be faster nowhere."""
+
+    def times(_: Op, rows: int) -> choose.Times:
+        return choose.Times((10.0 + rows, 2.0 + rows))
+
+    choice = choose.decide(alternative(S), times)
+    assert (choice.order, choice.cuts) == ((1,), ())
+    assert choice.times[1 << 16][1] > 0.98 * choice.times[1 << 16][0], "there by too little"
+    assert str(choice).splitlines()[0].endswith(": merged")
+    assert "rows as written" not in str(choice)
+
+
+@pytest.mark.parametrize(
+    ("measured", "estimated"), [((10.0, 10.1), (10.0, 9.9)), ((10.0, 9.9), (10.0, 12.0))]
+)
+def test_a_tie_is_none_where_the_reference_is_faster_by_measurement_or_by_estimate(
+    measured: tuple[float, float], estimated: tuple[float, float]
+) -> None:
+    def times(_: Op, rows: int) -> choose.Times:
+        return choose.Times((10.0, 5.0)) if rows < 100 else choose.Times(measured, (rows,), 0.0, estimated)
+
+    choice = choose.decide(alternative(S), times)
+    assert (choice.order, choice.cuts) == ((1, 0), (100,))
+
+
+def test_a_tie_at_few_rows_is_that_of_the_form_that_wins_later() -> None:
+    def times(_: Op, rows: int) -> choose.Times:
+        return choose.Times((10.0, 9.9)) if rows < 100 else choose.Times((10.0, 5.0))
+
+    assert choose.decide(alternative(S), times).order == (1,)
+
+
+def test_no_change_is_named_that_lies_beyond_what_is_declared() -> None:
+    """As written is faster from 9 rows on, and there are 8 at most."""
+    choice = decided(alternative(symbol("t", 1, 8)), (10, 2), (1, 2))
+    assert (choice.order, choice.cuts) == ((1,), ())
+    assert decided(alternative(symbol("t", 1, 9)), (10, 2), (1, 2)).cuts == (8,)
+
+
 @pytest.mark.parametrize("rows", [1, 7, 8, 30])
 def test_both_forms_of_a_dynamic_model_compute_the_same(rows: int, tmp_path: Path) -> None:
     layer = randomise(LowRank(64, 60, 64).eval())
@@ -295,8 +289,6 @@ def test_efficiency_is_interpolated() -> None:
 
 
 # -- the database ------------------------------------------------------------------------------
-
-FORMS = ("as written", "merged")
 
 
 def test_rows_of_other_machines_are_not_read(tmp_path: Path) -> None:
@@ -486,103 +478,3 @@ def test_sizes_are_taken_as_text() -> None:
     assert {text: choose.parse_size(text, "limit") for text in given} == given
     _, compiled = compiled_low_rank(250, memory_limit="1 kB")
     assert "would pass the memory limit" in compiled.report.choices[0].reason
-
-
-# -- what the report says ----------------------------------------------------------------------
-
-
-def timetable(*known: choose.Measured) -> choose.Timetable:
-    return choose.Timetable(choose.RooflineModel(choose.MachineProfile("m")), lambda op: known)
-
-
-def test_times_say_which_measurements_they_come_from() -> None:
-    table = timetable(choose.Measured(4, (9.0, 1.0), 0.01), choose.Measured(16, (9.0, 2.0), 0.02))
-    choice = choose.decide(alternative(S), table, also=(3,))
-    assert [choice.based_on[rows] for rows in (3, 4, 8, 16, 32)] == [(4,), (4,), (4, 16), (16,), (16,)]
-    assert choice.measured_at == (4, 8, 16), "what lies beyond is scaled"
-    assert not choice.measured
-    content = choice.to_dict()
-    assert content["based_on"]["8"] == [4, 16]
-    assert content["noise"]["32"] == 0.02
-    assert "estimated, scaled by what was measured at 4 rows (" in str(choice)
-
-
-def test_times_at_other_rows_are_labelled_with_those() -> None:
-    table = timetable(choose.Measured(4, (9.0, 1.0), 0.01))
-    (_, line) = str(choose.decide(alternative(16), table)).splitlines()
-    assert "at 16 rows: " in line
-    assert "estimated, scaled by what was measured at 4" in line
-    between = timetable(choose.Measured(4, (9.0, 1.0), 0.01), choose.Measured(64, (9.0, 1.0), 0.01))
-    assert "from those measured at 4 and 64 rows" in str(choose.decide(alternative(16), between))
-    assert str(choose.decide(alternative(16), timetable())).count("estimated") == 1
-
-
-@pytest.mark.parametrize(
-    ("times", "expected"),
-    [
-        (choose.Times((10, 5), (16,), 0.0), "merged is 2.00 times as fast"),
-        (choose.Times((10, 12.5), (16,), 0.0), "merged takes 1.25 times as long"),
-        (choose.Times((10, 9), (16,), 0.2), "merged is 1.11 times as fast, which is within the noise"),
-        (choose.Times((10, 9.9), (16,), 0.0), "merged is 1.01 times as fast, too little to change"),
-        (choose.Times((10, 9), (16,), 0.2, (10, 7)), "the noise would hide and the estimate confirms"),
-    ],
-)
-def test_why_a_form_was_taken(times: choose.Times, expected: str) -> None:
-    choice = choose.decide(alternative(16), lambda op, rows: times)
-    assert expected in choice.why[16]
-    assert expected in str(choice)
-
-
-def test_layers_are_named_and_equal_choices_told_once() -> None:
-    layers = nn.Sequential(*(LowRank(256, 250, 256) for _ in range(3)))
-    compiled = regraft.compile(randomise(layers.eval()), (torch.randn(512, 256),))
-    assert [choice.layers for choice in compiled.report.choices] == [
-        (f"{i}.down", f"{i}.up") for i in range(3)
-    ]
-    text = " ".join(str(compiled.report).split())
-    assert text.count("choice: ") == 1
-    assert "(and 2 more like it): merged; 0.8 MB more" in text
-    assert "layers: 0.down, 0.up, 1.down, 1.up, 2.down, 2.up at 512 rows: as written" in text
-
-
-# -- measuring again ---------------------------------------------------------------------------
-
-
-def spoilt(path: Path) -> None:
-    """Let the database say what a disturbed run may have measured."""
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE times SET us = 1e6 WHERE form = 'merged'")
-
-
-def test_what_is_known_is_measured_again_on_request(tmp_path: Path) -> None:
-    compiled_low_rank(250, tune=True, budget="20s")
-    spoilt(tmp_path / "tuning.db")
-    for options in ({}, {"tune": True, "budget": "20s"}):
-        _, compiled = compiled_low_rank(250, **options)
-        assert compiled.report.choices[0].times[4][1] == 1e6, "what is known is not measured"
-    _, again = compiled_low_rank(250, tune="again", budget="20s")
-    assert again.report.choices[0].times[4][1] < 1e5
-    assert any("by 1 of them forms compare otherwise" in note for note in again.report.notes)
-    _, later = compiled_low_rank(250)
-    assert later.report.choices[0].times == again.report.choices[0].times
-
-
-def test_a_budget_that_ends_leaves_the_earlier_times(tmp_path: Path) -> None:
-    _, before = compiled_low_rank(250, tune=True, budget="20s")
-    _, again = compiled_low_rank(250, tune="again", budget=1e-6)
-    assert again.report.choices[0].times == before.report.choices[0].times
-    assert any("0 of 1 measurements; the others stand as they were" in note for note in again.report.notes)
-
-
-def test_only_earlier_times_are_measured_again(tmp_path: Path) -> None:
-    old = choose.TuningDatabase(tmp_path / "t.db", "m")
-    old.record("key", FORMS, choose.Measured(4, (1.0, 2.0), 0.0))
-    since = time.time()
-    again = choose.TuningDatabase(tmp_path / "t.db", "m", since).of("m")
-    assert again.lookup("key", FORMS) == [choose.Measured(4, (1.0, 2.0), 0.0)]
-    assert again.recent.lookup("key", FORMS) == []
-    again.record("key", FORMS, choose.Measured(4, (3.0, 4.0), 0.0))
-    assert again.recent.lookup("key", FORMS) == again.lookup("key", FORMS)
-    assert old.lookup("key", FORMS) == [choose.Measured(4, (3.0, 4.0), 0.0)]
-    assert old.clear() == 2
-    assert again.times("key") == {}

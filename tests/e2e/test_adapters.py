@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.export import Dim
 from transformers.pytorch_utils import Conv1D
 
 import regraft
-from regraft.errors import ArtefactError, OptionError
+from regraft.errors import ArtefactError, NumericsMismatch, OptionError
 from regraft.testing import assert_close, randomise
 
 WIDTH, HIDDEN = 24, 32
@@ -224,3 +225,133 @@ def test_unknown_adapters() -> None:
         compiled.set_adapter("frensh")
     with pytest.raises(OptionError, match="compiled without adapters"):
         regraft.compile(model, (x,)).set_adapter("french")
+
+
+def test_no_message_shows_all_of_a_tensor() -> None:
+    for adapters in (
+        [normal(64, 64)],
+        {"a": normal(64, 64)},
+        {"a": {"up.weight": torch.ones(64, dtype=torch.int64)}},
+    ):
+        with pytest.raises(OptionError) as caught:
+            regraft.compile(block(), (normal(5, WIDTH),), adapters=adapters)  # type: ignore[arg-type]
+        assert len(str(caught.value)) < 200
+    assert "got a Tensor of torch.int64 [64]" in str(caught.value)
+
+
+@pytest.mark.parametrize("scaling", [torch.tensor(2.0), torch.tensor(2), np.float32(2.0), 2])
+def test_a_scaling_may_be_any_kind_of_number(scaling: Any) -> None:
+    model, x = block(), normal(5, WIDTH)
+    compiled = regraft.compile(model, (x,), adapters={"french": {**ADAPTERS["french"], "scaling": scaling}})
+    compiled.set_adapter("french")
+    assert_like(compiled, merged(model, "french"), x)
+
+
+@pytest.mark.parametrize("scaling", [torch.ones(2), torch.tensor(True), torch.tensor(math.nan), 1j, None])
+def test_a_scaling_that_is_no_number(scaling: Any) -> None:
+    with pytest.raises(OptionError, match="a finite number, lora_alpha"):
+        regraft.compile(block(), (normal(5, WIDTH),), adapters={"a": {"scaling": scaling}})
+
+
+# -- weights with two names ----------------------------------------------------------------------
+
+
+class Twice(nn.Module):
+    """One layer under two names, and two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.second = self.first
+        self.third, self.fourth = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
+        self.fourth.weight = self.third.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(torch.relu(self.first(x)))
+        return self.fourth(torch.relu(self.third(x)))
+
+
+@pytest.mark.parametrize("layer", ["first", "second", "third", "fourth"])
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_weight_is_found_under_each_of_its_names(layer: str, exported: bool) -> None:
+    model, x = randomise(Twice().eval()), normal(3, WIDTH)
+    source = torch.export.export(model, (x,)) if exported else model
+    args = () if exported else (x,)
+    adapter = factors(layer, WIDTH, WIDTH, 2)
+    change = adapter[f"{layer}.lora_B.weight"] @ adapter[f"{layer}.lora_A.weight"]
+    if exported:  # a square weight, of which nobody knows that it is an nn.Linear's
+        adapter = {f"{layer}.weight": change}
+    compiled = regraft.compile(source, args, adapters={"a": adapter}, verify=True)
+    compiled.set_adapter("a")
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.get_submodule(layer).weight.add_(change)
+        assert_close(compiled(x), copy.deepcopy(changed).double()(x.double()), changed(x), reassociates=True)
+
+
+def test_an_adapter_changes_a_tied_weight_under_one_name() -> None:
+    model, x = randomise(Twice().eval()), normal(3, WIDTH)
+    both = {f"{layer}.weight": normal(WIDTH, WIDTH) for layer in ("third", "fourth")}
+    with pytest.raises(OptionError, match=r"'third.weight' and 'fourth.weight', which are one tied weight"):
+        regraft.compile(model, (x,), adapters={"a": both})
+    apart = {name[0]: {name: change / 8} for name, change in both.items()}
+    regraft.compile(model, (x,), adapters=apart, verify=True)
+
+
+# -- verification --------------------------------------------------------------------------------
+
+
+def test_each_adapter_is_verified() -> None:
+    model, x = block(), normal(5, WIDTH)
+    compiled = regraft.compile(model, (x,), adapters=ADAPTERS, verify=True)
+    (note,) = [note for note in compiled.report.notes if note.startswith("verified")]
+    assert note.startswith("verified as it is and under each adapter: french ")
+    assert ", german " in note
+    assert compiled.report.error is not None
+    assert compiled.report.error < 1e-4
+    assert compiled.active_adapter is None
+    assert_like(compiled, model, x)
+    plain = regraft.compile(model, (x,), verify=True)
+    assert not any("verified" in note for note in plain.report.notes)
+
+
+class WrongPick(regraft.Rewrite):
+    """Twice the factors of an adapter; where none applies they are zeros."""
+
+    exactness = regraft.Exactness.REASSOCIATES
+
+    def pattern(self, op: Any, x: Any, number: Any) -> Any:
+        return op.aten.index.Tensor(x, [number])
+
+    def check(self, m: Any) -> Any:
+        return m.decline("it is done", m.x) if "WrongPick" in m.root.loc.made_by else None
+
+    def rewrite(self, op: Any, m: Any) -> Any:
+        return op.aten.mul.Scalar(op.aten.index.Tensor(m.x, [m.number]), 2)
+
+
+def _of_self(adapters: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The adapters as a method's weights are called."""
+    return {
+        name: {
+            key if key == "scaling" else f"self.{key.removeprefix('base_model.model.')}": value
+            for key, value in state.items()
+        }
+        for name, state in adapters.items()
+    }
+
+
+@pytest.mark.parametrize("method", [False, True])
+def test_an_adapter_that_is_wrong_is_found_and_named(method: bool) -> None:
+    model, x = block(), normal(5, WIDTH)
+    state = {name: (p.data_ptr(), p._version, p.clone()) for name, p in model.named_parameters()}
+    source, adapters = (model.forward, _of_self(ADAPTERS)) if method else (model, ADAPTERS)
+    regraft.compile(source, (x,), adapters=adapters, verify=True)
+    options: dict[str, Any] = {"adapters": adapters, "rewrites": [WrongPick]}
+    assert regraft.compile(source, (x,), **options).report.rewrites["WrongPick"].hits
+    with pytest.raises(NumericsMismatch, match="output 0 under the adapter 'french'"):
+        regraft.compile(source, (x,), verify=True, **options)
+    for name, parameter in model.named_parameters():
+        pointer, version, value = state[name]
+        assert (parameter.data_ptr(), parameter._version) == (pointer, version), "the model is as it was"
+        assert torch.equal(parameter, value)

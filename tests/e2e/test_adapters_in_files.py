@@ -112,3 +112,23 @@ def test_bad_input_writes_nothing(tmp_path: Path, case: str) -> None:
             block(), (normal(5, WIDTH),), tmp_path / "x.onnx", adapters=adapters, adapter=adapter
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def properties(path: Path) -> dict[str, str]:
+    """What the file says of itself, as its users read it."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.get_modelmeta().custom_metadata_map
+
+
+def test_a_file_names_its_adapters(tmp_path: Path) -> None:
+    model, x = block(), normal(5, WIDTH)
+    all_of_them = regraft.export_onnx(model, (x,), tmp_path / "all.onnx", adapters=ADAPTERS)
+    assert (
+        properties(all_of_them.path) == all_of_them.metadata == {"regraft.adapters": '["french", "german"]'}
+    )
+    assert "active_adapter: 0 none, 1 french, 2 german" in str(all_of_them)
+    one = regraft.export_onnx(model, (x,), tmp_path / "one.onnx", adapters=ADAPTERS, adapter="german")
+    assert properties(one.path) == one.metadata == {"regraft.merged_adapter": "german"}
+    assert "the adapter 'german' is merged into 3 weights" in str(one)
+    plain = regraft.export_onnx(model, (x,), tmp_path / "plain.onnx")
+    assert properties(plain.path) == plain.metadata == plain.to_dict()["metadata"] == {}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -108,10 +110,10 @@ def test_layers_that_would_not_be_smaller_stay() -> None:
     assert approximation.layers == []
     assert compiled.report.error < 1e-5
     assert [(each.name, each.reason) for each in approximation.kept] == [
-        ("up.weight", "since two of rank 30 would not be smaller than 64 x 32"),
-        ("down.weight", "since two of rank 30 would not be smaller than 32 x 64"),
+        ("up.weight", "since factors of rank 30 would be no smaller than its 64 x 32"),
+        ("down.weight", "since factors of rank 30 would be no smaller than its 32 x 64"),
     ]
-    assert str(approximation).startswith("up.weight: as it was, since two of rank 30 would not be smaller")
+    assert str(approximation).startswith("up.weight: as it was, since factors of rank 30 would be no smaller")
 
 
 def test_it_must_be_allowed() -> None:
@@ -370,6 +372,67 @@ def test_a_base_that_adapters_change_wholly_stays() -> None:
     )
 
 
+def test_what_was_approximated_is_in_the_file_and_its_report(tmp_path: Path) -> None:
+    model, x = nearly_low_rank(), normal(7, WIDTH)
+    options: dict[str, Any] = {"exactness": LOOSE, "plugins": [LowRank(rank=3)]}
+    report = regraft.export_onnx(model, (x,), tmp_path / "ffn.onnx", **options)
+    plan = regraft.export_plan(model, (x,), tmp_path / "ffn", **options)
+    error = report.compile.approximation
+    assert error is not None
+    for each, path in ((report, report.path), (plan, plan.folder / plan.files[0])):
+        assert each.approximated_by == tuple(each.to_dict()["approximated_by"]) == ("low-rank.factors",)
+        found = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
+        told = {"by": ["low-rank.factors"], "tolerance": 0.1, "error": error}
+        assert json.loads(found["regraft.approximation"]) == told
+        assert f"approximated by low-rank.factors: error {error:.2e} on the example" in str(each)
+        assert "choice: " in str(each), "which form runs is told as well"
+
+
+def test_what_could_not_be_approximated_is_no_approximation(tmp_path: Path) -> None:
+    model, x = randomise(FFN().eval()), normal(7, WIDTH)
+    options: dict[str, Any] = {"exactness": LOOSE, "plugins": [LowRank(rank=30)]}
+    report = regraft.export_onnx(model, (x,), tmp_path / "ffn.onnx", **options)
+    assert (report.approximated_by, report.metadata) == ((), {})
+
+
+class Tied(nn.Module):
+    """A language model's head that is its embedding, and a layer with two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(HIDDEN, WIDTH), nn.Linear(WIDTH, HIDDEN, bias=False)
+        self.head.weight = self.embedding.weight
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.second = self.first
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.second(torch.relu(self.first(self.embedding(ids)))))
+
+
+@pytest.mark.parametrize("name", ["embedding.weight", "head.weight", "first.weight", "second.weight"])
+def test_a_tied_weight_has_a_rank_under_each_of_its_names(name: str) -> None:
+    approximation = LowRank(ranks={name: 2})
+    model, ids = randomise(Tied().eval()), torch.arange(6)[None]
+    regraft.compile(model, (ids,), plugins=[approximation], exactness=Exactness.APPROX(10.0))
+    assert [(layer.name, layer.rank) for layer in approximation.layers] == [(name, 2)]
+
+
+def test_a_tied_weight_has_one_rank() -> None:
+    plugin = LowRank(ranks={"embedding.weight": 2, "head.weight": 3})
+    with pytest.raises(OptionError, match="are one tied weight: give one of them a rank"):
+        regraft.compile(Tied().eval(), (torch.arange(6)[None],), plugins=[plugin], exactness=LOOSE)
+
+
+def test_the_reports_memory_has_the_factors() -> None:
+    model, x = nearly_low_rank(), normal(7, WIDTH)
+    options: dict[str, Any] = {"exactness": LOOSE, "memory_limit": 0, "dynamic_shapes": ({0: Dim.AUTO},)}
+    memory = regraft.compile(model, (x,), plugins=[LowRank(rank=3)], **options).report.memory
+    biases = 4 * (WIDTH + HIDDEN)
+    assert memory["constants"] == 4 * 2 * WIDTH * HIDDEN + biases
+    assert memory["read"] == biases
+    assert memory["made"] == 2 * 4 * 3 * (WIDTH + HIDDEN)
+
+
 class Branch(nn.Module):
     """What is added to the residual: a pair, as attentions return one."""
 
@@ -463,6 +526,53 @@ def test_bad_layers() -> None:
         rank_layers(model, [(x,)], ["1.mlpp"])
     with pytest.raises(OptionError, match="needs names of layers and examples"):
         rank_layers(model, [], ["1.mlp"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"model": print}, "model: expected an nn.Module"),
+        (
+            {"examples": normal(2, WIDTH)},
+            r"examples: expected a list of calls.*got a Tensor of torch.float32 \[2, 32\]",
+        ),
+        ({"examples": [normal(2, WIDTH)]}, r"examples\[0\]: expected a tuple of positional arguments"),
+        ({"examples": 3}, "examples: expected a list of calls"),
+        (
+            {"examples": [(normal(2, WIDTH),), (normal(2, 3),)]},
+            r"cannot be called with examples\[1\]: RuntimeError",
+        ),
+        ({"examples": [()]}, r"cannot be called with examples\[0\]: TypeError"),
+        ({"names": 3}, "names: expected paths of submodules"),
+        ({"names": [3]}, "names: expected paths of submodules"),
+        ({"count": 0}, "count: expected a positive int"),
+        ({"count": "2"}, "count: expected a positive int"),
+        ({"count": True}, "count: expected a positive int"),
+        ({"count": 1.5}, "count: expected a positive int"),
+    ],
+)
+def test_bad_data_to_rank_by(given: dict[str, Any], expected: str) -> None:
+    asked: dict[str, Any] = {"model": stack(), "examples": [(normal(2, WIDTH),)], "names": ["1.mlp"]}
+    with pytest.raises(OptionError, match=expected) as caught:
+        rank_layers(**(asked | given))
+    assert len(str(caught.value)) < 400
+
+
+def test_one_layer_is_named_by_itself() -> None:
+    assert [each.name for each in rank_layers(stack(), [(normal(2, WIDTH),)], "1.mlp")] == ["1.mlp"]
+
+
+def test_a_model_without_floats_cannot_be_ranked() -> None:
+    class Decides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = stack()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x).argmax(-1)
+
+    with pytest.raises(OptionError, match="gives no tensor of floats"):
+        rank_layers(Decides().eval(), [(normal(2, WIDTH),)], ["layers.1.mlp"])
 
 
 def test_not_from_the_cache(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import regraft
-from regraft.errors import RegraftError
+from regraft.errors import RecompileError, RegraftError
 from regraft.testing import assert_close, randomise
 from tests.models import in_double
 
@@ -166,6 +166,25 @@ def test_refresh_takes_another_parameter_in_the_place_of_one() -> None:
         model.weight.mul_(2)
     with pytest.raises(RegraftError, match="refresh"):
         compiled(x)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_refresh_refuses_weights_that_were_tied_and_are_two_now(name: str) -> None:
+    model = Tied().eval()
+    compiled = regraft.compile(model, (torch.ones(2, 8),))
+    model.get_submodule(name).weight = nn.Parameter(torch.randn(8, 8))
+    with pytest.raises(RecompileError, match="were one tied weight and are two now"):
+        compiled.refresh(model)
 
 
 def test_refresh_refuses_another_model(net: nn.Module) -> None:

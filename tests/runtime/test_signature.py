@@ -103,6 +103,9 @@ def test_fixed_values() -> None:
         message = refused(made, X, value)
         assert message.startswith("argument 'causal' is ")
         assert "the model was compiled for True. Compile again for another value" in message
+    assert "argument 'causal' is a Tensor of torch.float32 [64, 64]; the model" in refused(
+        made, X, torch.ones(64, 64)
+    )
 
 
 def nested() -> Signature:

@@ -102,8 +102,11 @@ def export_onnx_file(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     external: bool | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> WrittenFile:
     """``export_model`` and ``write_model`` in one; inputs are called as in the model's Python.
+
+    ``metadata`` become properties of the model.
 
     Raises:
         OptionError: a version or a name that cannot be, or a path that cannot be written.
@@ -113,6 +116,7 @@ def export_onnx_file(
     model = export_model(
         function, store, opset=opset, contrib=contrib, input_names=inputs, output_names=output_names
     )
+    model.metadata_props.update(metadata or {})
     libraries = libraries_of(function)
     files = write_model(model, path, external=external, libraries=libraries)
     return WrittenFile(

@@ -113,8 +113,10 @@ class TvmBackend:
         if times is None:
             return {}
 
-        def measure(key: str, rows: Sequence[int], known: Times, deadline: float) -> Any:
-            return self._builder.tune(text, cpu, key, rows, known, deadline)
+        def measure(
+            key: str, rows: Sequence[int], known: Times, deadline: float, first: Sequence[str]
+        ) -> Any:
+            return self._builder.tune(text, cpu, key, rows, known, deadline, first)
 
         return choices_of(function, cpu, times, tuning, measure)
 

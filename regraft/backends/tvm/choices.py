@@ -11,17 +11,20 @@ from regraft.backends.tvm.cluster import Cluster, form
 from regraft.backends.tvm.cpu import Cpu
 from regraft.backends.tvm.following import kernel_key, problem_of_cluster, title
 from regraft.backends.tvm.templates import TYPICAL_ROWS, Problem, Template, template_for
-from regraft.backends.tvm.tune import Choice, Times, choose, missing, record_key
+from regraft.backends.tvm.tune import Choice, Times, begin_with, choose, missing, record_key
 from regraft.errors import BackendError
 from regraft.ir import Function
-from regraft.timing import Measured
+from regraft.timing import Measured, unmeasured
 
 
 class Measures(Protocol):
-    """Has candidates built and measured that are not ``known``: ``client.Builder`` with a function's text."""
+    """Has candidates built and measured that are not ``known``: ``client.Builder`` with a function's text.
+
+    ``first`` are configs to begin with, after the default.
+    """
 
     def __call__(
-        self, key: str, rows: Sequence[int], known: Times, deadline: float
+        self, key: str, rows: Sequence[int], known: Times, deadline: float, first: Sequence[str]
     ) -> tuple[list[tuple[str, list[str], Measured]], list[str]]: ...
 
 
@@ -47,7 +50,8 @@ def choices_of(
         assert template is not None, "what no template takes is expanded"
         templates[key] = template
     if tuning.deadline is not None:
-        _tune(problems, templates, cpu, times, tuning, measure)
+        with tuning.measuring():
+            _tune(problems, templates, cpu, times, tuning, measure)
     return {key: choose(problem, templates[key], cpu, times) for key, problem in problems.items()}
 
 
@@ -59,27 +63,43 @@ def _tune(
     tuning: KernelTuning,
     measure: Measures,
 ) -> None:
-    """Measure what ``times`` lack; each kernel has an equal share of the time that is left."""
+    """Measure what ``times`` lack, the oldest first; each kernel has an equal share of the time left."""
     assert tuning.deadline is not None
-    rows, known = tuning.rows or TYPICAL_ROWS, times.recent
-    wanted = {key: missing(problem, templates[key], cpu, known, rows) for key, problem in problems.items()}
-    pending = {key: counts for key, counts in wanted.items() if counts}
+    pending = _oldest_first(problems, templates, cpu, times, tuning.rows or TYPICAL_ROWS)
     for number, (key, counts) in enumerate(pending.items()):
         now = time.perf_counter()
         if now >= tuning.deadline:
-            tuning.tell(
-                f"the budget sufficed for {number} of {len(pending)} kernels; the next run goes on from there"
-            )
+            rest = unmeasured(again=tuning.again)
+            tuning.tell(f"the budget sufficed for {number} of {len(pending)} kernels; {rest}")
             return
         problem, share = problems[key], (tuning.deadline - now) / (len(pending) - number)
+        known = times.recent.times(record_key(problem))
+        first = begin_with(problem, templates[key], cpu, times, counts) if tuning.again else ()
         try:
-            found, notes = measure(key, counts, known.times(record_key(problem)), now + share)
+            found, notes = measure(key, counts, known, now + share, first)
         except BackendError as error:  # kernels are right without their times
             found, notes = [], [f"not measured: {error.message}"]
         for signature, forms, measured in found:
             times.record(signature, forms, measured)
         for note in notes:
             tuning.tell(f"kernel {title(problem)}: {note}")
+
+
+def _oldest_first(
+    problems: Mapping[str, Problem],
+    templates: Mapping[str, Template],
+    cpu: Cpu,
+    times: KernelTimes,
+    rows: Sequence[int],
+) -> dict[str, list[int]]:
+    """The numbers of rows to measure each kernel at: those never measured first, then the oldest."""
+    found: dict[str, list[tuple[float, int]]] = {}
+    for key, problem in problems.items():
+        written = times.written(record_key(problem))
+        counts = missing(problem, templates[key], cpu, times.recent, rows)
+        found[key] = sorted((written.get(count, 0.0), count) for count in counts)
+    order = sorted(filter(found.get, found), key=lambda key: found[key][0][0])
+    return {key: [count for _, count in found[key]] for key in order}
 
 
 def reported(program: Mapping[str, Any], choices: Mapping[str, Choice]) -> list[dict[str, Any]]:

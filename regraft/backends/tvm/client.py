@@ -52,11 +52,19 @@ class Builder:
             return BuiltProgram(answer["program"], content, answer["notes"])
 
     def tune(
-        self, text: str, cpu: Cpu, key: str, rows: Sequence[int], known: Times, deadline: float
+        self,
+        text: str,
+        cpu: Cpu,
+        key: str,
+        rows: Sequence[int],
+        known: Times,
+        deadline: float,
+        first: Sequence[str] = (),
     ) -> tuple[list[tuple[str, list[str], Measured]], list[str]]:
         """Times of a kernel's candidates (signature, configs, times), and what the user should know.
 
         Nothing is begun after ``deadline``, by ``time.perf_counter``. What is ``known`` is not tried again.
+        ``first`` are configs to begin with, after the default.
 
         Raises:
             BackendError: TVM refused a kernel, or the process ended.
@@ -65,7 +73,8 @@ class Builder:
             self._running()  # to start it takes seconds, which count
             listed = [(count, dict(each)) for count, each in known.items()]
             left = max(0.0, deadline - time.perf_counter())
-            answer = self._ask("tune", text, cpu, key=key, rows=rows, known=listed, budget=left)
+            given = {"key": key, "rows": rows, "known": listed, "budget": left, "first": first}
+            answer = self._ask("tune", text, cpu, **given)
         found = [
             (m["signature"], m["forms"], Measured(m["rows"], tuple(m["us"]), m["noise"]))
             for m in answer["measured"]

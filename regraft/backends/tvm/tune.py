@@ -20,7 +20,7 @@ from regraft.backends.tvm.cpu import Cpu
 from regraft.backends.tvm.space import Config, Space
 from regraft.backends.tvm.templates import Problem, Template
 from regraft.errors import BackendError
-from regraft.timing import Measured, interpolated, noise_of
+from regraft.timing import Measured, interpolated, noise_of, unmeasured
 
 MOST_CANDIDATES = 16
 #: Samples of each candidate in the first round; each later round takes twice as many of half of them.
@@ -208,12 +208,29 @@ def missing(
     return [count for count in wanted if count and not forms <= times.get(count, {}).keys()]
 
 
+def begin_with(
+    problem: Problem, template: Template, cpu: Cpu, records: Records, rows: Sequence[int]
+) -> list[str]:
+    """Where all is measured again, the configs to begin with: the best one known, and those never tried.
+
+    What is measured takes the place of all that was known: without the best one among it that would be lost.
+    """
+    known = records.times(record_key(problem))
+    ranked = map(str, template.ranked(problem, cpu, MOST_CANDIDATES))
+    untried = [form for form in ranked if not all(form in known.get(count, {}) for count in rows)]
+    return [str(choose(problem, template, cpu, records).configs[0]), *untried]
+
+
 @dataclass(frozen=True)
 class _Built:
-    """Candidates, by number: kernels of those that build, and those that do not."""
+    """Candidates, by number: kernels of those that build, and those that do not.
+
+    ``rest`` tells of those that were not tried, where there are any.
+    """
 
     kernels: dict[int, Any]
     refused: list[int]
+    rest: str = ""
 
 
 @dataclass
@@ -223,6 +240,7 @@ class KernelTuner:
     Fields:
         clock: seconds; tests have one of their own.
         notes: what the user should know: candidates that do not build or are wrong, a budget that ended.
+        first: configs to begin with, after the default.
     """
 
     records: Records
@@ -230,6 +248,7 @@ class KernelTuner:
     budget: float = 20.0
     clock: Callable[[], float] = time.perf_counter
     notes: list[str] = field(default_factory=list[str])
+    first: Sequence[str] = ()
 
     def run(self, problem: Problem, template: Template, bench: Bench, rows: Sequence[int] = ()) -> Choice:
         """Measure ``problem`` at each of ``rows`` (by default its own) that was not; what to build then.
@@ -253,6 +272,8 @@ class KernelTuner:
                 us |= dict.fromkeys(built.refused, math.inf)
                 forms = [str(candidates[number]) for number in us]
                 self.records.record(key, forms, Measured(count, tuple(us.values()), noise))
+                if built.rest and built.rest not in self.notes:
+                    self.notes.append(built.rest)
         return choose(problem, template, self.cpu, self.records)
 
     def _order(self, candidates: Sequence[Config], key: str, counts: Sequence[int]) -> list[int]:
@@ -264,27 +285,27 @@ class KernelTuner:
             for number, config in enumerate(candidates)
             if not all(str(config) in each for each in tried)
         )
-        return list(dict.fromkeys((0, *untried)))
+        numbers = {str(config): number for number, config in enumerate(candidates)}
+        first = [numbers[form] for form in self.first if form in numbers]
+        return list(dict.fromkeys((0, *first, *untried)))
 
     def _built(
         self, candidates: Sequence[Config], order: Sequence[int], bench: Bench, deadline: float
     ) -> _Built:
         """Builds in ``order``, at most for half of what is left of the budget, but two in any case."""
-        built = _Built({}, [])
+        kernels: dict[int, Any] = {}
+        refused: list[int] = []
         half = (self.clock() + deadline) / 2
         for done, number in enumerate(order):
             if done > 1 and self.clock() >= half:
-                self.notes.append(
-                    f"the budget sufficed to build {done} of {len(order)} candidates; the next run goes on "
-                    "from there"
-                )
-                break
+                rest = f"{done} of {len(order)} candidates; {unmeasured(again=False)}"
+                return _Built(kernels, refused, f"the budget sufficed to build {rest}")
             try:
-                built.kernels[number] = bench.build(candidates[number])
+                kernels[number] = bench.build(candidates[number])
             except BackendError as error:
-                built.refused.append(number)
+                refused.append(number)
                 self.notes.append(f"the candidate {candidates[number]} does not build: {error.message}")
-        return built
+        return _Built(kernels, refused)
 
     def _measure(
         self, candidates: Sequence[Config], trials: Mapping[int, Trial], rows: int, deadline: float

@@ -8,7 +8,7 @@ One line of JSON in, one line out with the same ``id``. A request has ``do``, th
 - ``build``: with ``configs`` (see ``build`` below) and a ``folder`` to write to. The answer is ``{"program":
   ..., "library": the path of a shared object, "notes": [...]}``.
 - ``tune``: with the ``key`` of a kernel, numbers of ``rows``, pairs of such a number and the times that are
-  ``known`` of it, and a ``budget`` in seconds. The answer is
+  ``known`` of it, a ``budget`` in seconds, and the configs to try ``first``, after the default. The answer is
   ``{"measured": [...], "notes": [...]}``.
 
 Where something failed, the answer is ``{"error": ..., "kind": ...}``.
@@ -81,7 +81,8 @@ def _handled(request: dict[str, Any]) -> dict[str, Any]:
     try:
         if request["do"] == "tune":
             known = dict(request["known"])
-            return tune(request["text"], cpu, request["key"], request["rows"], known, request["budget"])
+            asked = (request["key"], request["rows"], known, request["budget"], request["first"])
+            return tune(request["text"], cpu, *asked)
         return build(request["text"], cpu, request["configs"], Path(request["folder"]))
     except Exception as error:  # whatever it is, the other process has to hear of it
         return {"error": str(error), "kind": type(error).__name__}
@@ -121,10 +122,18 @@ def _built(
     return {**answer, "library": path}
 
 
-def tune(text: str, cpu: Cpu, key: str, rows: Sequence[int], known: Times, budget: float) -> dict[str, Any]:
+def tune(
+    text: str,
+    cpu: Cpu,
+    key: str,
+    rows: Sequence[int],
+    known: Times,
+    budget: float,
+    first: Sequence[str] = (),
+) -> dict[str, Any]:
     """Measure the candidates for the kernel ``key`` of the function in ``text`` at each number of rows.
 
-    Those that are ``known`` there are not tried again.
+    Those that are ``known`` there are not tried again; the configs ``first`` are tried next to the default.
     """
     from regraft.backends.tvm.bench import KernelBench
 
@@ -133,7 +142,7 @@ def tune(text: str, cpu: Cpu, key: str, rows: Sequence[int], known: Times, budge
     template = template_for(problem, cpu)
     assert template is not None, "what no template takes is expanded"
     taken = _Taken(known)
-    tuner = KernelTuner(taken, cpu, budget)
+    tuner = KernelTuner(taken, cpu, budget, first=first)
     tuner.run(problem, template, KernelBench(problem, template), rows)
     return {"measured": taken.measured, "notes": tuner.notes}
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import linecache
 import re
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +116,7 @@ def capture_model(
     with phases.phase("import"):
         captured = with_size_one(imported, call.module, traced, shapes, len(args), table, fixed)
         _name_literals(captured, call.module)
+        _name_ties(captured, _named_tensors(call.module))
     check_dynamic(captured.main.signature, traced, shapes)
     own_args, own_kwargs = split(call.arguments, len(args))
     _check_example(captured.main.signature, own_args, own_kwargs)
@@ -145,6 +146,23 @@ def _name_literals(captured: Module, model: torch.nn.Module) -> None:
             constant.storage = tensor.detach()
             if constant.is_literal:
                 constant.name, constant.names = name, (name,)
+
+
+def _named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters and buffers of ``model`` under each of their names: also where modules are shared."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _name_ties(captured: Module, named: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Give the constants all the names that ``named`` has for their tensors: an export keeps some of them."""
+    names: dict[tuple[Any, ...], list[str]] = {}
+    for name, tensor in named:
+        names.setdefault(place(tensor), []).append(name)
+    for constant in captured.constants():
+        if isinstance(constant, Leaf) and not constant.is_literal and constant.storage.numel():
+            more = names.get(place(constant.storage), ())
+            constant.names = tuple(dict.fromkeys((*constant.names, *more)))
 
 
 def _export(
@@ -242,6 +260,8 @@ def _import_exported(
     form = CallForm(names[: len(args)], {})
     with phases.phase("import"):
         module = import_program(program, table, arguments, form, frozenset())
+        held: dict[str, Any] = {**program.state_dict, **program.constants}
+        _name_ties(module, ((name, each) for name, each in held.items() if isinstance(each, torch.Tensor)))
     return Captured(module, tuple(args), dict(kwargs), traced=example is not None)
 
 

@@ -1,10 +1,11 @@
 """Choosing forms by what they cost here: the machine's profile, estimates, measurements, decisions."""
 
 from regraft.compiler.choose.amounts import parse_budget, parse_size
-from regraft.compiler.choose.database import TuningDatabase
+from regraft.compiler.choose.database import TuningDatabase, times_by_machine
 from regraft.compiler.choose.decide import Choice, ChooseForms, Times, decide, within
 from regraft.compiler.choose.machine import (
     MachineProfile,
+    holds_here,
     load_profile,
     machine_name,
     measure_profile,
@@ -33,6 +34,7 @@ __all__ = [
     "Tuner",
     "TuningDatabase",
     "decide",
+    "holds_here",
     "load_profile",
     "machine_name",
     "measure_profile",
@@ -40,5 +42,6 @@ __all__ = [
     "parse_budget",
     "parse_size",
     "store_profile",
+    "times_by_machine",
     "within",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,13 +120,19 @@ class TuningDatabase:
             ) from error
 
     def record(self, signature: str, forms: Sequence[str], measured: Measured) -> None:
-        """Store the times of ``forms`` of one computation, measured in turns, in place of earlier ones."""
+        """Store the times of ``forms`` of one computation, measured in turns, in place of earlier ones.
+
+        Where everything is to be measured again, those of other forms at this number of rows go as well: they
+        do not compare with the new ones, and whoever measures next finds that they are missing.
+        """
         now = time.time()
         rows = [
             (self.machine, signature, measured.rows, form, us, measured.noise, now)
             for form, us in zip(forms, measured.us, strict=True)
         ]
+        outdated = "DELETE FROM times WHERE machine = ? AND signature = ? AND rows = ? AND written < ?"
         with self._used() as connection:
+            connection.execute(outdated, (self.machine, signature, measured.rows, self.since))
             connection.executemany("INSERT OR REPLACE INTO times VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     def lookup(self, signature: str, forms: Sequence[str]) -> list[Measured]:
@@ -142,6 +149,12 @@ class TuningDatabase:
         query = "SELECT rows, form, us, noise FROM times WHERE machine = ? AND signature = ? AND written >= ?"
         with self._used() as connection:
             return _by_rows(connection.execute(query, (self.machine, signature, self._earliest)))
+
+    def written(self, signature: str) -> dict[int, float]:
+        """Number of rows -> when the oldest of its times was measured, by ``time.time``."""
+        query = "SELECT rows, MIN(written) FROM times WHERE machine = ? AND signature = ? GROUP BY rows"
+        with self._used() as connection:
+            return dict(connection.execute(query, (self.machine, signature)))
 
     def latest(self, signature: str) -> dict[int, dict[str, tuple[float, float]]]:
         """Of ``times`` those that were measured in turns with the newest one of their number of rows.
@@ -185,6 +198,15 @@ class TuningDatabase:
                 rows,
             )
         return len(rows)
+
+
+def times_by_machine(path: Path) -> dict[str, int]:
+    """Machine -> how many times the database at ``path``, which is only read, has of it.
+
+    Raises:
+        OptionError: it is not a tuning database, or a newer version wrote it.
+    """
+    return dict(Counter(machine for machine, *_ in _rows_of(path)))
 
 
 def _by_rows(found: Iterable[tuple[int, str, float, float]]) -> dict[int, dict[str, tuple[float, float]]]:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from regraft.compiler.owners import told
 from regraft.ir import (
+    Constant,
     Dim,
     Function,
     Module,
@@ -67,7 +69,7 @@ class Choice:
     """What was decided for one ``rg.alt``.
 
     Fields:
-        where: the source line of the computation.
+        where: the source line of the computation, or the path of its layer where that is not the user's.
         signature: identifies computations that are decided alike.
         rows: the number of rows, as a size or an expression; empty where times are of something whole.
         forms: names of the forms, the reference first.
@@ -78,7 +80,7 @@ class Choice:
         noise: rows -> that of the measurement, relative.
         why: rows -> how the forms compare there, in words.
         extra_bytes: of the constants that the chosen forms need beside the reference's. What several
-            computations need counts at the first of them.
+            computations need counts at the first of them. In a file less what it lacks of the reference's.
         reason: why another form was not taken.
         layers: paths of the modules whose ops the forms stand for.
     """
@@ -143,7 +145,8 @@ class ChooseForms:
     ``memory_limit`` bounds the bytes of constants that other forms than the references need; the forms
     that save most time a byte are kept first. None: as much as the model's own constants, or ``SMALL``.
     ``prepare`` is called first with the ops that are to be decided, to measure them. ``rows`` are numbers of
-    rows to look at besides those that a decision needs.
+    rows to look at besides those that a decision needs. ``for_file`` says that the result is a file, which
+    lacks the constants of forms that are not taken, and not a model beside the original.
     """
 
     stage = "choose"
@@ -157,11 +160,14 @@ class ChooseForms:
         memory_limit: int | None = None,
         prepare: Callable[[Module, Sequence[Op]], None] = lambda module, ops: None,
         rows: Sequence[int] = (),
+        *,
+        for_file: bool = False,
     ) -> None:
         self.times = times
         self.memory_limit = memory_limit
         self.prepare = prepare
         self.rows = tuple(rows)
+        self.for_file = for_file
         self.choices: list[Choice] = []
 
     def run(self, module: Module, context: Any) -> bool:
@@ -170,10 +176,20 @@ class ChooseForms:
         self.prepare(module, ops)
         decided = [(op, decide(op, self.times, self.rows)) for op in ops]
         self._keep_to_limit(decided, _constant_bytes(module))
+        references = [_constants(op.regions[0]) for op in ops]
         for op, choice in decided:
             self.choices.append(choice)
             settle(op, choice, rewriter)
+        if self.for_file:
+            self._take_off_what_is_gone(module, references)
         return bool(decided)
+
+    def _take_off_what_is_gone(self, module: Module, references: Sequence[set[Constant]]) -> None:
+        """Count for each choice what the file lacks of its reference, a constant at the first choice."""
+        kept = {constant for function in module.functions.values() for constant in _constants(function.body)}
+        for choice, constants in zip(self.choices, references, strict=True):
+            choice.extra_bytes -= sum(map(_size, constants - kept))
+            kept |= constants
 
     def _keep_to_limit(self, decided: Sequence[tuple[Op, Choice]], own: int) -> None:
         left = max(own, SMALL) if self.memory_limit is None else self.memory_limit
@@ -205,7 +221,7 @@ def decide(op: Op, times: FormTimes, also: Sequence[int] = ()) -> Choice:
     cuts, order = _intervals(counts, lambda count: times(op, count))
     found = {count: times(op, count) for count in sorted({*counts, *cuts})}
     return Choice(
-        str(op.loc),
+        told(op.loc),
         signature(op),
         str(rows),
         forms,
@@ -298,7 +314,33 @@ def _intervals(
         if a != b and len(order) < MAX_INTERVALS:
             cuts.append(_change(low, high, lambda rows, now=a: fastest(times(rows)) != now))
             order.append(b)
-    return tuple(cuts), tuple(order)
+    starts = (counts[0], *cuts)
+    inside = [
+        [low, *(count for count in counts if low < count < high)]
+        for low, high in pairwise((*starts, counts[-1] + 1))
+    ]
+    settled = _without_ties(order, [[times(count) for count in each] for each in inside])
+    kept = [i for i, form in enumerate(settled) if i == 0 or form != settled[i - 1]]
+    return tuple(starts[i] for i in kept[1:]), tuple(settled[i] for i in kept)
+
+
+def _without_ties(order: Sequence[int], found: Sequence[Sequence[Times]]) -> list[int]:
+    """``order`` with a neighbour's form in the place of the reference, where that is faster nowhere.
+
+    ``found`` has times of each interval. What the other form gains there is too little to change to it, and
+    nothing is gained by changing back.
+    """
+    settled = list(order)
+    for i, form in enumerate(order):
+        around = [settled[j] for j in (i - 1, i + 1) if form == 0 and 0 <= j < len(order)]
+        fast = (other for other in around if all(_as_fast(other, each) for each in found[i]))
+        settled[i] = next(fast, form)
+    return settled
+
+
+def _as_fast(form: int, each: Times) -> bool:
+    """Whether ``form`` takes no longer than the reference, by measurement and by estimate."""
+    return all(us[form] <= us[0] for us in (each.us, each.estimated) if us)
 
 
 def fastest(each: Times) -> int:
@@ -358,9 +400,12 @@ def _extra_recipes(op: Op, order: Sequence[int]) -> set[Recipe]:
     return taken - _recipes(op.regions[0])
 
 
+def _constants(region: Region) -> set[Constant]:
+    return {op.attr("value") for op in region.walk() if op.has(Trait.CONSTANT_LIKE)}
+
+
 def _recipes(region: Region) -> set[Recipe]:
-    constants = (op.attr("value") for op in region.walk() if op.has(Trait.CONSTANT_LIKE))
-    return {constant for constant in constants if isinstance(constant, Recipe)}
+    return {constant for constant in _constants(region) if isinstance(constant, Recipe)}
 
 
 def _size(constant: Any) -> int:

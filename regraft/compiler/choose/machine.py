@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import tempfile
 import time
@@ -37,6 +38,8 @@ _VECTORS = frozenset({"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile
 
 #: What the times of a back end depend on beside torch and ONNX Runtime, by the names of packages.
 _LIBRARIES = {"tvm": ("apache-tvm",)}
+#: What ``machine_name`` makes.
+_NAME = re.compile(r"(?P<executor>.+?) on .*; threads (?P<threads>\d+); .*")
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,15 @@ def machine_name(threads: int | None = None, executor: str = "ort") -> str:
     versions = ",".join(f"{p} {metadata.version(p)}" for p in packages)
     cpu = f"{platform.machine()} {cpu_model()} [{flags}]"
     return f"{executor} on {cpu}; threads {threads or cores()}; {versions}"
+
+
+def holds_here(name: str) -> bool:
+    """Whether what was measured under this name counts here, with as many threads as it was measured with."""
+    found = _NAME.fullmatch(name)
+    try:
+        return found is not None and machine_name(int(found["threads"]), found["executor"]) == name
+    except metadata.PackageNotFoundError:  # of a back end whose library is not installed
+        return False
 
 
 def cores() -> int:

@@ -15,6 +15,7 @@ from regraft.backends import Backend
 from regraft.compiler.choose.decide import MARGIN, Choice, Times, fastest, layers_of, verdict
 from regraft.compiler.choose.model import RooflineModel
 from regraft.compiler.choose.sections import Section, rows_of, sections, signature
+from regraft.compiler.owners import told
 from regraft.compiler.partition import Assignment, claims, groups, refusal
 from regraft.ir import Function, Op, Symbol, Trait, symbols_in
 from regraft.timing import Measured
@@ -224,7 +225,7 @@ def _choice(layout: Layout, kind: Kind, pick: int, prices: Prices | None) -> Cho
     found = None if prices is None else prices.sections.get(kind.signature)
     what = f"{lead.name} and {more} more ops" if more else lead.name
     return Choice(
-        str(lead.loc),
+        told(lead.loc),
         kind.signature,
         str(kind.rows),
         layout.names,

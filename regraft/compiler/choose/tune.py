@@ -19,10 +19,11 @@ from regraft.backends import Backend, ConstantStore, LowerOptions
 from regraft.compiler.choose.database import TuningDatabase
 from regraft.compiler.choose.decide import Times, grid, signature, sizes_at, within
 from regraft.compiler.choose.model import RooflineModel
+from regraft.compiler.owners import told
 from regraft.compiler.partition import refusal
 from regraft.ir import Function, Op, Symbol, Trait, Value, clone_region, evaluate, input_symbols
 from regraft.runtime import TORCH_DTYPES, Executable
-from regraft.timing import Measured, interpolated, noise_of
+from regraft.timing import Measured, interpolated, noise_of, unmeasured
 
 _ROUNDS = 15
 #: A measurement noisier than this is taken again, a few times; the least noisy one counts.
@@ -156,21 +157,22 @@ class Tuner:
         unlike = {signature(op): op for op in ops}
         taken = {key: (op, b) for key, op in unlike.items() if (b := self.executors.of(op)) is not None}
         notes = [
-            f"not measured, since no back end takes all its forms: {op.loc}"
+            f"not measured, since no back end takes all its forms: {told(op.loc)}"
             for key, op in unlike.items()
             if key not in taken
         ]
-        missing = {key: self._missing(op, backend) for key, (op, backend) in taken.items()}
+        missing = self._oldest_first(taken)
         total, done, again = sum(map(len, missing.values())), 0, _Again()
         deadline = time.perf_counter() + self.budget
         self.told(done, total)
         if taken and not total:
             notes.append(_ALL_KNOWN)
-        for key, (op, backend) in taken.items():
+        for key, counts in missing.items():
+            op, backend = taken[key]
             database, forms = self.executors.databases[backend.name], op.attr("forms")
             before = {each.rows: each for each in database.lookup(key, forms)}
             lowered: list[Executable] | None = None
-            for rows in missing[key]:
+            for rows in counts:
                 if time.perf_counter() >= deadline:
                     return [*notes, *again.notes(), self._over(done, total, database)]
                 lowered = lowered or self._lowered(op, backend)
@@ -183,9 +185,19 @@ class Tuner:
 
     def _over(self, done: int, total: int, database: TuningDatabase) -> str:
         spent = f"the budget of {self.budget:g} s sufficed for {done} of {total} measurements"
-        return f"{spent}; " + (
-            "the others stand as they were" if database.since else "the next run goes on from there"
-        )
+        return f"{spent}; {unmeasured(again=bool(database.since))}"
+
+    def _oldest_first(self, taken: Mapping[str, tuple[Op, Backend]]) -> dict[str, list[int]]:
+        """The numbers of rows to measure of each computation: those never measured first, then the oldest.
+
+        So a few small budgets measure everything again.
+        """
+        found: dict[str, list[tuple[float, int]]] = {}
+        for key, (op, backend) in taken.items():
+            written = self.executors.databases[backend.name].written(key)
+            found[key] = sorted((written.get(rows, 0.0), rows) for rows in self._missing(op, backend))
+        order = sorted(found, key=lambda key: [age for age, _ in found[key][:1]])
+        return {key: [rows for _, rows in found[key]] for key in order}
 
     def _missing(self, op: Op, backend: Backend) -> list[int]:
         rows = op.site.dim_attr("rows")

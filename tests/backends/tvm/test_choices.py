@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,10 +37,17 @@ class InThisProcess:
         return SimpleNamespace(**{**answer, "library": Path(answer["library"]).read_bytes()})
 
     def tune(
-        self, text: str, host: cpu.Cpu, key: str, rows: Sequence[int], known: tune.Times, deadline: float
+        self,
+        text: str,
+        host: cpu.Cpu,
+        key: str,
+        rows: Sequence[int],
+        known: tune.Times,
+        deadline: float,
+        first: Sequence[str],
     ) -> Any:
         self.tuned.append(key)
-        answer = worker.tune(text, host, key, rows, known, deadline - time.perf_counter())
+        answer = worker.tune(text, host, key, rows, known, deadline - time.perf_counter(), first)
         found = [
             (m["signature"], m["forms"], Measured(m["rows"], m["us"], m["noise"])) for m in answer["measured"]
         ]
@@ -113,14 +122,11 @@ def test_a_record_decides_and_is_interpolated(here: Any, tmp_path: Path) -> None
 
 
 def _made_fastest(path: Path, config: str, columns: int) -> None:
-    import sqlite3
-
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         changed = connection.execute(
             "UPDATE times SET us = 0.25 WHERE form = ? AND signature LIKE ?", (config, f"%n{columns} %")
         )
         assert changed.rowcount
-    connection.close()
 
 
 def test_any_number_of_rows_is_measured_at_several(here: Any) -> None:
@@ -130,6 +136,29 @@ def test_any_number_of_rows_is_measured_at_several(here: Any) -> None:
         model(), (x,), dynamic_shapes=sizes, backends=(here,), cache=False, tune=True, budget="60s"
     )
     assert [set(kernel["measured_us"]) for kernel in kernels(found)] == [{1, 16, 128}] * 2
+
+
+def _slow_builds(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let the tuner's clock say that a build takes a minute; the result has those ``built``."""
+    own, clock = bench.KernelBench.build, SimpleNamespace(now=0.0, built=list[str]())
+
+    def build(self: bench.KernelBench, config: Any) -> Any:
+        clock.built.append(str(config))
+        clock.now += 60.0
+        return own(self, config)
+
+    monkeypatch.setattr(bench.KernelBench, "build", build)
+    monkeypatch.setattr(
+        worker, "KernelTuner", partial(tune.KernelTuner, clock=lambda: time.perf_counter() + clock.now)
+    )
+    return clock
+
+
+def _known(path: Path, columns: int) -> dict[str, float]:
+    """Config -> microseconds, of the kernel with so many columns."""
+    with closing(sqlite3.connect(path)) as connection:
+        query = "SELECT form, us FROM times WHERE signature LIKE ?"
+        return dict(connection.execute(query, (f"%n{columns} %",)))
 
 
 def test_a_budget_that_ends_is_told_and_the_next_run_goes_on(
@@ -146,18 +175,7 @@ def test_a_budget_that_ends_within_a_kernel_is_no_verdict_on_the_rest(
     here: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the database and a worker: what was not tried at first is tried by the next run alone."""
-    built: list[str] = []
-    own, clock = bench.KernelBench.build, SimpleNamespace(now=0.0)
-
-    def build(self: bench.KernelBench, config: Any) -> Any:
-        built.append(str(config))
-        clock.now += 60.0
-        return own(self, config)
-
-    monkeypatch.setattr(bench.KernelBench, "build", build)
-    monkeypatch.setattr(
-        worker, "KernelTuner", partial(tune.KernelTuner, clock=lambda: time.perf_counter() + clock.now)
-    )
+    built = _slow_builds(monkeypatch).built
     first = compiled(here, tune=True, budget="300s")
     for count in (2, 3):  # the second kernel has all the time that is left by the real clock
         note = f"the budget sufficed to build {count} of 4 candidates; the next run goes on from there"
@@ -167,6 +185,38 @@ def test_a_budget_that_ends_within_a_kernel_is_no_verdict_on_the_rest(
     assert len(built) == 5 + (1 + 2) + (1 + 1), "the defaults, and what was not tried"
     compiled(here, tune=True)
     assert len(built) == 10
+
+
+def test_a_budget_that_ends_before_all_is_measured_again_leaves_what_was_known(here: Any) -> None:
+    before = kernels(compiled(here, tune=True, budget="60s"))
+    over = compiled(here, tune="again", budget=1e-3)
+    rest = "the others stand as they were, and the next run that measures again begins with the oldest"
+    assert f"the budget sufficed for 0 of 2 kernels; {rest}" in over.report.notes
+    assert kernels(over) == before
+
+
+def test_where_all_is_measured_again_earlier_times_do_not_stay_beside_the_new_ones(
+    here: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The budget suffices for two or three of four candidates, the default and the best one among them."""
+    compiled(here, tune=True, budget="60s")
+    database = tmp_path / "state" / "tuning.db"
+    problem = templates.Gemm(16, 32, 96, epilogue=(templates.bias(),))
+    default, *_, last = map(str, GEMM.ranked(problem, cpu.host_cpu(2), 4))
+    _made_fastest(database, last, columns=32)
+    assert len(_known(database, columns=32)) == 4
+    _slow_builds(monkeypatch)
+    again = compiled(here, tune="again", budget="300s")
+    known = _known(database, columns=32)
+    assert {default, last} <= known.keys()
+    assert 2 <= len(known) < 4
+    assert known[last] != 0.25
+    rest = f"to build {len(known)} of 4 candidates; the next run goes on from there"
+    assert any(rest in note for note in again.report.notes)
+    compiled(here, tune=True, budget="2000s")
+    later = _known(database, columns=32)
+    assert len(later) == 4
+    assert later[last] == known[last], "the next run measures what is missing"
 
 
 def test_an_error_in_measuring_is_told_and_the_estimate_stands(
