@@ -83,8 +83,9 @@ class Adapters:
             OptionError: there is no such adapter.
         """
         if name not in self.names:
-            known = no_such("adapter", str(name), self.names) if self.names else "no adapters= are given"
-            raise OptionError(f"'adapter' is {name!r}: {known}", option="adapter", value=repr(name))
+            given = name if isinstance(name, str) else shown(name)
+            known = no_such("adapter", given, self.names) if self.names else "no adapters= are given"
+            raise OptionError(f"'adapter' is {shown(name)}: {known}", option="adapter", value=shown(name))
         number = self.names.index(name) + 1
         changes = {weight: {1: by[number]} for weight, by in self.changes.items() if number in by}
         return Adapters((name,), changes, (self.scaling[number - 1],))

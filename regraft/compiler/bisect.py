@@ -19,6 +19,7 @@ from regraft.compiler.arguments import checks_names
 from regraft.compiler.capture import Captured, capture_model
 from regraft.compiler.check import error_against_eager
 from regraft.compiler.dump import unified
+from regraft.compiler.extensions import refuse
 from regraft.compiler.materialise import Store
 from regraft.compiler.options import Options
 from regraft.compiler.pipeline import WHOLE, Limit, passes_of
@@ -170,7 +171,7 @@ def bisect(
         CaptureError: as ``compile``.
     """
     if check is not None and not callable(check):
-        raise OptionError("'check' cannot be this", "check", repr(check), "a function of a compiled model")
+        refuse("check", check, "a function of a compiled model")
     options = Options.checked(
         backends=backends,
         fallback="eager",

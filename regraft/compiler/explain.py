@@ -15,6 +15,7 @@ from typing import Any
 from regraft.compiler.api import leaving_out
 from regraft.compiler.arguments import checks_names
 from regraft.compiler.capture import capture_model
+from regraft.compiler.extensions import refuse
 from regraft.compiler.options import Options
 from regraft.compiler.pipeline import passes_of
 from regraft.compiler.report import lines_in_rich
@@ -212,7 +213,7 @@ def explain(
         The errors of ``compile`` up to the last rewrite.
     """
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise OptionError("'limit' cannot be this", "limit", repr(limit), "a positive int")
+        refuse("limit", limit, "a positive int")
     own = list(rewrites)
     if rewrite is not None and not isinstance(rewrite, str):
         own += [] if _name(rewrite) in map(_name, own) else [rewrite]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,10 +120,11 @@ class Options:
         """
         _require(fallback in ("error", "eager"), "fallback", fallback, "'error' or 'eager'")
         _require(isinstance(exactness, Exactness), "exactness", exactness, "an Exactness")
-        _require(verify in (True, False, "each"), "verify", verify, "True, False or 'each'")
+        _require(_is_one(verify, True, False, "each"), "verify", verify, "True, False or 'each'")
         _require(threads is None or (_is_int(threads) and threads > 0), "threads", threads, "a positive int")
         _require(progress is None or callable(progress), "progress", progress, "a function of one Progress")
-        _require(tune in (True, False, AGAIN), "tune", tune, f"True, False or {AGAIN!r}")
+        _require(_is_one(tune, True, False, AGAIN), "tune", tune, f"True, False or {AGAIN!r}")
+        _require(dump is None or isinstance(dump, (str, Path)), "dump", dump, "a folder")
         _require(budget is None or tune, "budget", budget, "None, since 'tune' is not set")
         check_max_trips(max_trips)
         added = Extensions.of(plugins, rewrites, passes, ops)
@@ -161,6 +162,11 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_one(value: Any, *known: Any) -> bool:
+    """Whether ``value`` is one of ``known``: numbers and texts alone are compared, tensors cannot be."""
+    return isinstance(value, (int, str)) and value in known
+
+
 def _batch(value: Any, verify: Any, switched: Any) -> str | None:
     _require(value in (None, PER_SAMPLE), "batch", value, f"None or {PER_SAMPLE!r}")
     _require(value is None or verify != "each", "verify", verify, "True or False, since 'batch' is set")
@@ -188,7 +194,7 @@ def _backends(
 ) -> tuple[tuple[Backend, ...], tuple[str, ...]]:
     """The back ends that are installed, in order; a note for each that is not. ``added`` are of plug-ins."""
     names = ", ".join(sorted({*BUILTIN, *added}))
-    if isinstance(wanted, str) or not wanted:
+    if isinstance(wanted, str) or not isinstance(wanted, Collection) or not len(wanted):  # pyright: ignore[reportUnnecessaryIsInstance]
         refuse("backends", wanted, f"a list of back ends, of: {names}")
     chosen: list[Backend] = []
     notes: list[str] = []

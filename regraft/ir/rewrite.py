@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
-from regraft.errors import OptionError, RegraftError, RewriteError
+from regraft.errors import OptionError, RegraftError, RewriteError, shown
 from regraft.ir.builder import Builder
 from regraft.ir.core import UNKNOWN, Op, Value
 from regraft.ir.dims import symbol
@@ -44,7 +44,7 @@ class Exactness:
             raise OptionError(
                 "the tolerance of an approximation cannot be this",
                 option="tolerance",
-                value=repr(given),
+                value=shown(given),
                 expected="a number from 0 on, the error allowed relative to the largest output",
             )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from regraft.errors import OptionError, no_such
+from regraft.errors import OptionError, no_such, shown
 from regraft.runtime.effects import Effects
 
 #: The state that holds the number, an i64 of shape [1]: 0 for none, n for the n-th adapter.
@@ -39,5 +39,5 @@ def set_active(names: Sequence[str], effects: Effects | None, name: Any) -> None
             "the model was compiled without adapters; pass compile(..., adapters={name: state dict, ...})"
         )
     if name is not None and name not in names:
-        raise OptionError(no_such("adapter", str(name), names))
+        raise OptionError(no_such("adapter", name if isinstance(name, str) else shown(name), names))
     effects.fill(ACTIVE, 0 if name is None else names.index(name) + 1)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from regraft.errors import ArtefactError, NoFunctionError, OptionError, no_such
+from regraft.errors import ArtefactError, NoFunctionError, OptionError, no_such, shown
 from regraft.plugins import Plugin
 from regraft.runtime import artefact
 from regraft.runtime.added import Added
@@ -155,7 +155,7 @@ def _refused(reason: str, option: str, value: Any) -> OptionError:
     return OptionError(
         f"a bundle holds compiled models, and {reason}",
         option,
-        f"a {type(value).__name__}" if value else repr(value),
+        shown(value),
         "what regraft.compile returns, by name",
     )
 

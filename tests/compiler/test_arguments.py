@@ -12,7 +12,7 @@ from torch import nn
 
 import regraft
 from regraft.compiler import bench, tune
-from regraft.errors import UnknownArgumentError
+from regraft.errors import OptionError, UnknownArgumentError
 
 MODEL, X = nn.Linear(4, 4).eval(), torch.ones(2, 4)
 
@@ -66,3 +66,36 @@ def test_the_signature_is_the_functions_own() -> None:
     assert parameters["tune"].default is False
     assert list(parameters)[:3] == ["model", "args", "kwargs"]
     assert regraft.compile.__doc__ is not None
+
+
+LARGE = torch.ones(64, 64)
+#: Calls with a tensor in the place of something else, by what is named in the error.
+TENSORS: dict[str, Callable[[], Any]] = {
+    **{
+        name: lambda name=name: regraft.compile(MODEL, (X,), **{name: LARGE})
+        for name in (
+            "kwargs", "backends", "rewrites", "passes", "verify", "tune", "batch", "fallback", "memory_limit",
+            "threads", "cache", "dump", "exactness", "max_trips", "dynamic_shapes", "adapters",
+        )
+    },
+    "budget": lambda: regraft.compile(MODEL, (X,), tune=True, budget=LARGE),  # type: ignore[arg-type]
+    "tolerance": lambda: regraft.Exactness.APPROX(LARGE),  # type: ignore[arg-type]
+    "rank": lambda: regraft.LowRank(rank=LARGE),  # type: ignore[arg-type]
+    "names": lambda: regraft.WithoutLayers(LARGE),
+    "functions": lambda: regraft.Bundle(LARGE),  # type: ignore[arg-type]
+    "'f'": lambda: regraft.Bundle({"f": LARGE}),  # type: ignore[dict-item]
+    "opset": lambda: regraft.export_onnx(MODEL, (X,), "x.onnx", opset=LARGE),  # type: ignore[arg-type]
+    "adapter": lambda: regraft.export_onnx(MODEL, (X,), "x.onnx", adapters={"a": {}}, adapter=LARGE),  # type: ignore[arg-type]
+    "no adapter": lambda: regraft.compile(MODEL, (X,), adapters={"a": {}}).set_adapter(LARGE),  # type: ignore[arg-type]
+    "check": lambda: regraft.bisect(MODEL, (X,), check=LARGE),  # type: ignore[arg-type]
+    "limit": lambda: regraft.explain(MODEL, (X,), limit=LARGE),  # type: ignore[arg-type]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_tensor_in_the_place_of_something_else_is_named_and_not_shown(name: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        TENSORS[name]()
+    assert name in str(caught.value)
+    assert "tensor([" not in str(caught.value)
+    assert len(str(caught.value)) < 300

@@ -18,7 +18,7 @@ from regraft.backends.ort.emit import Target, emit_function
 from regraft.backends.ort.lower import lowering_of
 from regraft.backends.ort.run import register
 from regraft.backends.protocol import ConstantStore
-from regraft.errors import BackendError, OptionError
+from regraft.errors import BackendError, OptionError, shown
 from regraft.ir import Function
 
 #: The oldest and newest standard that the lowerings speak.
@@ -51,9 +51,9 @@ def export_model(
         BackendError: an op has no lowering.
     """
     opset = DEFAULT_OPSET if opset is None else opset
-    if not MIN_OPSET <= opset <= MAX_OPSET:
+    if not isinstance(opset, int) or not MIN_OPSET <= opset <= MAX_OPSET:
         raise OptionError(
-            "this opset is not supported", "opset", repr(opset), f"a number from {MIN_OPSET} to {MAX_OPSET}"
+            "this opset is not supported", "opset", shown(opset), f"a number from {MIN_OPSET} to {MAX_OPSET}"
         )
     _check_names("input_names", input_names, len(function.args))
     _check_names("output_names", output_names, len(function.results))

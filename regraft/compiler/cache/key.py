@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 
 from regraft.compiler.cache import tensors
 from regraft.compiler.cache.values import Uncacheable, Walker
-from regraft.compiler.capture import as_module
+from regraft.compiler.capture import as_module, named
 from regraft.compiler.choosing import state_folder
 from regraft.compiler.options import Options
 from regraft.ir import OPS
@@ -92,7 +92,7 @@ def key_of(
     _add_state(walker)
     _add_measurements(walker)
     _add_options(walker, options)
-    _add_arguments(walker, args, dict(kwargs or {}), dynamic_shapes)
+    _add_arguments(walker, args, named(kwargs), dynamic_shapes)
     tensors.describe_tree(walker, source, "model", by_value=False)
     components = walker.finish()
     for package in sorted(walker.packages):

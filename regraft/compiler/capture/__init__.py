@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regraft.compiler.capture import control
-from regraft.compiler.capture.example import Call, split
+from regraft.compiler.capture.example import Call, named, split
 from regraft.compiler.capture.export import Captured, call_of, capture_model
 from regraft.compiler.capture.models import as_module
 from regraft.compiler.capture.size_one import holds_at_size_one
@@ -16,5 +16,6 @@ __all__ = [
     "capture_model",
     "control",
     "holds_at_size_one",
+    "named",
     "split",
 ]

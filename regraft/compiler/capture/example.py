@@ -74,7 +74,19 @@ class Call:
             OptionError: they are no arguments of ``forward``.
         """
         form = CallForm.of(module.forward, len(args))
-        return Call(module, form, by_parameter(form, args, dict(kwargs or {})), len(args))
+        return Call(module, form, by_parameter(form, args, named(kwargs)), len(args))
+
+
+def named(kwargs: Any) -> dict[str, Any]:
+    """The example's arguments by name.
+
+    Raises:
+        OptionError: they are no dict.
+    """
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        kind = type(kwargs).__name__
+        raise OptionError(f"kwargs is a {kind}; pass a dict of the arguments by name: kwargs={{'x': x}}")
+    return dict(kwargs or {})  # pyright: ignore[reportUnknownArgumentType]
 
 
 def by_parameter(form: CallForm, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

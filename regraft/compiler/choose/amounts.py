@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from regraft.errors import OptionError
+from regraft.errors import OptionError, shown
 
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min)?")
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, None: 1.0}
@@ -33,7 +33,7 @@ def parse_budget(budget: str | float) -> float:
         raise OptionError(
             "'budget' cannot be this",
             option="budget",
-            value=repr(budget),
+            value=shown(budget),
             expected="a positive time, such as '30s' or '2m'",
         )
     return seconds
@@ -52,7 +52,7 @@ def parse_size(size: Any, option: str) -> int:
         raise OptionError(
             f"'{option}' cannot be this",
             option=option,
-            value=repr(size),
+            value=shown(size),
             expected="a number of bytes, or a size such as '200MB' or '1GiB'",
         )
     return int(float(found[1]) * _BYTES[found[2] or ""])
