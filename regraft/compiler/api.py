@@ -81,9 +81,9 @@ def compile(
             and ``backends`` may name their back ends.
         exactness: the least exact kind of rewrite that may be applied. With ``APPROX(tolerance)`` the results
             on the example are compared with those of the captured graph, where ``verify`` does not compare.
-        verify: ``True`` compares with eager in fp64 on the example arguments, and times some calls for
-            the report; ``"each"`` also compares every application of every rewrite with what it replaces,
-            and checks the graph after every pass.
+        verify: ``True`` compares with eager in fp64 on the example arguments, also under each adapter, and
+            times some calls for the report; ``"each"`` also compares every application of every rewrite with
+            what it replaces, and checks the graph after every pass.
         dump: a folder for the graph's text after each pass and what the pass changed: a new folder, an
             empty one, or that of an earlier dump.
         threads: worker threads of the back ends; None leaves it to each library.

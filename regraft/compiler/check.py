@@ -76,7 +76,9 @@ def references(
     ``state`` names the model's tensors that it writes to, ``draws`` says that it draws random numbers.
     """
     runner = runner_of(model)
-    with changed(holder_of(runner), changes) if changes else nullcontext():
+    if changes and isinstance(runner, torch.nn.Module):
+        runner = as_module(runner)  # names are those in what a wrapper holds
+    with changed(as_module(runner), changes) if changes else nullcontext():
         eager = run_eager(runner, args, kwargs, state)
     if isinstance(runner, torch.nn.Module) and not draws:
         return eager, run_double(runner, args, kwargs, state, changes)
@@ -92,11 +94,6 @@ def state_of(compiled: CompiledModel) -> tuple[str, ...]:
 def runner_of(model: Any) -> Any:
     """What runs ``model`` in eager torch."""
     return model.module() if isinstance(model, torch.export.ExportedProgram) else model
-
-
-def holder_of(runner: Any) -> torch.nn.Module:
-    """What has the weights of ``runner`` under the names that a capture gives them."""
-    return runner if isinstance(runner, torch.nn.Module) else as_module(runner)
 
 
 def errors_under_adapters(
@@ -142,8 +139,8 @@ def errors_under_adapters(
 
 
 def _weights_of(model: Any) -> dict[str, Tensor]:
-    """The parameters and buffers of ``model``, under each of their names."""
-    holder = holder_of(runner_of(model))
+    """The parameters and buffers of ``model``, under each of the names that a capture may give them."""
+    holder = as_module(runner_of(model))
     parameters = holder.named_parameters(remove_duplicate=False)
     return {**dict(parameters), **dict(holder.named_buffers(remove_duplicate=False))}
 

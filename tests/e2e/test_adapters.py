@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,12 @@ def test_each_adapter_is_verified() -> None:
     assert_like(compiled, model, x)
     plain = regraft.compile(model, (x,), verify=True)
     assert not any("verified" in note for note in plain.report.notes)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_adapters_of_what_is_wrapped_are_verified(wrap: Callable[[nn.Module], Any]) -> None:
+    report = regraft.compile(wrap(block()), (normal(5, WIDTH),), adapters=ADAPTERS, verify=True).report
+    assert any(note.startswith("verified as it is and under each adapter") for note in report.notes)
 
 
 class WrongPick(regraft.Rewrite):

@@ -98,8 +98,9 @@ def _oldest_first(
         written = times.written(record_key(problem))
         counts = missing(problem, templates[key], cpu, times.recent, rows)
         found[key] = sorted((written.get(count, 0.0), count) for count in counts)
-    order = sorted(filter(found.get, found), key=lambda key: found[key][0][0])
-    return {key: [count for _, count in found[key]] for key in order}
+    pending = [key for key, counts in found.items() if counts]
+    pending.sort(key=lambda key: min(age for age, _ in found[key]))
+    return {key: [count for _, count in found[key]] for key in pending}
 
 
 def reported(program: Mapping[str, Any], choices: Mapping[str, Choice]) -> list[dict[str, Any]]:

@@ -213,6 +213,7 @@ def test_where_all_is_measured_again_earlier_times_do_not_stay_beside_the_new_on
     assert known[last] != 0.25
     rest = f"to build {len(known)} of 4 candidates; the next run goes on from there"
     assert any(rest in note for note in again.report.notes)
+    assert "measuring" in again.report.time
     compiled(here, tune=True, budget="2000s")
     later = _known(database, columns=32)
     assert len(later) == 4
