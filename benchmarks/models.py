@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import regraft
 from benchmarks import machine
-from benchmarks.peers import Inputs, NoPeer, Peer, error_of, tensors
+from benchmarks.peers import EXPORTED, Inputs, NoPeer, Peer, error_of, exported, tensors
 from regraft.timing import race
 from tests.models import in_double
 
@@ -31,7 +31,7 @@ def race_model(
 
     ``inputs`` are those that all are built for and called with, and fresh ones that their errors are taken
     on; ``peers`` hold eager torch. A peer takes no part that cannot run the model, or whose error is beyond
-    the numerics rule.
+    the numerics rule. The file that regraft exports is raced as well, with those of the other exporters.
     """
     where = machine.describe()
     torch.set_num_threads(machine.THREADS)
@@ -45,7 +45,7 @@ def race_model(
         time.perf_counter() - start,
     )
     field, absent = [ours], {}
-    for build in peers:
+    for build in (exported, *peers):
         try:
             field.append(build(model, given))
         except NoPeer as error:
@@ -57,17 +57,19 @@ def race_model(
     eager = next(peer for peer in field if peer.name == "eager")
     errors = {peer.name: error_of(peer.run, reference, eager.run, fresh) for peer in field}
     counted = {peer.name: peer.call for peer in field if errors[peer.name]["counts"]}
-    assert "regraft" in counted, errors["regraft"]
+    assert all(errors[name]["counts"] for name in ("regraft", EXPORTED) if name in errors), errors
+    files = {name: call for name, call in counted.items() if name not in ("regraft", "eager")}
     return {
         "benchmark": benchmark,
         "workload": workload,
         "settings": {"threads": machine.THREADS, "dtype": dtype_of(model), "batch": 1, "shapes": "static"},
-        "ratio": "time of the entrant over time of regraft: above 1, regraft is faster",
+        "ratio": "time of the entrant over time of the first: above 1, the first is faster",
         "machine": where,
         "errors": errors,
         "absent": absent,
         "build_seconds": {peer.name: round(peer.build_seconds, 2) for peer in field},
         "race": race(counted, rounds=rounds, patience=patience).to_dict(),
+        "files": race(files, rounds=rounds, patience=patience).to_dict() if EXPORTED in files else None,
         "executors": compiled.report.to_dict()["executors"],
     }
 
@@ -81,8 +83,9 @@ def save(name: str, result: dict[str, Any]) -> None:
     """Write ``<name>.json`` and print the times."""
     path = machine.save(name, result)
     print(f"{result['workload']} -> {path.name}", flush=True)
-    for entrant, row in result["race"]["entrants"].items():
-        print(f"  {entrant:24} {_line(row)}")
+    for raced in ("race", "files"):
+        for entrant, row in (result.get(raced) or {"entrants": {}})["entrants"].items():
+            print(f"  {entrant:24} {_line(row)}")
     for peer, why in result["absent"].items():
         print(f"  {peer:24} cannot run it: {why}")
 

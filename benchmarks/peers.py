@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+import regraft
 from benchmarks.machine import THREADS
 from regraft.errors import NumericsMismatch
 from regraft.testing import assert_close
@@ -33,6 +34,8 @@ from regraft.testing import assert_close
 Inputs = Mapping[str, Tensor]
 
 Run = Callable[[Inputs], list[Tensor]]
+
+EXPORTED = "regraft, exported"
 
 _OPENVINO = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -102,6 +105,21 @@ def torch_onnx(model: nn.Module, inputs: Inputs) -> Peer:
     """``torch.onnx.export(dynamo=True)`` on ONNX Runtime."""
 
     return _session_peer("torch.onnx", lambda path: _export_torch_onnx(model, inputs, path), inputs)
+
+
+def exported(model: nn.Module, inputs: Inputs) -> Peer:
+    """What ``regraft.export_onnx`` writes, run as the peers' files are.
+
+    Raises:
+        NoPeer: an input is in bf16, which NumPy has not.
+    """
+    if any(tensor.dtype == torch.bfloat16 for tensor in inputs.values()):
+        raise NoPeer("NumPy, by which files are run here, has no bf16")
+
+    def export(path: Path) -> None:
+        regraft.export_onnx(model, (), path, kwargs=dict(inputs))
+
+    return _session_peer(EXPORTED, export, inputs)
 
 
 def _export_torch_onnx(model: nn.Module, inputs: Inputs, path: Path) -> None:
