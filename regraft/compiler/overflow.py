@@ -41,7 +41,7 @@ def harmful(module: Module, store: Store) -> frozenset[str]:
                 if not makers or recipe in seen:
                     continue
                 seen.add(recipe)
-                if _overflows(module, recipe, store) or _vanishes(recipe, store):
+                if _overflows(module, recipe, store) or _vanishes(module, recipe, store):
                     found |= makers
     return frozenset(found)
 
@@ -83,10 +83,12 @@ def _overflows(module: Module, recipe: Recipe, store: Store) -> bool:
     return not nans or not _largest(Store(module, {**weights, **without}).tensor(recipe)) < torch.inf
 
 
-def _vanishes(recipe: Recipe, store: Store) -> bool:
+def _vanishes(module: Module, recipe: Recipe, store: Store) -> bool:
     """Whether the value of ``recipe`` has fewer digits than its dtype, and each weight in it has more.
 
-    What is as small as one of the weights, such as a product with factors of 0, is so as written too.
+    What is as small as one of the weights, or 0 since factors of it are, is so as written too. A weight that
+    is 0 beside others, such as a bias, says nothing of their product: signs in place of weights, which are
+    neither large nor small, tell whether it is 0.
     """
     value = store.tensor(recipe)
     largest = _largest(value)
@@ -96,8 +98,12 @@ def _vanishes(recipe: Recipe, store: Store) -> bool:
         or largest >= _SPREAD * torch.finfo(value.dtype).tiny
     ):
         return False
-    leaves = [_largest(store.tensor(leaf)) for leaf in _leaves(recipe.body) if leaf.type.dtype.is_float]
-    return bool(leaves) and largest < min(leaves)
+    weights = {leaf: store.tensor(leaf) for leaf in _leaves(recipe.body) if leaf.type.dtype.is_float}
+    sizes = [size for size in map(_largest, weights.values()) if size > 0]
+    if not sizes or not largest < min(sizes):
+        return False
+    signs = {leaf: tensor.sign() for leaf, tensor in weights.items()}
+    return _largest(Store(module, signs).tensor(recipe)) > 0
 
 
 def _largest(tensor: Tensor) -> float:

@@ -5,7 +5,11 @@ An op with regions may be as harmless as what is in them, which its definition a
 
 from __future__ import annotations
 
-from regraft.ir.core import Op
+from collections.abc import Iterator
+from typing import Any
+
+from regraft.ir.core import Op, Region
+from regraft.ir.module import symbols_in
 from regraft.ir.opdef import Trait
 
 
@@ -20,9 +24,28 @@ def is_speculatable(op: Op) -> bool:
 
 
 def is_dead(op: Op) -> bool:
-    """Whether nothing observes ``op``: it is pure, defines no symbol, and none of its results is used."""
-    kept = op.has(Trait.TERMINATOR) or op.symbols or any(r.uses for r in op.results)
-    return not kept and is_pure(op)
+    """Whether nothing observes ``op``: it is pure, and nobody uses a result of it or names a symbol."""
+    kept = op.has(Trait.TERMINATOR) or any(r.uses for r in op.results)
+    return not kept and is_pure(op) and not _is_named(op)
+
+
+def _is_named(op: Op) -> bool:
+    """Whether a symbol that ``op`` defines stands in another op."""
+    if not op.symbols or op.parent is None:
+        return False
+    return any(s in op.symbols for said in _said_in(op.parent, op) for s in symbols_in(said))
+
+
+def _said_in(region: Region, besides: Op) -> Iterator[Any]:
+    """What may name symbols in a region, but for what ``besides`` says: types and attributes."""
+    for op in region.ops:
+        if op is besides:
+            continue
+        yield from (result.type for result in op.results)
+        yield from op.attrs.values()
+        for inner in op.regions:
+            yield from inner.arg_types
+            yield from _said_in(inner, besides)
 
 
 def _inside(op: Op) -> list[Op]:

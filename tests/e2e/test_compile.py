@@ -295,3 +295,15 @@ def test_a_pass_of_the_users(net: nn.Module) -> None:
     compiled = regraft.compile(net, (rows(),), passes=[("fuse", counting)])
     assert counting.ops > 3
     assert "counting" in [entry["name"] for entry in compiled.report.to_dict()["passes"]]
+
+
+@pytest.mark.parametrize("backends", [("ort",), ("tvm", "ort")])
+def test_what_defines_a_size_that_nobody_needs_does_not_run(backends: tuple[str, ...]) -> None:
+    def returns_its_argument(x: Tensor) -> Tensor:
+        positive = x[x > 0]
+        torch._check(positive.shape[0] >= 0)
+        return x
+
+    compiled = regraft.compile(returns_its_argument, (rows(),), backends=backends)
+    assert "aten.nonzero" not in compiled.ir
+    check(returns_its_argument, compiled, rows())

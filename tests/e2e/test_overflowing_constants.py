@@ -38,6 +38,37 @@ class InARow(nn.Module):
         return torch.tanh(self.second(self.first(x)))
 
 
+class Biased(nn.Module):
+    """Two layers with biases that are 0, which say nothing of their product."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        with torch.no_grad():
+            for layer in (self.first, self.second):
+                layer.weight.mul_(size)
+                layer.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+class Added(nn.Module):
+    """A layer of zeros and what an adapter adds to it."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.base = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.down, self.up = nn.Linear(WIDTH, 4, bias=False), nn.Linear(4, WIDTH, bias=False)
+        with torch.no_grad():
+            self.base.weight.zero_()
+            self.down.weight.mul_(size)
+            self.up.weight.mul_(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
 class LowRank(nn.Module):
     """Two factors of f16, of which the product has few digits."""
 
@@ -82,13 +113,16 @@ class Divided(nn.Module):
 
 
 class Normed(nn.Module):
-    """A convolution behind which batch normalisation divides by a deviation of 0."""
+    """A convolution and batch normalisation, one of whose deviations may be 0."""
 
-    def __init__(self) -> None:
+    def __init__(self, deviation: float = 1.0, size: float = 1.0, scale: float = 1.0) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.0)
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=size == 1), nn.BatchNorm2d(4, eps=0.0)
         assert self.norm.running_var is not None
-        self.norm.running_var[1] = 0.0
+        self.norm.running_var[1] = deviation
+        with torch.no_grad():
+            self.conv.weight.mul_(size)
+            self.norm.weight.fill_(scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
@@ -101,14 +135,19 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "a divisor of nearly 0": (lambda: Beside(True, 1e-40), 1e-30 * X),
     "a factor of inf": (lambda: Beside(False, torch.inf, -torch.inf), X),
     "a large factor": (lambda: Beside(False, 3e38), 1e-30 * X),
-    "a deviation of 0": (Normed, normal(1, 3, 8, 8)),
+    "a deviation of 0": (lambda: Normed(deviation=0.0), normal(1, 3, 8, 8)),
+    "large weights below a large norm": (lambda: Normed(size=1e25, scale=1e20), 1e-25 * normal(1, 3, 8, 8)),
+    "small weights below a small norm": (lambda: Normed(size=1e-25, scale=1e-20), 1e25 * normal(1, 3, 8, 8)),
     "layers of small weights in a row": (lambda: InARow(1e-25), 1e30 * X),
+    "layers of small weights without biases": (lambda: Biased(1e-25), 1e30 * X),
+    "a small adapter of zeros": (lambda: Added(1e-25), 1e30 * X),
     "large divisors": (Divided, 1e30 * X),
     "factors of small weights in f16": (lambda: LowRank(1e-4), 100 * normal(4, 64).half()),
 }
 #: What the merged constants of these have is what the model's own order has.
 HARMLESS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "a layer of zeros": (lambda: InARow(0.0), X),
+    "an adapter that adds nothing": (lambda: Added(0.0), X),
     "a zero among factors": (lambda: Beside(False, 0.0), X),
     "factors in f16": (lambda: LowRank(0.02), normal(4, 64).half()),
     "a weight that is nan": (lambda: Beside(True, torch.nan), X),

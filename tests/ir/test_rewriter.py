@@ -25,7 +25,7 @@ from regraft.ir import (
     refines,
     verify,
 )
-from tests.ir.graphs import TABLE, U0, f32, module, region
+from tests.ir.graphs import TABLE, U0, f32, module, region, size
 
 
 class Log(Listener):
@@ -158,7 +158,17 @@ def test_used_or_effectful_ops_stay() -> None:
     assert not rewriter.erase_if_unused(random)
     assert is_dead(rewriter.before(neg).aten.relu(relu.result).op)
     assert not is_dead(made.main.body.terminator)
-    assert not is_dead(rewriter.before(neg).create("my.find", (relu.result,), symbols=(U0,)))
+
+
+def test_what_defines_a_size_stays_where_the_size_is_named() -> None:
+    _, relu, neg, rewriter, _ = setting()
+    found = rewriter.before(neg).create("my.find", (relu.result,), symbols=(U0,))
+    assert is_dead(found)
+    named = rewriter.before(neg).aten.full((size(U0),), 1.0, dtype=DType.F32)
+    assert not is_dead(found)
+    assert named.op is not None
+    rewriter.erase(named.op)
+    assert rewriter.erase_if_unused(found)
 
 
 def test_uses_may_be_chosen() -> None:

@@ -94,6 +94,22 @@ def test_any_number_of_rows_in_a_file(tmp_path: Path) -> None:
             assert_close(torch.from_numpy(result), expected, model(x), reassociates=True)
 
 
+class GivenWeights(nn.Module):
+    """A feed-forward block whose weights are arguments."""
+
+    def forward(self, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        return F.linear(torch.relu(F.linear(x, up)), down)
+
+
+def test_any_number_of_rows_and_results() -> None:
+    def given(rows: int, results: int) -> tuple[Tensor, ...]:
+        return normal(rows, 2), normal(64, 2, seed=1), normal(results, 64, seed=2)
+
+    sizes = {"x": {0: Dim("n", min=1, max=5000)}, "up": None, "down": {0: Dim("k", min=2, max=8)}}
+    inputs = (given(7, 3), given(700, 8), given(513, 2))
+    check(GivenWeights(), *inputs, rewrites={"StreamedFFN": 1}, dynamic_shapes=sizes)
+
+
 def test_a_wide_gated_network_is_one_op_of_one_input() -> None:
     model = SVDSwiGLU(dim=64, hidden=128, rank=32)
     check(model, (normal(1, 600, 64),), rewrites={"LowRankGatedFFN": 0, "StreamedFFN": 0})

@@ -1,10 +1,11 @@
-"""Which of ONNX Runtime's graph transformers run: three, and only where there are convolutions.
+"""Which of ONNX Runtime's graph transformers run: two or three, and only where there are convolutions.
 
 ``ConvActivationFusion`` puts the activation behind a convolution into it, and ``NchwcTransformer`` gives
 convolutions a layout in blocks of channels and joins them with the sum behind them, which takes a fifth off
 a ResNet-50 and nearly half off a MobileNetV2. ``ConvBNFusion`` folds what our own rewrite leaves in models of
-16 bits: there new weights would be rounded once more, and here they are f32. The others stay off: the graph
-has been optimised before, and they would read constants that are not in the model.
+16 bits: there new weights would be rounded again, and here they are f32. In a model of f32 it is off: what
+our own left there would overflow or vanish if merged (``compiler/overflow.py``). The others stay off: the
+graph has been optimised before, and they would read constants that are not in the model.
 """
 
 from __future__ import annotations
@@ -87,8 +88,15 @@ OTHERS: tuple[str, ...] = (
     "WhereDummyDq",
 )
 
+_NORMS = "ConvBNFusion"
+
 #: ONNX ops whose constants the transformer reads.
 READERS = frozenset({"Conv", "BatchNormalization"})
+
+
+def left_off(*, has_halves: bool) -> list[str]:
+    """The transformers that do not run; ``has_halves`` says that what they read was of 16 bits."""
+    return [*OTHERS] if has_halves else [*OTHERS, _NORMS]
 
 
 def constants_read(nodes: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from regraft.backends.ort.optimiser import OTHERS
+from regraft.backends.ort.optimiser import left_off
 from regraft.errors import ArtefactError, BackendError, RegraftError
 from regraft.runtime import (
     LARGE,
@@ -175,7 +175,9 @@ class OrtExecutable:
             path = os.path.join(folder, "model.onnx")
             with open(path, "wb") as file:
                 file.write(self._model)
-            off = list(OTHERS) if blocked else None
+            read = (self._constants[name] for name in self.interface.blocked if name in self._constants)
+            halves = any(tensor.dtype in _HALVES for tensor in read)
+            off = left_off(has_halves=halves) if blocked else None
             providers = ["CPUExecutionProvider"]
             return onnxruntime.InferenceSession(path, options, providers=providers, disabled_optimizers=off)
 

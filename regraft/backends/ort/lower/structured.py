@@ -80,8 +80,8 @@ def _loop(e: Emitter, op: Op, inputs: Sequence[ir.Value], rows: Dim, count: ir.V
         body = e.graph("body", [go, _feed_forward(e, op, own, (rows,))], [trip, go])
     stacked = e.op("Loop", trips, e.scalar(True, DType.BOOL), body=body)
     out = op.operand("down_weight").tensor.shape[0]
-    assert isinstance(out, int)
-    flat = e.op("Reshape", stacked, e.ints(-1, out))
+    shape = e.ints(-1, out) if isinstance(out, int) else e.op("Concat", e.ints(-1), e.shape((out,)), axis=0)
+    flat = e.op("Reshape", stacked, shape)
     return e.op("Slice", flat, e.ints(0), e.op("Unsqueeze", count, e.ints(0)), e.ints(0))
 
 
