@@ -23,7 +23,7 @@ from regraft.runtime.executable import (
 from regraft.runtime.files import read_file
 from regraft.runtime.host import Block, HostExecutable, executables_of
 from regraft.runtime.lazy import lazy_names
-from regraft.runtime.memory import LARGE, ResultMemory, lasting
+from regraft.runtime.memory import LARGE, ResultMemory, byte_of, lasting, lasting_flag
 from regraft.runtime.model import CompiledModel, refreshed
 from regraft.runtime.plan import Bind, Frame, Plan, Step
 from regraft.runtime.profile import Profile, StepTime, profile
@@ -76,6 +76,7 @@ __all__ = [
     "TensorSpec",
     "ValueSpec",
     "autocast_dtype",
+    "byte_of",
     "choice_view",
     "compile_dim",
     "cpu_features",
@@ -83,6 +84,7 @@ __all__ = [
     "executables_of",
     "is_random",
     "lasting",
+    "lasting_flag",
     "lazy_names",
     "load",
     "overlap",

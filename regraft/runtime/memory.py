@@ -99,7 +99,19 @@ def lasting(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
     """Memory for a result that stays at one place from call to call; None for a large one, which would be
     held for longer than anybody reads it.
     """
-    if math.prod(shape) * dtype.itemsize >= LARGE:
-        return None
+    return None if math.prod(shape) * dtype.itemsize >= LARGE else _own(shape, dtype)
+
+
+def lasting_flag() -> Tensor:
+    """The same for a single bool."""
+    return _own((), torch.bool)
+
+
+def byte_of(flag: Tensor) -> memoryview:
+    """The byte of a single bool that stays at its place: torch takes ten times as long to read it."""
+    return flag.numpy().reshape(1).view(np.uint8).data
+
+
+def _own(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # which may be on in the call that happens to be the first
         return torch.empty(shape, dtype=dtype, device="cpu")

@@ -28,8 +28,10 @@ from regraft.runtime import (
     ArtefactWriter,
     Bound,
     ResultMemory,
+    byte_of,
     compile_dim,
     lasting,
+    lasting_flag,
 )
 
 #: Names of element types -> ONNX's numbers for them.
@@ -138,7 +140,9 @@ class OrtExecutable:
         except Exception as error:
             raise BackendError(f"ONNX Runtime refuses the model: {error}", backend=self.backend) from error
         self._inputs = [_Place.of(port) for port in interface.inputs]
-        self._outputs = [_Place.of(port) for port in interface.outputs]
+        results = len(interface.outputs) - len(interface.checks)
+        checks = (Port(port.name, "bool", ()) for port in interface.outputs[results:])
+        self._outputs = [_Place.of(port) for port in (*interface.outputs[:results], *checks)]
         self._sizes = tuple(interface.sizes)
         self._size_inputs = [_Place.of(Port(name, "i64")) for name in interface.sizes.values()]
         self._layouts: dict[tuple[tuple[str, int], ...], _Layout] = {}
@@ -200,7 +204,7 @@ class OrtExecutable:
         made = self.call(binding, layout, inputs)
         if layout.is_complete:
             self._idle.append(binding)  # one that holds results is not used again
-        return self.checked(made)
+        return made
 
     def bind(self, inputs: Sequence[Tensor | None], keep: Sequence[bool], sizes: Mapping[str, int]) -> Bound:
         """A call with a binding of its own, in which results that stay are bound once."""
@@ -212,7 +216,8 @@ class OrtExecutable:
 
     def binding(self, kept: Sequence[Tensor | None]) -> _Binding:
         """A new binding, with the results that stay in ``kept``, None for others."""
-        return _Binding(self._session, [*self._inputs, *self._size_inputs], self._outputs, kept)
+        inputs = [*self._inputs, *self._size_inputs]
+        return _Binding(self._session, inputs, self._outputs, kept, self.interface.checks)
 
     def kept(self, layout: _Layout, keep: Sequence[bool]) -> tuple[Tensor | None, ...]:
         """Memory for those of the results that may stay and are small."""
@@ -222,7 +227,10 @@ class OrtExecutable:
         )
 
     def call(self, binding: _Binding, layout: _Layout, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """All outputs for ``inputs``, those of checks too."""
+        """The results for ``inputs``, those that stay where they are.
+
+        Raises: as ``run``.
+        """
         held: list[Tensor] = []  # what the binding has only addresses of
         for tensor, port in zip(inputs, self._inputs, strict=True):
             assert tensor.dtype is port.dtype, f"{port.name} is {tensor.dtype}, expected {port.dtype}"
@@ -241,7 +249,9 @@ class OrtExecutable:
             self._session.run_with_iobinding(binding.io)
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed: {error}", backend=self.backend) from error
-        return results if layout.is_complete else binding.completed(results)
+        binding.check()
+        made = results if layout.is_complete else binding.completed(results)
+        return made[: len(made) - len(self.interface.checks)]
 
     def _remember(self, sizes: Mapping[str, int]) -> _Layout:
         if len(self._layouts) >= _REMEMBERED:
@@ -254,17 +264,7 @@ class OrtExecutable:
         try:
             return self._idle.pop()
         except IndexError:  # as many are made as there are calls at a time
-            return self.binding([None] * len(self._outputs))
-
-    def checked(self, results: list[Tensor]) -> list[Tensor]:
-        """``results`` of which the last are those of checks, without these."""
-        count = len(self.interface.checks)
-        if not count:
-            return results
-        for passed, message in zip(results[-count:], self.interface.checks, strict=True):
-            if not passed:
-                raise RegraftError(message or "a check of the model failed")
-        return results[:-count]
+            return self.binding([None] * (len(self._outputs) - len(self.interface.checks)))
 
     def save(self, writer: ArtefactWriter) -> dict[str, Any]:
         """The model as a file of its own; its constants go to ``writer`` under their names."""
@@ -349,8 +349,11 @@ class _Binding:
         inputs: Sequence[_Place],
         outputs: Sequence[_Place],
         kept: Sequence[Tensor | None],
+        checks: Sequence[str],
     ) -> None:
-        """``kept`` has a tensor for each output that stays, None for others."""
+        """``kept`` has a tensor for each result that stays, None for others; behind the results, ``outputs``
+        has what ``checks`` are the messages of, which stays too.
+        """
         self.io = session.io_binding()
         # The wrapper's own methods make a device anew for each name, which takes longer than to bind it.
         self._bare = self.io._iobinding
@@ -360,8 +363,10 @@ class _Binding:
         self._like = [torch.empty(0, dtype=port.dtype, device=_CPU) for port in outputs]
         self._memory = [ResultMemory() for _ in outputs]
         self._bound: list[tuple[Any, int] | None] = [None] * len(inputs)
-        self._kept = kept
-        for port, tensor in zip(outputs, kept, strict=True):
+        flags = [lasting_flag() for _ in checks]
+        self._checks = [(byte_of(flag), message) for flag, message in zip(flags, checks, strict=True)]
+        self._kept = [*kept, *flags]
+        for port, tensor in zip(outputs, self._kept, strict=True):
             if tensor is not None:
                 self._bind_output(port, tuple(tensor.shape), tensor)
 
@@ -406,6 +411,16 @@ class _Binding:
         place = tensor.data_ptr() or _NOWHERE
         self._bare.bind_output(port.name, self._device, port.element, shape, place)
 
+    def check(self) -> None:
+        """Look at what the run before has written.
+
+        Raises:
+            RegraftError: a check of the model failed.
+        """
+        for byte, message in self._checks:
+            if not byte[0]:
+                raise RegraftError(message or "a check of the model failed")
+
     def completed(self, results: Sequence[Tensor]) -> list[Tensor]:
         """``results`` of the run before, with those that ONNX Runtime allocated."""
         made = self.io.get_outputs()
@@ -423,8 +438,7 @@ class _BoundCall:
         self._layout = executable.layout(sizes)
         if self._layout.is_complete:
             self.kept = executable.kept(self._layout, keep)
-            checks: list[None] = [None] * len(executable.interface.checks)
-            self._binding = executable.binding([*self.kept, *checks])
+            self._binding = executable.binding(self.kept)
         else:
             self.kept, self._binding = (None,) * len(keep), None
 
@@ -433,7 +447,7 @@ class _BoundCall:
         executable = self._executable
         if self._binding is None:
             return executable.run(inputs, self._sizes)
-        return executable.checked(executable.call(self._binding, self._layout, inputs))
+        return executable.call(self._binding, self._layout, inputs)
 
 
 def register(options: Any, libraries: Mapping[str, str]) -> None:
