@@ -74,3 +74,21 @@ def test_a_check_that_fails_raises_each_time() -> None:
         assert bound.run([torch.ones(3)])[0].tolist() == [-1, -1, -1]
         with pytest.raises(RegraftError, match="x must be positive"):
             bound.run([-torch.ones(3)])
+
+
+def test_small_results_are_copied_out_of_what_is_bound_once() -> None:
+    """No caller sees what the next one gets, whatever the mode that the first call was made in."""
+
+    def build(op: Any, x: Any) -> Any:
+        return op.aten.neg(x), op.aten.exp(x), op.aten.gt.Scalar(x, 0)
+
+    executable = lowered(build, "f32[3]")
+    with torch.inference_mode():
+        before = executable.run([torch.ones(3)], {})
+    results = [executable.run([x], {}) for x in (torch.ones(3), torch.zeros(3))]
+    assert all(result.is_inference() for result in before)
+    assert not any(result.is_inference() or result.requires_grad for each in results for result in each)
+    for x, found in zip((torch.ones(3), torch.ones(3), torch.zeros(3)), (before, *results), strict=True):
+        for tensor, wanted in zip(found, (-x, x.exp(), x > 0), strict=True):
+            torch.testing.assert_close(tensor, wanted)
+    assert len({t.data_ptr() for each in (before, *results) for t in each}) == 9

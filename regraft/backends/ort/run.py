@@ -62,6 +62,9 @@ _ALIGNMENT = 4096
 #: How many combinations of sizes an executable remembers the results' shapes of.
 _REMEMBERED = 1024
 
+#: Bytes up to which a result is sooner copied out of memory that is bound once than bound in new memory.
+_COPIED = 4096
+
 # Binding asks for an address even where there are no elements.
 _NOTHING = torch.zeros(1, dtype=torch.int64, device="cpu")
 _NOWHERE = _NOTHING.data_ptr()
@@ -200,8 +203,8 @@ class OrtExecutable:
             RegraftError: a check of the model's failed.
         """
         layout = self.layout(sizes)
-        binding = self._take_binding()
-        made = self.call(binding, layout, inputs)
+        binding = self._take_binding(layout, sizes)
+        made = binding.owned(self.call(binding, layout, inputs))
         if layout.is_complete:
             self._idle.append(binding)  # one that holds results is not used again
         return made
@@ -260,11 +263,13 @@ class OrtExecutable:
         self._layouts[tuple(sizes.items())] = layout
         return layout
 
-    def _take_binding(self) -> _Binding:
+    def _take_binding(self, layout: _Layout, sizes: Mapping[str, int]) -> _Binding:
         try:
             return self._idle.pop()
         except IndexError:  # as many are made as there are calls at a time
-            return self.binding([None] * (len(self._outputs) - len(self.interface.checks)))
+            shapes = layout.shapes[: len(layout.shapes) - len(self.interface.checks)]
+            keep = [not sizes and dense is not None and dense.nbytes <= _COPIED for dense in shapes]
+            return self.binding(self.kept(layout, keep))
 
     def save(self, writer: ArtefactWriter) -> dict[str, Any]:
         """The model as a file of its own; its constants go to ``writer`` under their names."""
@@ -301,19 +306,19 @@ class _Place:
 
 
 class _Dense(NamedTuple):
-    """A result's shape, its strides in row-major order, and whether its memory is kept."""
+    """A result's shape, its strides in row-major order, and its bytes."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    is_large: bool
+    nbytes: int
 
     @staticmethod
     def of(shape: tuple[int, ...], dtype: torch.dtype) -> _Dense:
         strides = [1]
         for size in reversed(shape[1:]):
             strides.append(strides[-1] * max(size, 1))
-        is_large = math.prod(shape) * dtype.itemsize >= LARGE
-        return _Dense(shape, tuple(reversed(strides[: len(shape)])), is_large)
+        size = math.prod(shape) * dtype.itemsize
+        return _Dense(shape, tuple(reversed(strides[: len(shape)])), size)
 
 
 @dataclass(frozen=True)
@@ -398,8 +403,8 @@ class _Binding:
                 self._bare.bind_output(port.name, self._device)
                 results.append(_NOTHING)
                 continue
-            shape, strides, is_large = dense
-            if is_large:
+            shape, strides, size = dense
+            if size >= LARGE:
                 tensor = self._memory[i].empty(shape, port.dtype)
             else:
                 tensor = self._like[i].new_empty_strided(shape, strides)  # does less than new_empty
@@ -420,6 +425,10 @@ class _Binding:
         for byte, message in self._checks:
             if not byte[0]:
                 raise RegraftError(message or "a check of the model failed")
+
+    def owned(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """``results``, copies of those that stay."""
+        return [t if kept is None else t.clone() for t, kept in zip(results, self._kept, strict=False)]
 
     def completed(self, results: Sequence[Tensor]) -> list[Tensor]:
         """``results`` of the run before, with those that ONNX Runtime allocated."""
