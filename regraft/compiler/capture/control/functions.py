@@ -260,14 +260,12 @@ class Functions:
 
     def _made(self, function: Any, data: Any, *args: Any, **kwargs: Any) -> Tensor:
         """A tensor made of numbers, some of which only a call knows."""
-        if isinstance(data, Growing):
-            data = data.values
-        unknown = any(self._undecided(leaf) for leaf in pytree.tree_leaves(data))
+        leaves = [data] if isinstance(data, Growing) else pytree.tree_leaves(data)
+        unknown = any(isinstance(leaf, Growing) or self._undecided(leaf) for leaf in leaves)
         if not unknown or args or not set(kwargs) <= {"dtype", "device"}:
             return function(data, *args, **kwargs)
-        made = stacked(data)
-        dtype, device = kwargs.get("dtype") or made.dtype, kwargs.get("device") or made.device
-        return made.to(device, dtype, copy=function is torch.tensor)
+        made = stacked(data, kwargs.get("dtype"))
+        return made.to(kwargs.get("device") or made.device, copy=function is torch.tensor)
 
     # -- NumPy -----------------------------------------------------------------------------------
 
@@ -289,16 +287,24 @@ def one(tensor: Tensor) -> Tensor:
     return tensor.reshape(()) if tensor.dim() else tensor
 
 
-def stacked(data: Any) -> Tensor:
-    """Numbers and tensors, in lists of equal lengths, as a tensor of the type that ``torch.tensor`` gives."""
-    if isinstance(data, (list, tuple)):
-        parts = [stacked(each) for each in data]
-        dtype = reduce(torch.promote_types, (part.dtype for part in parts))
-        return torch.stack([part.to(dtype) for part in parts])
-    if isinstance(data, Number) and data.kind is float:
-        return data.tensor.to(torch.get_default_dtype())
-    held = unwrapped(data)
-    return held if isinstance(held, Tensor) else torch.tensor(held)
+def stacked(data: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers and tensors, in lists of equal lengths, as a tensor of ``dtype``.
+
+    Without one it has the type that ``torch.tensor`` gives: floats of Python's lose digits only there.
+    """
+    if isinstance(data, (list, tuple)) and data:
+        parts = [stacked(each, dtype) for each in data]
+        common = dtype or reduce(torch.promote_types, (part.dtype for part in parts))
+        return torch.stack([part.to(common) for part in parts])
+    if isinstance(data, Growing):
+        return data.values if dtype is None else data.exact.to(dtype)
+    is_number = type(data) in (bool, int, float) or isinstance(data, Number)
+    held = as_tensor(data) if is_number else unwrapped(data)
+    if not isinstance(held, Tensor):
+        return torch.tensor(held, dtype=dtype)
+    if dtype is None and is_number and held.dtype.is_floating_point:
+        dtype = torch.get_default_dtype()
+    return held if dtype is None else held.to(dtype)
 
 
 _MIN, _MAX = min, max

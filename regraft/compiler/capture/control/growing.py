@@ -125,7 +125,12 @@ class Growing:
     @property
     def values(self) -> Tensor:
         """The elements as ``torch.tensor`` has a list of them."""
-        return self.rows.to(torch.get_default_dtype()) if self.kind is float else self.rows
+        return self.exact.to(torch.get_default_dtype()) if self.kind is float else self.exact
+
+    @property
+    def exact(self) -> Tensor:
+        """The elements as one tensor that has all their digits."""
+        return self.rows
 
     def append(self, element: Any) -> None:
         self._check_type(Element.like(element))
@@ -258,7 +263,7 @@ class Ragged(Growing):
         return self.lengths.shape[0]
 
     @property
-    def values(self) -> Tensor:
+    def exact(self) -> Tensor:
         self.refuse("of lists of numbers is made a tensor")
 
     def append(self, element: Any) -> None:

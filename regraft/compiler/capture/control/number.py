@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch._numpy._ndarray import ndarray
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
 from regraft.compiler.capture.control import markers
@@ -134,7 +135,11 @@ class Number:
             return NotImplemented
         right = other.tensor if isinstance(other, Number) else number_tensor(other, self.tensor.device)
         left, right = (self._counted(t, function) for t in (self.tensor, right))
-        return Number(function(right, left) if swapped else function(left, right))
+        if swapped:
+            left, right = right, left
+        if function in _DIVISIONS and _may_be_zero(self if swapped else other):
+            torch.ops.aten._assert_async.msg(right != 0, "ZeroDivisionError: division by zero")
+        return Number(function(left, right))
 
     @staticmethod
     def _counted(tensor: Tensor, function: Callable[[Any, Any], Any]) -> Tensor:
@@ -259,12 +264,20 @@ class Number:
         )
 
 
+def _may_be_zero(number: Any) -> bool:
+    """Whether a divisor may be 0 in a call."""
+    if isinstance(number, Number):
+        return number.choice is None or any(map(_may_be_zero, number.choice.sides))
+    return not statically_known_true(number != 0)
+
+
 class UnknownNumber(CaptureError):
     """A number that only a run knows was asked for its value."""
 
 
 #: Functions that take two bounds: both tensors, or both numbers.
 _BOUNDED = frozenset(["clamp", "clip"])
+_DIVISIONS = frozenset({operator.truediv, operator.floordiv, operator.mod})
 _LOGIC = frozenset({operator.and_, operator.or_, operator.xor, operator.eq, operator.ne})
 
 
