@@ -19,6 +19,7 @@ import torch._numpy as torch_numpy
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from regraft.compiler.capture.control.context import refuse
 from regraft.compiler.capture.control.number import Array, Number, unwrapped
 
 #: The parts of NumPy that torch has, as attributes of both.
@@ -55,3 +56,15 @@ def as_result(value: Any) -> Any:
     tensor: Tensor = value.tensor
     counts = tensor.dtype in (torch.bool, torch.int64, torch.float64)
     return Number(tensor) if counts and not tensor.dim() else value
+
+
+def example(array: Array) -> Any:
+    """An array of NumPy's with as many dims.
+
+    Raises:
+        CaptureError: NumPy may have a scalar there.
+    """
+    dims = array.tensor.dim()
+    if not dims:
+        refuse("NumPy has an array here, or a scalar, of which the type is asked", "take its item()")
+    return sys.modules["numpy"].zeros((0,) * dims)

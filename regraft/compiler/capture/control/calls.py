@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from regraft.compiler.capture.control.alone import is_alone
-from regraft.compiler.capture.control.choices import knowing, negated, settled, truth
+from regraft.compiler.capture.control.choices import identical, knowing, negated, settled, truth
 from regraft.compiler.capture.control.context import Context, refuse, where
 from regraft.compiler.capture.control.functions import Functions
 from regraft.compiler.capture.control.growing import Growing
@@ -26,7 +26,7 @@ from regraft.compiler.capture.control.loops import LONG, Run
 from regraft.compiler.capture.control.meeting import meet
 from regraft.compiler.capture.control.number import Array, Number, as_truth, unwrapped
 from regraft.compiler.capture.control.optional import Maybe
-from regraft.compiler.capture.control.sequences import sequence_of
+from regraft.compiler.capture.control.sequences import asked, sequence_of
 from regraft.compiler.capture.control.state import KEPT, UNBOUND, Variables
 from regraft.compiler.capture.control.unordered import Unordered
 from regraft.compiler.capture.control.words import Words, filled
@@ -38,8 +38,6 @@ _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
     "LtE": operator.le,
     "Gt": operator.gt,
     "GtE": operator.ge,
-    "Is": operator.is_,
-    "IsNot": operator.is_not,
 }
 _IN_PLACE: Mapping[str, Callable[[Any, Any], Any]] = {
     "Add": operator.iadd,
@@ -251,7 +249,7 @@ class Calls:
 
     def asked(self, value: Any) -> Any:
         """``value``, of which only the truth is looked at: a container's is its length."""
-        return value.length if isinstance(value, (Growing, Unordered)) else value
+        return asked(value)
 
     def truth(self, value: Any) -> Any:
         """``asked(value)``, a number where only a call knows it."""
@@ -272,6 +270,9 @@ class Calls:
     def _compared(self, name: str, first: Any, second: Any) -> Any:
         if name in _OPERATORS:
             return _OPERATORS[name](first, second)
+        if name in ("Is", "IsNot"):
+            found = identical(first, second)
+            return found if name == "Is" else self.negate(found)
         found = self._contained(first, second)
         return self.negate(found) if name == "NotIn" else found
 

@@ -39,6 +39,16 @@ def truth(value: Any) -> Any:
     return Number(as_truth(value), _of_sides(value, negates=False))
 
 
+def identical(first: Any, second: Any) -> Any:
+    """``first is second``: of two truth values, whether they are equal."""
+    known, unknown = (first, second) if type(first) is bool else (second, first)
+    if not isinstance(unknown, Number) or unknown.kind is not bool:
+        return first is second
+    if type(known) is bool:
+        return unknown if known else negated(unknown)
+    return unknown == known if isinstance(known, Number) and known.kind is bool else False
+
+
 def settled(value: Any, *, truth: bool) -> Any:
     """``value`` where its truth is ``truth``."""
     return truth if isinstance(value, Number) and value.kind is bool else value

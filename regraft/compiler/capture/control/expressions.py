@@ -31,6 +31,13 @@ def _is_ours(node: ast.expr) -> bool:
     return isinstance(held, ast.Constant) and held.value == CALLS
 
 
+def _may_be_of_truths(node: ast.Compare) -> bool:
+    """Whether ``node`` asks if something, that may be a truth value, is something else than None."""
+    sides = (node.left, node.comparators[0])
+    of_none = any(isinstance(side, ast.Constant) and side.value is None for side in sides)
+    return isinstance(node.ops[0], (ast.Is, ast.IsNot)) and not of_none
+
+
 def thunk(value: ast.expr, *parameters: str) -> ast.expr:
     """``lambda: value``, or one with ``parameters``."""
     args = [ast.arg(name) for name in parameters]
@@ -120,7 +127,7 @@ class Expressions(ast.NodeTransformer):
             return node
         self.generic_visit(node)
         names = [type(op).__name__ for op in node.ops]
-        if len(names) == 1 and not names[0].endswith("In"):
+        if len(names) == 1 and not names[0].endswith("In") and not _may_be_of_truths(node):
             return node
         first, *others = node.comparators
         pairs = [ast.Tuple([ast.Constant(names[0]), thunk(first)], ast.Load())]

@@ -35,6 +35,7 @@ from regraft.compiler.capture.control.number import (
 )
 from regraft.compiler.capture.control.sequences import (
     Span,
+    asked,
     enumerated,
     sequence_of,
     zipped,
@@ -81,8 +82,14 @@ class Functions:
 
     # -- truth and numbers -----------------------------------------------------------------------
 
+    def _isinstance(self, value: Any, kinds: Any) -> bool:
+        return isinstance(_example(value), kinds)
+
+    def _type(self, *args: Any) -> Any:
+        return type(_example(args[0])) if len(args) == 1 else type(*args)
+
     def _bool(self, *values: Any) -> Any:
-        values = tuple(each.length if isinstance(each, (Growing, Unordered)) else each for each in values)
+        values = tuple(map(asked, values))
         if len(values) != 1 or not self._undecided(values[0]):
             return bool(*values)
         return Number(as_truth(unwrapped(values[0])))
@@ -115,8 +122,10 @@ class Functions:
         torch.ops.aten._assert_async.msg(as_truth(unwrapped(cond)), text)
 
     def _len(self, value: Any) -> Any:
-        found = value if isinstance(value, Unordered) else sequence_of(value, self.context)
-        return len(value) if found is None else found.length
+        if isinstance(value, Unordered):
+            return value.length
+        found = sequence_of(value, self.context)
+        return len(value) if found is None else found.count
 
     def _any(self, values: Iterable[Any]) -> Any:
         if isinstance(values, Tensor) and values.dim() == 1:
@@ -287,6 +296,14 @@ def one(tensor: Tensor) -> Tensor:
     return tensor.reshape(()) if tensor.dim() else tensor
 
 
+def _example(value: Any) -> Any:
+    """Something of the type that ``value`` has in eager, where that is one of Python's or NumPy's."""
+    if isinstance(value, Array):
+        return arrays.example(value)
+    kind = value.kind if isinstance(value, Number) else _STANDS_FOR.get(type(value))
+    return value if kind is None else range(0) if kind is range else kind()
+
+
 def stacked(data: Any, dtype: torch.dtype | None = None) -> Tensor:
     """Numbers and tensors, in lists of equal lengths, as a tensor of ``dtype``.
 
@@ -307,9 +324,12 @@ def stacked(data: Any, dtype: torch.dtype | None = None) -> Tensor:
     return held if dtype is None else held.to(dtype)
 
 
+#: What Python has in place of ours.
+_STANDS_FOR: Mapping[type[Any], type[Any]] = {Growing: list, Ragged: list, Unordered: set, Span: range}
 _MIN, _MAX = min, max
 _FUNCTIONS: Mapping[int, str] = {
     **{id(each): f"_{each.__name__}" for each in (bool, int, float, any, all, len, range)},
+    **{id(each): f"_{each.__name__}" for each in (isinstance, type)},
     **{id(each): f"_{each.__name__}" for each in (enumerate, zip, list, set, sorted)},
     id(torch.stack): "_stack",
     **{id(each): "_cat" for each in (torch.cat, torch.concat, torch.concatenate)},

@@ -11,7 +11,7 @@ It behaves as the number would: f64 and i64 among numbers, and next to a tensor 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -95,9 +95,16 @@ class Number:
         self.tensor = tensor.to(_DTYPES[self.kind])
         self.choice = choice
 
+    @property
+    def __class__(self) -> type[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What ``isinstance`` looks at beside the type: to all code the number is one of its kind."""
+        return self.kind
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """torch functions take a number as a tensor of the type that their tensors have."""
+        if func in _FILLS:
+            return _filled(func, args, kwargs or {})
         leaves, spec = pytree.tree_flatten((args, kwargs or {}))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if getattr(func, "__name__", "").rstrip("_") in _BOUNDED:
@@ -107,8 +114,7 @@ class Number:
         try:
             return func(*args, **kwargs)
         except TypeError:  # no overload takes a tensor there: it is a size
-            plain = [leaf.as_size() if isinstance(leaf, Number) else leaf for leaf in leaves]
-            args, kwargs = pytree.tree_unflatten(plain, spec)
+            args, kwargs = pytree.tree_unflatten(map(_as_size, leaves), spec)
             return func(*args, **kwargs)
 
     def as_size(self) -> Any:
@@ -264,6 +270,20 @@ class Number:
         )
 
 
+def _filled(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """``torch.full`` or one of its like: of the type that the number's kind gives."""
+    others = {name: value for name, value in kwargs.items() if name != "fill_value"}
+    first, value = (args, kwargs["fill_value"]) if "fill_value" in kwargs else (args[:-1], args[-1])
+    if not isinstance(value, Number):  # a size is one
+        args, kwargs = pytree.tree_map(_as_size, (args, kwargs))
+        return func(*args, **kwargs)
+    return func(*first, value.kind(), **others).fill_(value.tensor)
+
+
+def _as_size(leaf: Any) -> Any:
+    return leaf.as_size() if isinstance(leaf, Number) else leaf
+
+
 def _may_be_zero(number: Any) -> bool:
     """Whether a divisor may be 0 in a call."""
     if isinstance(number, Number):
@@ -277,6 +297,7 @@ class UnknownNumber(CaptureError):
 
 #: Functions that take two bounds: both tensors, or both numbers.
 _BOUNDED = frozenset(["clamp", "clip"])
+_FILLS = frozenset([torch.full, torch.full_like, Tensor.new_full])
 _DIVISIONS = frozenset({operator.truediv, operator.floordiv, operator.mod})
 _LOGIC = frozenset({operator.and_, operator.or_, operator.xor, operator.eq, operator.ne})
 
@@ -298,7 +319,7 @@ def unwrapped(value: Any) -> Any:
 
 def as_truth(value: Any) -> Tensor:
     """The truth of ``value`` as ``bool[]``."""
-    if isinstance(value, (bool, int, float)):
+    if type(value) in _DTYPES:
         return torch.full((), bool(value))
     if isinstance(value, SYMBOLIC):
         held = number_tensor(value)

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 
 from regraft.compiler.capture.control.context import Context
 from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.indexing import element
 from regraft.compiler.capture.control.number import Number, UnknownNumber, as_tensor
+from regraft.compiler.capture.control.unordered import Unordered
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Sequence:
 
     length: Any
     at: Callable[[Any], Any]
+
+    @property
+    def count(self) -> Any:
+        """How many items there are."""
+        return not_negative(self.length)
 
     def __iter__(self) -> Iterator[Any]:
         raise UnknownNumber(
@@ -54,20 +60,57 @@ class Span:
         return (self.stop - self.start + more) // self.step
 
     @property
+    def count(self) -> Any:
+        """``len``, which is never negative."""
+        return not_negative(self.length)
+
+    @property
     def numbers(self) -> Tensor:
         """All of them."""
-        count = as_tensor(self.length).clamp(min=0)
+        count = as_tensor(self.count)
         return torch.arange(Number(count).as_size()) * self.step + as_tensor(self.start)
 
     def at(self, number: Any) -> Any:
         index = number if self.step == 1 else number * self.step
         return index if type(self.start) is int and self.start == 0 else index + self.start
 
+    def __getitem__(self, index: Any) -> Any:
+        """A call fails in which there is none."""
+        if isinstance(index, slice):
+            self._refuse("is cut")
+        place, count = as_tensor(index), as_tensor(self.count)
+        is_there = (place >= -count) & (place < count)
+        torch.ops.aten._assert_async.msg(is_there, "IndexError: range object index out of range")
+        return self.at(Number(torch.where(place < 0, place + count, place)))
+
+    def __len__(self) -> int:
+        self._refuse("is asked for its length in code that is not converted")
+
+    def __bool__(self) -> bool:
+        self._refuse("decides in code that is not converted")
+
     def __iter__(self) -> Iterator[Any]:
+        self._refuse("is gone over where no loop is")
+
+    def _refuse(self, what: str) -> NoReturn:
         raise UnknownNumber(
-            "a range of which only a call knows the end is gone over where no loop is",
-            hint="go over it with `for`",
+            f"a range of which only a call knows the end {what}",
+            hint="go over it with `for`, take its len() or one of its numbers, or make a list of it",
         )
+
+
+def not_negative(length: Any) -> Any:
+    """``max(length, 0)``; the sizes of tensors are left as they are."""
+    if isinstance(length, torch.SymInt) and statically_known_true(length >= 0):
+        return length
+    return Number(as_tensor(length).clamp(min=0))
+
+
+def asked(value: Any) -> Any:
+    """``value``, of which only the truth is looked at: a container's is its length."""
+    if isinstance(value, Span):
+        return value.count
+    return value.length if isinstance(value, (Growing, Unordered)) else value
 
 
 def sequence_of(value: Any, context: Context) -> Sequence | None:
@@ -116,10 +159,15 @@ def zipped(values: list[Any], context: Context, *, strict: bool) -> Sequence | N
         if part is None:
             return None
         parts.append(part)
-    lengths = [as_tensor(part.length) for part in parts]
+    lengths = [as_tensor(part.count) for part in parts]
     for length in lengths[1:] if strict else ():
         message = "ValueError: zip() arguments are not of one length"
         torch.ops.aten._assert_async.msg(length == lengths[0], message)
-    same = strict or len({str(part.length) for part in parts}) == 1
+    same = strict or all(_is_same(part.length, parts[0].length) for part in parts)
     length = parts[0].length if same else Number(reduce(torch.minimum, lengths))
     return Sequence(length, lambda number: tuple(part.at(number) for part in parts))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two lengths are known to be one."""
+    return one is other or (isinstance(one, torch.SymInt) and str(one) == str(other))

@@ -290,7 +290,7 @@ def same(first: Any, second: Any) -> bool:
         return True
     if isinstance(first, (torch.SymInt, torch.SymFloat, torch.SymBool)) and type(first) is type(second):
         return str(first) == str(second)
-    if type(first) is not type(second):
+    if type(first) is not type(second) or isinstance(first, Number):
         return False
     if isinstance(first, float):
         return first.hex() == second.hex()

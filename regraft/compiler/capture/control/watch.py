@@ -117,7 +117,7 @@ def is_shared(context: Context, name: str, container: Any) -> bool:
 
 def _same(now: Any, before: Any) -> bool:
     """Whether a part is the one it was; what describes an iterator is made anew each time."""
-    return now is before or (type(now) is type(before) and isinstance(now, (str, int)) and now == before)
+    return now is before or (type(now) is type(before) and type(now) in (str, int) and now == before)
 
 
 def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
