@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from regraft.errors import BackendError, RegraftError
-from regraft.runtime import LARGE, Block, Bound, HostExecutable, Plan, Step, lasting
+from regraft.runtime import LARGE, Block, Bound, HostExecutable, Plan, Step, lasting, profile
 
 
 class Adds:
@@ -178,6 +178,15 @@ def test_calls_at_once_have_frames_of_their_own() -> None:
         thread.join()
     for number, found in results.items():
         assert found == [[number + 3, turn + 3] for turn in range(5)]
+
+
+def test_a_profile_times_what_a_call_runs() -> None:
+    first, second = Adds(1.0), Adds(2.0)
+    plan = chain(first, second)
+    for number in range(3):
+        assert [step.backend for step in profile(plan, [rows(number, 2)], {}).steps] == ["test", "test"]
+    assert plan.run([rows(1, 2)], {})[0].tolist() == [4, 5]
+    assert [call.calls for call in (*first.bound, *second.bound)] == [4, 4]
 
 
 def test_another_number_of_results_is_an_error() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regraft.errors import BackendError
-from regraft.runtime import Plan, Step
+from regraft.runtime import Plan, Step, profile
 
 
 class Call:
@@ -52,6 +52,17 @@ def test_sizes_reach_every_step() -> None:
     plan = Plan(1, 3, (Step(calls[0], (0,), (1,)), Step(calls[1], (1,), (2,))), (2,))
     plan.run([torch.ones(3)], {"s0": 3})
     assert [call.sizes for call in calls] == [{"s0": 3}, {"s0": 3}]
+
+
+def test_sizes_that_a_step_decides_reach_later_steps() -> None:
+    """In a call, and in one with a clock around each step."""
+    later = Call(torch.neg)
+    steps = (Step(Call(torch.nonzero), (0,), (1,), binds=(("u0", 0, 0),)), Step(later, (1,), (2,)))
+    plan = Plan(1, 3, steps, (2,))
+    plan.run([torch.tensor([1, 0, 1])], {"s0": 3})
+    assert later.sizes == {"s0": 3, "u0": 2}
+    profile(plan, [torch.tensor([1, 1, 1])], {"s0": 3})
+    assert later.sizes == {"s0": 3, "u0": 3}
 
 
 def test_an_argument_is_returned_as_a_copy() -> None:
