@@ -345,6 +345,18 @@ def test_a_back_end_that_refuses_a_section_gets_none_of_its_kind(charges: Charge
     assert whole(later).times == whole(chosen).times
 
 
+@pytest.mark.parametrize("tuned", [False, True])
+def test_what_a_back_end_claims_goes_there(monkeypatch: pytest.MonkeyPatch, tuned: bool) -> None:
+    """Wherever it stands in the list, and however much less others would take."""
+    claims = "regraft.backends.ort.OrtBackend.claims"
+    monkeypatch.setattr(claims, lambda self, op: op.name == ATTENTION, raising=False)
+    model, mixed = compiled(tune=tuned)
+    assert steps(mixed) == ([SECOND] if tuned else [*[FIRST, SECOND] * 3, FIRST])
+    assert ATTENTION not in [choice.reason.split(" ")[0] for choice in mixed.report.choices]
+    x = torch.randn(2, 48, 64)
+    assert_close([mixed(x)], [model.double()(x.double())], [model.float()(x)], reassociates=True)
+
+
 def test_plans_that_were_all_left_out_leave_the_order_as_measured(charges: Charges) -> None:
     charges.wrong = SECOND
     compiled(tune=True)

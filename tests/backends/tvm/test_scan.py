@@ -328,6 +328,7 @@ NO_STRANDS = "each place of what it carries reads others in a trip"
             ("f32[4, 96]", "f32[5, 4, 96]", "f32[96, 96]"),
             "a product in a trip has 9216 multiplications",
         ),
+        (_recurrent, ("f32[4, 32]", "f32[5, 4, 32]", "f32[32, 32]"), "has 1024 multiplications"),
         (_summed, ("f32[1, 8]", "f32[5, 1, 8]"), NO_STRANDS),
         (_summed, ("f32[9, 2000]", "f32[5, 9, 2000]"), "a strand of it has 8004 bytes, more than 4096"),
         (

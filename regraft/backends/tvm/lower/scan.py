@@ -25,8 +25,9 @@ from regraft.ir import Op, Scan, Trait, Value, dims
 WIDTHS = (64, 32, 16)
 #: Bytes of the stack that these should have, and that they may have at most.
 _NEAR, _MOST = 1 << 14, 1 << 16
-#: Multiplications of a product in a trip of one strand: templates do better from there on.
-_LARGEST_PRODUCT = 1 << 12
+#: Multiplications of a product in a trip of one strand, where neighbours are fewer than lanes, and else:
+#: whoever multiplies whole matrices does better from there on.
+_LARGEST_PRODUCTS = 1 << 8, 1 << 12
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,13 @@ def obstacle(op: Op) -> str | None:
     apart, trip = Apart.of(scan), Trip.of(scan)
     if not apart.axes and any(_inner(value, apart.labels[value]) for value in scan.carried):
         return "each place of what it carries reads others in a trip"
-    return _too_large(apart.labels, trip)
+    lane = _lane(apart, trip)
+    limit = _LARGEST_PRODUCTS[lane is not None and _is_wide(lane)]
+    return _too_large(apart.labels, trip, limit)
 
 
-def _too_large(labels: Mapping[Value, Labels], trip: Trip) -> str | None:
-    """Why one strand is too much for the stack, or for a thread."""
+def _too_large(labels: Mapping[Value, Labels], trip: Trip, most: int) -> str | None:
+    """Why one strand is too much for the stack, or for lanes: a product has ``most`` multiplications."""
     for value in _kept(trip):
         if any(not isinstance(value.tensor.shape[axis], int) for axis in _inner(value, labels[value])):
             return f"a strand has all places of {value.tensor}, whose number is open"
@@ -108,7 +111,7 @@ def _too_large(labels: Mapping[Value, Labels], trip: Trip) -> str | None:
         return f"a strand of it has {size} bytes, more than {_MOST // WIDTHS[-1]}"
     for op in (op for op in trip.held if op.name == PRODUCT):
         work = dims.product((op.operands[0].tensor.shape[-1], _places(op.result, labels)))
-        if dims.le(work, _LARGEST_PRODUCT) is not True:
+        if dims.le(work, most) is not True:
             return f"a product in a trip has {work} multiplications for each strand"
     return None
 
@@ -146,10 +149,12 @@ def _lane(apart: Apart, trip: Trip) -> Axis | None:
         read += [(op.result, apart.labels[op.result]) for op in trip.held]
         return sum(_last(value, labels) is axis for value, labels in read)
 
-    def is_wide(axis: Axis) -> bool:
-        return dims.le(WIDTHS[-1], axis.size) is not False
+    return max(apart.axes, key=lambda axis: (_is_wide(axis), last_in(axis)), default=None)
 
-    return max(apart.axes, key=lambda axis: (is_wide(axis), last_in(axis)), default=None)
+
+def _is_wide(axis: Axis) -> bool:
+    """Whether there are as many places as lanes, or may be."""
+    return dims.le(WIDTHS[-1], axis.size) is not False
 
 
 def _last(value: Value, labels: Labels) -> Axis | None:
