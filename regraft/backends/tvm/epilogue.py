@@ -39,7 +39,13 @@ def is_number(op: Op) -> bool:
 def _is_step(op: Op) -> bool:
     """Whether ``op`` can be a part of an epilogue: a template's kernel knows no sizes but its own."""
     has_sizes = any(map(_has_sizes, op.attrs.values()))
-    return is_elementwise(op) and not has_sizes and not calls_library(op)
+    is_short = op.name not in _LONG and not calls_library(op)
+    return is_elementwise(op) and not has_sizes and is_short
+
+
+#: Functions that templates, which settle nothing (``Kernel.settle``), would write out wherever their parts
+#: are used: TVM would take a quarter of a minute for one.
+_LONG = ("aten.log1p", "aten.softplus")
 
 
 def _has_sizes(attr: object) -> bool:

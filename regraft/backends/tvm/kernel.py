@@ -162,10 +162,12 @@ class Kernel:
     _known: list[dict[Any, Expr]] = field(default_factory=lambda: [{}])
     _given: Expr | None = None
     _is_lazy: bool = False
+    _settled: tuple[Any, Expr] | None = None
+    """Memory for what is settled, one number a lane, and the lane."""
 
     @property
     def math(self) -> Scalars:
-        return Scalars(self.bind)
+        return Scalars(self.bind, self.settle)
 
     @cached_property
     def _has_no_vectors(self) -> bool:
@@ -250,6 +252,17 @@ class Kernel:
             return value
         return T.bind(value)
 
+    def settle(self, value: Expr) -> Expr:
+        """``value``, computed once and read from memory.
+
+        What is bound TVM's passes put back where it is used, so that functions of functions would grow.
+        """
+        if self._is_lazy or self._settled is None or functions.scalar_type(value) != "float32":
+            return self.bind(value)
+        memory, lane = self._settled
+        T.buffer_store(memory, value, [lane])
+        return T.bind(memory[lane])
+
     # -- numbers ---------------------------------------------------------------------------------
 
     def size(self, dim: Dim) -> Expr:
@@ -330,12 +343,16 @@ class Kernel:
 
     def each_lane(self, lanes: int) -> Iterator[Expr]:
         """The lanes of a vector, in a loop that becomes one; of a single number, 0."""
+        outside, memory = self._settled, stack.on_stack((lanes,), "float32")
         with self.scope():
             if lanes == 1:
+                self._settled = memory, T.int64(0)
                 yield T.int64(0)
-                return
-            with T.vectorized(T.int64(0), T.int64(lanes)) as lane:
-                yield lane
+            else:
+                with T.vectorized(T.int64(0), T.int64(lanes)) as lane:
+                    self._settled = memory, lane
+                    yield lane
+        self._settled = outside
 
     def lanes(self, count: Dim | Expr, body: Callable[[Expr], None]) -> None:
         """``body(place)`` for each place below ``count``, as vectors and then one by one."""

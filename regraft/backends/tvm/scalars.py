@@ -19,10 +19,15 @@ Expr = Any
 
 
 class Scalars:
-    """Functions of expressions; ``bind`` computes an expression once, where it is used several times."""
+    """Functions of expressions.
 
-    def __init__(self, bind: Callable[[Expr], Expr]) -> None:
-        self.bind = bind
+    Fields:
+        bind: computes an expression once, where it is used several times.
+        settle: the same for long ones, which nothing that TVM does may put back where they are used.
+    """
+
+    def __init__(self, bind: Callable[[Expr], Expr], settle: Callable[[Expr], Expr] | None = None) -> None:
+        self.bind, self.settle = bind, settle or bind
 
     # -- numbers and types -----------------------------------------------------------------------
 
@@ -142,7 +147,7 @@ class Scalars:
     # -- functions -------------------------------------------------------------------------------
 
     def exp(self, x: Expr) -> Expr:
-        return self.bind(functions.exp(self.bind(x)))
+        return self.settle(functions.exp(self.bind(x)))
 
     def exp2(self, x: Expr) -> Expr:
         return tirx.exp2(x)
@@ -161,7 +166,7 @@ class Scalars:
         return tirx.log2(x)
 
     def log1p(self, x: Expr) -> Expr:
-        return self.bind(functions.log1p(self.bind(x)))
+        return self.settle(functions.log1p(self.bind(x)))
 
     def sqrt(self, x: Expr) -> Expr:
         return tirx.sqrt(x)
@@ -179,22 +184,22 @@ class Scalars:
         return tirx.power(*_matched(x, y))
 
     def tanh(self, x: Expr) -> Expr:
-        return self.bind(functions.tanh(self.bind(x)))
+        return self.settle(functions.tanh(self.bind(x)))
 
     def erf(self, x: Expr) -> Expr:
-        return self.bind(functions.erf(self.bind(x)))
+        return self.settle(functions.erf(self.bind(x)))
 
     def sigmoid(self, x: Expr) -> Expr:
-        return self.bind(functions.sigmoid(self.bind(x)))
+        return self.settle(functions.sigmoid(self.bind(x)))
 
     def silu(self, x: Expr) -> Expr:
-        return self.bind(functions.silu(self.bind(x)))
+        return self.settle(functions.silu(self.bind(x)))
 
     def gelu(self, x: Expr) -> Expr:
-        return self.bind(functions.gelu(self.bind(x)))
+        return self.settle(functions.gelu(self.bind(x)))
 
     def gelu_tanh(self, x: Expr) -> Expr:
-        return self.bind(functions.gelu_tanh(self.bind(x)))
+        return self.settle(functions.gelu_tanh(self.bind(x)))
 
     def _external(self, name: str, *values: Expr) -> Expr:
         """The C library's function, which takes no vectors: see ``calls_library``."""

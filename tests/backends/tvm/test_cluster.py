@@ -207,6 +207,14 @@ def test_an_epilogue_ends_in_f32_and_knows_no_sizes() -> None:
     assert after(chosen) == ["LINEAR gt neg where"]
 
 
+@pytest.mark.parametrize("name", ["softplus", "log1p"])
+def test_long_functions_have_a_kernel_of_their_own(name: str) -> None:
+    def build(op: Any, x: Value, w: Value) -> Value:
+        return op.call(f"aten.{name}", (op.aten.linear(x, w, None),), {})
+
+    assert kernels(build, *W[:2], constants=(1,)) == ["LINEAR", name]
+
+
 def test_what_has_places_is_computed_before_a_product() -> None:
     def build(op: Any, x: Value, w: Value) -> Value:
         places = op.aten.arange.start_step(0, 16, 1, dtype=DType.F32)

@@ -98,6 +98,20 @@ def test_numbers_that_a_type_has_not(tvm: Any, build: Any, type: str, reason: st
     assert tvm.supports(op_of(Case("", build, (type,)).function())) == reason
 
 
+def test_functions_of_functions_do_not_grow(tvm: Any) -> None:
+    """What is computed once is not written out where it is used, and used there several times."""
+
+    def build(op: Any, x: Value) -> Value:
+        for name in ("exp", "log1p", "tanh", "exp", "sigmoid", "erf", "silu", "exp"):
+            x = op.call(f"aten.{name}", (x,), {})
+        return op.aten.gelu(x)
+
+    x = torch.linspace(-2, 2, 37)
+    (found,) = run(tvm, build, x, "f32[37]")
+    inner = x.double().exp().log1p().tanh().exp().sigmoid().erf()
+    assert_close([found], [nn.functional.gelu(nn.functional.silu(inner).exp())])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_logarithms_near_one_keep_their_digits(tvm: Any, dtype: torch.dtype) -> None:
     """However small they are; and where there is none."""
