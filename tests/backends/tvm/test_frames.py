@@ -129,6 +129,37 @@ def test_saved_and_loaded(compiled: Any, model: nn.Module, tmp_path: Path) -> No
     check(model, loaded, *INPUTS)
 
 
+class Swaps(nn.Module):
+    """A loop whose trips hand on what they were given, in the other order, or run a loop of their own."""
+
+    def forward(self, x: Tensor, trips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a, b, i = x, x * 2, torch.zeros((), dtype=torch.int64)
+        while i < trips:
+            if a.sum() > b.sum():
+                a, b = b, a
+            else:
+                j = torch.zeros((), dtype=torch.int64)
+                while j < i:
+                    b, j = b * 0.5 - a, j + 1
+            i = i + 1
+        return a, b, x + a
+
+
+def test_loops_and_arms_in_each_other(tvm: Any) -> None:
+    model, paths = Swaps().eval(), PathCounts()
+    example = torch.ones(3, 4), torch.tensor(3)
+    compiled = regraft.compile(model, example, backends=(tvm,), passes=paths.passes)
+    kept = []
+    for trips in (0, 1, 2, 5, 3, 0):
+        for x in (torch.ones(3, 4), -torch.ones(3, 4), torch.linspace(-1, 2, 12).view(3, 4)):
+            given = x.clone(), torch.tensor(trips)
+            kept.append((compiled(*given), in_double(model, *given), model(*given)))
+            assert torch.equal(given[0], x)
+    for found, expected, eager in kept:
+        assert_close(list(found), list(expected), list(eager), reassociates=True)
+    paths.assert_all_ran()
+
+
 class Looks(nn.Module):
     """An index that may be out of range, in an arm."""
 
