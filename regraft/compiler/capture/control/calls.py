@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections import deque
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from regraft.compiler.capture.control.loops import LONG, Run
 from regraft.compiler.capture.control.meeting import meet
 from regraft.compiler.capture.control.number import Array, Number, as_truth, unwrapped
 from regraft.compiler.capture.control.optional import Maybe
-from regraft.compiler.capture.control.sequences import asked, sequence_of
+from regraft.compiler.capture.control.sequences import Span, asked, sequence_of
 from regraft.compiler.capture.control.state import KEPT, UNBOUND, Variables
 from regraft.compiler.capture.control.unordered import Unordered
 from regraft.compiler.capture.control.words import Words, filled
@@ -56,6 +57,9 @@ _IN_PLACE: Mapping[str, Callable[[Any, Any], Any]] = {
 }
 #: What is indexed by Python's integers.
 SEQUENCES = (list, tuple, nn.ModuleList, nn.Sequential, nn.ParameterList)
+#: What Python searches from its first element on, and what it searches by the hash of a value.
+_SEARCHED = (list, tuple, deque, type({}.values()))
+_HASHED = (set, frozenset, dict, KeysView, ItemsView)
 _Thunk = Callable[[], Any]
 _Names = tuple[str, ...]
 _Gets = tuple[_Thunk, ...]
@@ -277,17 +281,27 @@ class Calls:
         return self.negate(found) if name == "NotIn" else found
 
     def _contained(self, value: Any, container: Any) -> Any:
-        if isinstance(container, Unordered):
+        if isinstance(container, range) and self._undecided(value):
+            container = Span(container.start, container.stop, container.step)
+        if isinstance(container, (Growing, Span, Unordered)):
             return container.has(value)
         if isinstance(container, Tensor):
             equal = container == value
             return Number(equal.any()) if self._undecided(equal) else value in container
-        parts = list(container) if isinstance(container, (list, tuple)) else []
-        if not any(self._undecided(each) for each in (value, *parts)):
-            return value in container
+        # Where Python hashes, it finds a tensor by its identity.
+        kinds = (*_SEARCHED, *_HASHED) if isinstance(value, Number) else _SEARCHED
+        parts = list(container) if isinstance(container, kinds) else []
+        if not isinstance(container, kinds) or not any(self._undecided(each) for each in (value, *parts)):
+            return operator.contains(container, value)
+        return self._any([each is value or each == value for each in parts])
+
+    def _any(self, truths: list[Any]) -> Any:
+        """Whether one of them holds."""
+        if all(isinstance(each, (bool, Number)) for each in truths):
+            return reduce(operator.or_, truths, False)
         found: Any = False
-        for each in reversed(parts):
-            found = self.either(each is value or each == value, lambda found=found: found)
+        for each in reversed(truths):
+            found = self.either(each, lambda found=found: found)
         return found
 
     # -- lists -----------------------------------------------------------------------------------
@@ -314,7 +328,9 @@ class Calls:
         """``value[index]``"""
         if isinstance(value, Growing):
             is_part = isinstance(index, slice)
-            return value.part(element(value.rows, index, self.context)) if is_part else value.element(index)
+            if is_part:
+                return value.part(element(value.rows, index, self.context))
+            return self.context.taken(value, value.element(index))
         if isinstance(value, SEQUENCES) and is_integer(index) and self._undecided(index):
             return self._among(value, unwrapped(index))
         return element(value, index, self.context)
@@ -365,6 +381,8 @@ class Calls:
     def update_element(self, value: Any, index: Any, name: str, operand: _Thunk) -> None:
         """``value[index] op= operand()``"""
         in_place = _IN_PLACE[name]
+        if isinstance(value, Growing):
+            value.refuse("has an element replaced")
         if isinstance(value, list) and is_integer(index) and self._undecided(index):
             self.set_element(in_place(self.element(value, index), operand()), value, index)
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import linecache
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 
 from regraft.compiler.capture.control.aliases import Aliases
 from regraft.compiler.capture.control.flat import FlatGraph, Memory
+from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.state import Lost
 from regraft.compiler.capture.control.tree import PREFIX, RESULT
 from regraft.compiler.capture.source import is_users
@@ -136,6 +137,27 @@ class Context:
         self.copies.append(Copy(copy, copy._version, of, of._version, site, where(), is_kept))
         for original in originals:
             self.copied(copy, original, is_kept=True)
+
+    def holds(self, values: Growing, elements: Iterable[Any]) -> None:
+        """``values`` holds, in eager, the ``elements`` themselves: a write to one shows in it."""
+        for each in elements:
+            if isinstance(each, Tensor):
+                self.copied(values.rows, each, is_kept=True)
+
+    def taken(self, values: Growing, element: Any) -> Any:
+        """``element``, which is read out of ``values``: in eager the one itself that is in there."""
+        if isinstance(element, Tensor):
+            self.copied(element, values.rows, is_kept=True)
+        return element
+
+    def hand_on(self, given: Tensor, result: Any) -> None:
+        """``result``, of a region, is in eager what it was ``given``, which a list may hold."""
+        if isinstance(result, Tensor) and self.is_held(given):
+            self.copied(result, given, is_kept=True)
+
+    def is_held(self, tensor: Tensor) -> bool:
+        """Whether a list of unknown length may hold ``tensor`` itself, in eager."""
+        return any(each.is_kept and (each.copy is tensor or each.original is tensor) for each in self.copies)
 
     def written_copy(self, program: ExportedProgram) -> Copy | None:
         """A copy that was written to, or the original of which was, while the other was in use.

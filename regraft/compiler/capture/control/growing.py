@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NoReturn
 
 import torch
@@ -26,6 +27,7 @@ from regraft.compiler.capture.control.number import (
     dtype_of,
     is_carried,
     kind_of,
+    unwrapped,
 )
 
 
@@ -61,6 +63,23 @@ class Element:
         if other is None or not self.is_like(other):
             return False
         return list(map(str, self.sizes)) == list(map(str, other.sizes))
+
+
+def same_rows(first: Tensor, second: Tensor) -> Tensor:
+    """Whether two tensors of one dim are equal in length and elements."""
+    lengths = [as_tensor(each.shape[0]) for each in (first, second)]
+    places = torch.arange(Number(torch.minimum(*lengths)).as_size())
+    equal = first.index_select(0, places) == second.index_select(0, places)
+    return equal.all() & (lengths[0] == lengths[1])
+
+
+def _numbers(values: Sequence[Any]) -> Tensor | None:
+    """The numbers ``values`` in a tensor that holds each exactly; None where one is no number."""
+    if not values or not all(is_carried(each) and not isinstance(each, Tensor) for each in values):
+        return None
+    tensors = [as_tensor(each) for each in values]
+    dtype = reduce(torch.promote_types, (each.dtype for each in tensors))
+    return torch.stack([each.to(dtype) for each in tensors])
 
 
 def _common(values: Sequence[Any]) -> Element | None:
@@ -163,18 +182,33 @@ class Growing:
         return Growing(rows, self.kind)
 
     def element(self, index: Any) -> Any:
-        """The element at ``index``, an integer that the trace may not know."""
-        row = self.rows.index_select(0, self._place(index)).squeeze(0)
+        """The element at ``index``, an integer that the trace may not know; a call fails without it."""
+        place, length = as_tensor(index), as_tensor(self.length)
+        _check((place >= -length) & (place < length), "IndexError: list index out of range")
+        return self.at(torch.where(place < 0, place + length, place))
+
+    def at(self, place: Tensor) -> Any:
+        """The element at ``place``, from the front, where there is one."""
+        row = self.rows.index_select(0, place.reshape(1)).squeeze(0)
         return row if self.kind is None else Number(row)
 
-    def _place(self, index: Any) -> Tensor:
-        """``index`` counted from the front, as a tensor of one dim."""
-        place = as_tensor(index)
-        return torch.where(place < 0, place + as_tensor(self.length), place).reshape(1)
+    def has(self, value: Any) -> Any:
+        """``value in self``"""
+        self._scalars("is searched for a value")
+        return Number(self._equal_to(value).any()) if is_carried(unwrapped(value)) else False
+
+    def _equal_to(self, value: Any) -> Tensor:
+        """Which elements equal ``value``, a number or a tensor without dims."""
+        rows, wanted = self._scalars("is searched for a value"), as_tensor(unwrapped(value))
+        if wanted.dim():
+            self.refuse("is searched for a tensor that has dims")
+        if isinstance(value, Tensor) and self.kind is not None:  # beside it, a number has its type
+            rows = rows.to(torch.result_type(value, self.kind(1)))
+        return rows == wanted
 
     def index(self, value: Any) -> Number:
         """Where the first element is that equals ``value``; a call fails in which there is none."""
-        equal = self._scalars("is searched for a value") == as_tensor(value)
+        equal = self._equal_to(value)
         _check(equal.any(), "ValueError: the value is not in the list")
         return Number(self._first(equal))
 
@@ -203,6 +237,46 @@ class Growing:
 
     def copy(self) -> Growing:
         return Growing(self.rows, self.kind)
+
+    def __add__(self, others: Any) -> Any:
+        if not isinstance(others, (list, Growing)):
+            return NotImplemented
+        found = self.copy()
+        found.extend(others)
+        return found
+
+    def __radd__(self, others: Any) -> Any:
+        if not isinstance(others, list):
+            return NotImplemented
+        found = Growing.starting(others, [self.element_type])
+        if found is None:
+            self.refuse("is joined with elements of another type")
+        found.extend(self)
+        return found
+
+    def __eq__(self, other: object) -> Any:
+        """Equal in length and elements; an element that is not a number has an ``==`` of its own."""
+        if other is self:
+            return True
+        if not isinstance(other, (list, Growing)):
+            return NotImplemented
+        if isinstance(other, list) and not other:
+            return Number(as_tensor(self.length) == 0)
+        numbers = [each.rows if isinstance(each, Growing) else _numbers(each) for each in (self, other)]
+        types = [each.element_type for each in (self, other) if isinstance(each, Growing)]
+        if any(each is None for each in numbers) or any(each.kind is None or each.sizes for each in types):
+            self.refuse("of what are no numbers is compared")
+        first, second = (each for each in numbers if each is not None)
+        return Number(same_rows(first, second))
+
+    def __ne__(self, other: object) -> Any:
+        found = self == other
+        return Number(~found.tensor) if isinstance(found, Number) else not found
+
+    def __lt__(self, other: object) -> bool:
+        self.refuse("is compared by its order")
+
+    __le__ = __gt__ = __ge__ = __lt__
 
     def __len__(self) -> int:
         self.refuse("is asked for its length in code that is not converted")
@@ -281,8 +355,8 @@ class Ragged(Growing):
     def part(self, rows: Tensor) -> Growing:
         self.refuse("of lists of numbers is cut")
 
-    def element(self, index: Any) -> Any:
-        place = self._place(index)
+    def at(self, place: Tensor) -> Any:
+        place = place.reshape(1)
         count = self.lengths.index_select(0, place).squeeze(0)
         stop = self.lengths.cumsum(0).index_select(0, place).squeeze(0)
         places = torch.arange(Number(count).as_size()) + (stop - count)

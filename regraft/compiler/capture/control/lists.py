@@ -76,14 +76,15 @@ def _started(context: Context, start: list[Any], value: Callable[[], Any]) -> Gr
     found = Growing.starting(start, types)
     if found is None:
         refuse("a list of which only a call knows the length holds elements of different types", _SAME_TYPES)
+    context.holds(found, start)
     return found
 
 
 def append(context: Context, values: Any, element: Any) -> None:
     """``values.append(element)``; in eager the list holds the element itself."""
     values.append(element)
-    if isinstance(values, Growing) and isinstance(element, Tensor):
-        context.copied(values.rows, element, is_kept=True)
+    if isinstance(values, Growing):
+        context.holds(values, [element])
 
 
 def extended(context: Context, name: str, values: Any, others: Any) -> Any:
@@ -91,9 +92,15 @@ def extended(context: Context, name: str, values: Any, others: Any) -> Any:
     unknown = sequence_of(others, context)
     if isinstance(values, list) and unknown is not None:
         values = _as_growing(context, name, values, others)
-    values.extend(others)
-    if isinstance(values, Growing) and isinstance(others, Tensor):
-        context.copied(values.rows, others, is_kept=True)
+    if not isinstance(values, Growing):
+        values.extend(others)
+        return values
+    added = others if isinstance(others, (Tensor, Growing)) else list(others)
+    values.extend(added)
+    if isinstance(added, Growing):
+        context.copied(values.rows, added.rows, is_kept=True)
+    else:
+        context.holds(values, [added] if isinstance(added, Tensor) else added)
     return values
 
 
@@ -108,6 +115,7 @@ def _as_growing(context: Context, name: str, values: list[Any], others: Any) -> 
             f"{shown_name(name)} is extended by something of which only a call knows the length",
             f"extend a list that the function makes itself, and {_SAME_TYPES}",
         )
+    context.holds(found, values)
     return found
 
 

@@ -25,20 +25,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regraft.compiler.capture.control.carried import (
+    as_carried,
+    carried_parts,
+    loaded,
+    pairs,
+    placeholder,
+    settled,
+)
 from regraft.compiler.capture.control.context import Context, Values, refuse, shown_name
 from regraft.compiler.capture.control.growing import Element, Growing
 from regraft.compiler.capture.control.markers import differ
 from regraft.compiler.capture.control.meeting import meet, run_arm
 from regraft.compiler.capture.control.number import (
-    Number,
     as_tensor,
     as_truth,
-    dtype_of,
-    is_carried,
-    kind_of,
     unwrapped,
 )
-from regraft.compiler.capture.control.optional import Unlike, in_place_of
+from regraft.compiler.capture.control.optional import in_place_of
 from regraft.compiler.capture.control.sequences import Sequence as Unknown
 from regraft.compiler.capture.control.sequences import Span
 from regraft.compiler.capture.control.state import (
@@ -50,7 +54,6 @@ from regraft.compiler.capture.control.state import (
     Saved,
     Variables,
     fill,
-    same,
     shown,
 )
 from regraft.compiler.capture.control.structure import flatten, mapped, unflatten
@@ -224,8 +227,12 @@ class Region:
         self.watch = Watch.of(self.loop.context)
         #: What lists collect, a tensor with a row for each trip for each append of a trip.
         self.rows: dict[str, list[Tensor]] = {}
+        #: What the loop begins with, and a trip ends with.
+        self.given: tuple[list[Tensor], list[Tensor]] = [], []
         #: What the present trip began with, and the count of writes to each.
         self.loaded: list[tuple[Tensor, int]] = []
+        #: The variables to which a trip gives another container than they had.
+        self.rebound: set[str] = set()
         self.count: Any = None
         #: Whether a variable that trips do not leave as they found it is an exception, ``_Unlike``.
         self.keeps_all = False
@@ -238,10 +245,16 @@ class Region:
         if not self.is_settled:
             self._settle()
         flag = [as_truth(self.goes_on)] if loop.leaves else []
-        carried = [as_tensor(leaf) for value in self.start for leaf in _carried(value)]
+        carried = [as_tensor(leaf) for value in self.start for leaf in carried_parts(value)]
         rows = [row for every in self.rows.values() for row in every]
         begin, changing = [*flag, *carried, *rows], self._changing()
+        self.given = begin, []
         results = context.tracer.loop(self._tested, self._trip, begin, context.limit, changing)
+        for tensors in self.given:
+            for given, result in zip(
+                tensors, results, strict=False
+            ):  # where nothing is recorded, no trip is made
+                context.hand_on(given, result)
         self._load(results, left=True)
         self._note_appended(results)
         self._collect(results[len(results) - len(rows) :])
@@ -265,18 +278,25 @@ class Region:
         self._load(now)
         on: list[Tensor] = []
         outcome = self._run_trip(on)
-        self._check_written(outcome)
         found = on if self.loop.leaves else []
         rows = iter(now[len(now) - sum(map(len, self.rows.values())) :])
         collected: list[Tensor] = []
         for name, start, value in zip(self.variables.names, self.start, outcome.rebuilt(), strict=True):
             if name in self.rows:
                 value, new = value[: len(start)], value[len(start) :]
-                at = as_tensor(self.count).reshape(1)
-                collected += [next(rows).index_copy(0, at, each.unsqueeze(0)) for each in new]
+                collected += [self._with_row(next(rows), each) for each in new]
             if start is not UNBOUND:
                 found += self._yielded(start, value)
+        self.given[1][:] = *found, *collected
+        self._check_written(outcome)
         return [*found, *collected]
+
+    def _with_row(self, rows: Tensor, element: Tensor) -> Tensor:
+        """``rows`` with what this trip has appended; in eager the list holds the ``element`` itself."""
+        at = as_tensor(self.count).reshape(1)
+        found = rows.index_copy(0, at, element.unsqueeze(0))
+        self.loop.context.copied(found, element)
+        return found
 
     def _run_trip(self, on: list[Tensor]) -> Outcome:
         def trip() -> None:
@@ -290,13 +310,14 @@ class Region:
         self.loaded = [(tensor, tensor._version) for tensor in tensors]
         rest = iter(tensors[1:] if self.loop.leaves else tensors)
         values: list[Any] = []
-        for start, before in zip(self.start, self.saved.values, strict=True):
+        for name, start, before in zip(self.variables.names, self.start, self.saved.values, strict=True):
             value = (
                 start
                 if start is UNBOUND
-                else mapped(functools.partial(_loaded, tensors=rest, left=left), start)
+                else mapped(functools.partial(loaded, tensors=rest, left=left), start)
             )
-            if isinstance(before, CONTAINERS) and type(value) is type(before):
+            is_kept = isinstance(before, CONTAINERS) and name not in self.rebound
+            if is_kept and type(value) is type(before):
                 fill(before, value)
                 value = before
             values.append(value)
@@ -334,9 +355,10 @@ class Region:
 
     def _settle(self) -> None:
         """Find, by trips that are thrown away, types that trips keep, and the sizes that they change."""
-        self.start = [mapped(_as_carried, value) for value in self.saved.values]
+        self.start = [mapped(as_carried, value) for value in self.saved.values]
         self.rows.clear()
         self.resized.clear()
+        self.rebound.clear()
         changes_of_type = 0
         while changes_of_type < _SETTLING:
             tracer = self.loop.context.tracer
@@ -345,6 +367,7 @@ class Region:
                 begin = [as_tensor(leaf) for leaf in self._flat()]
                 self._load(tracer.stand_ins(begin, self._changing()))
                 outcome = self._run_trip([])
+            self._note_rebound(outcome)
             after = outcome.rebuilt()
             found = list(map(self._adapted, self.variables.names, self.start, after))
             kept = [a is b for a, b in zip(found, self.start, strict=True)]
@@ -356,6 +379,11 @@ class Region:
             self.resized = [each for each in self.resized if kept[each[0]]] + resized
         refuse("what a loop carries has another type after each trip", "start with tensors of the final type")
 
+    def _note_rebound(self, outcome: Outcome) -> None:
+        """A container that a trip replaces is still what it was for whoever else holds it."""
+        rows = zip(self.variables.names, self.saved.values, outcome.values, strict=True)
+        self.rebound.update(n for n, old, new in rows if isinstance(old, CONTAINERS) and new is not old)
+
     def _resized(self, variable: int, after: Any) -> list[tuple[int, int, int]]:
         """The sizes of a variable, of one type before a trip and ``after`` it, now seen to differ."""
         start = self.start[variable]
@@ -365,7 +393,7 @@ class Region:
             after = after[: len(start)]
         return [
             (variable, part, axis)
-            for part, pair in enumerate(_pairs(start, after))
+            for part, pair in enumerate(pairs(start, after))
             if all(isinstance(each, Tensor) for each in pair)
             for axis, sizes in enumerate(zip(*(each.shape for each in pair), strict=True))
             if (variable, part, axis) not in self.resized and differ(*sizes)
@@ -373,7 +401,7 @@ class Region:
 
     def _changing(self) -> list[int]:
         """The sizes that trips change, as ``markers`` has them."""
-        counts = [len(_carried(value)) for value in self.start]
+        counts = [len(carried_parts(value)) for value in self.start]
         first = 1 if self.loop.leaves else 0
         return [
             each
@@ -383,7 +411,7 @@ class Region:
 
     def _flat(self) -> list[Any]:
         flag = [as_truth(True)] if self.loop.leaves else []
-        return [*flag, *(leaf for value in self.start for leaf in _carried(value))]
+        return [*flag, *(leaf for value in self.start for leaf in carried_parts(value))]
 
     def _adapted(self, name: str, start: Any, after: Any) -> Any:
         """What ``name`` starts with, given its value after a trip; ``start`` itself where that will do."""
@@ -391,7 +419,7 @@ class Region:
             return start
         if start is UNBOUND and (self.starts or name == RESULT):
             # The first trip sets it before anybody reads it.
-            return mapped(_placeholder, after)
+            return mapped(placeholder, after)
         if start is UNBOUND or after is UNBOUND:
             return self._lose(name, Lost("is set only inside a loop", "give it a value before the loop"))
         if isinstance(start, list) and _has_grown(start, after):
@@ -406,7 +434,7 @@ class Region:
         if spec != other_spec:
             reason = f"is {shown(start)} before a trip and of another structure after it"
             return self._lose(name, Lost(reason, "keep its structure, such as the length of a list"))
-        found = [_settled(a, b) for a, b in zip(leaves, others, strict=True)]
+        found = [settled(a, b) for a, b in zip(leaves, others, strict=True)]
         lost = next((each for each in found if isinstance(each, Lost)), None)
         if lost is not None:
             return self._lose(name, lost)
@@ -431,13 +459,20 @@ class Region:
         new = [after.element_type] if isinstance(after, Growing) else map(Element.like, after[len(start) :])
         if is_shared(self.loop.context, name, container):
             return None
-        return Growing.starting(start, list(new))
+        found = Growing.starting(start, list(new))
+        if found is not None:
+            self.loop.context.holds(found, container)
+        return found
 
     def _check_written(self, outcome: Outcome) -> None:
         """A list holds the tensors it was given: no trip may write to what an earlier one has appended."""
         lists = [value for value in outcome.rebuilt() if isinstance(value, Growing)]
-        written = [tensor for tensor, version in self.loaded if tensor._version != version]
-        if any(each.may_hold(tensor) for each in lists for tensor in written):
+        held = self.loop.context.is_held
+        for (tensor, version), *given in zip(self.loaded, *self.given, strict=True):
+            if tensor._version == version:
+                continue
+            if not any(map(held, given)) and not any(each.may_hold(tensor) for each in lists):
+                continue
             refuse(
                 "a loop writes to a tensor that it may append to a list, which would hold the new values",
                 "append a copy, such as x.clone(), or make a new tensor in place of writing to it",
@@ -474,7 +509,7 @@ class Region:
 
     def _yielded(self, start: Any, after: Any) -> list[Tensor]:
         found: list[Tensor] = []
-        for held, now in _pairs(start, after):
+        for held, now in pairs(start, after):
             tensor, dtype = as_tensor(now), as_tensor(held).dtype
             found.append(tensor if tensor.dtype == dtype else tensor.to(dtype))
         return found
@@ -494,83 +529,3 @@ _SETTLING = 4
 
 def _nothing() -> None:
     pass
-
-
-def _as_carried(leaf: Any) -> Any:
-    """A Python number as one that a loop may change."""
-    return Number(as_tensor(leaf)) if type(leaf) in (bool, int, float) else leaf
-
-
-def _carried(value: Any) -> list[Any]:
-    leaves = [] if value is UNBOUND else flatten(value)[0]
-    return [part for leaf in leaves if _varies(leaf) for part in _parts(leaf)]
-
-
-def _pairs(start: Any, after: Any) -> Iterator[tuple[Any, Any]]:
-    """What a loop carries for a variable that starts as ``start``, beside what it is ``after`` a trip."""
-    for held, now in zip(flatten(start)[0], flatten(after)[0], strict=True):
-        if isinstance(held, Unlike):
-            yield from zip(
-                _parts(held), _parts(now) if isinstance(now, Unlike) else (False, now), strict=True
-            )
-        elif _varies(held):
-            yield held, now
-
-
-def _parts(leaf: Any) -> list[Any]:
-    """What a loop carries for a part of a value."""
-    return [leaf.absent, leaf.tensor] if isinstance(leaf, Unlike) else [leaf]
-
-
-def _varies(leaf: Any) -> bool:
-    """Whether a part of what a loop starts with may be another one after a trip."""
-    return isinstance(leaf, (Tensor, Number, Unlike))
-
-
-def _loaded(start: Any, tensors: Iterator[Tensor], *, left: bool) -> Any:
-    if isinstance(start, Unlike):  # in a trip the loop goes on, as it did before
-        absent, tensor = next(tensors), next(tensors)
-        return Unlike(absent, tensor) if left else tensor
-    if isinstance(start, Number):
-        return Number(next(tensors))
-    return next(tensors) if isinstance(start, Tensor) else start
-
-
-def _placeholder(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return in_place_of(leaf)
-    return Number(in_place_of(as_tensor(leaf))) if is_carried(leaf) else leaf
-
-
-def _settled(start: Any, after: Any) -> Any | Lost:
-    """What a part starts with that has the value ``after`` after a trip, or why there is no such thing."""
-    if isinstance(start, Unlike) or (isinstance(start, Tensor) and isinstance(after, Unlike)):
-        return _settled_unlike(start, after)
-    lost = Lost(
-        f"is {shown(start)} before a trip of the loop and {shown(after)} after it",
-        "give it the type before the loop that it has in the end",
-    )
-    if same(start, after) and not _varies(start):
-        return start
-    if not is_carried(start) or not is_carried(after):
-        return lost
-    before, dtype = as_tensor(start), dtype_of(after)
-    if before.dim() != (after.dim() if isinstance(after, Tensor) else 0):
-        return lost
-    if isinstance(start, Tensor) and isinstance(after, Tensor):
-        return start if before.dtype == dtype else lost
-    if isinstance(start, Tensor):  # and a number after a trip
-        return start if torch.result_type(before, kind_of(dtype)(1)) == before.dtype else lost
-    if isinstance(after, Tensor):
-        return before.to(dtype) if torch.result_type(after, kind_of(before.dtype)(1)) == dtype else lost
-    wider = torch.promote_types(before.dtype, dtype)
-    return start if _varies(start) and wider == before.dtype else Number(before.to(wider))
-
-
-def _settled_unlike(start: Tensor | Unlike, after: Any) -> Any | Lost:
-    """``_settled`` of a tensor that has another type where the loop is left."""
-    before, now = (each.tensor if isinstance(each, Unlike) else each for each in (start, after))
-    found = _settled(before, now)
-    if isinstance(found, Lost) or (isinstance(start, Unlike) and found is before):
-        return found if isinstance(found, Lost) else start
-    return Unlike(as_truth(False), found)

@@ -42,7 +42,7 @@ from regraft.compiler.capture.control.state import (
     met,
     shown,
 )
-from regraft.compiler.capture.control.structure import unflatten
+from regraft.compiler.capture.control.structure import flatten, unflatten
 from regraft.compiler.capture.control.tree import RESULT
 from regraft.compiler.capture.control.watch import Watch, is_shared
 
@@ -96,12 +96,25 @@ def meet(
     values = [
         each.finished(context, name, results) for name, each in zip(variables.names, joined, strict=True)
     ]
+    _hand_on(context, values, outcomes)
     note_choices(values, [outcome.values for outcome in outcomes], test)
     kept = [
         _in_place(context, name, value, saved.values[i], [o.values[i] for o in outcomes])
         for i, (name, value) in enumerate(zip(variables.names, values, strict=True))
     ]
     variables.write(kept)
+
+
+def _hand_on(context: Context, values: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
+    """A tensor that is in a list on a path, in eager, still is where the paths have met."""
+    for i, value in enumerate(values):
+        results = [] if value is UNBOUND else flatten(value)[0]
+        for leaves in (outcome.leaves[i] for outcome in outcomes):
+            if len(leaves) != len(results):
+                continue
+            for given, result in zip(leaves, results, strict=True):
+                if isinstance(given, Tensor):
+                    context.hand_on(given, result)
 
 
 def _lifted(
@@ -170,6 +183,7 @@ def _let_grow(context: Context, then: _Arm, otherwise: _Arm, variables: Variable
         found = None if new is None else Growing.starting(start, new)
         if found is None or is_shared(context, name, start):
             _refuse_growth(name)
+        context.holds(found, start)
         values.append(found)
     grown.write(values)
     if any(grown.value(name) is not value for name, value in zip(names, values, strict=True)):

@@ -18,7 +18,13 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statica
 from regraft.compiler.capture.control.context import Context
 from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.indexing import element
-from regraft.compiler.capture.control.number import Number, UnknownNumber, as_tensor
+from regraft.compiler.capture.control.number import (
+    Number,
+    UnknownNumber,
+    as_tensor,
+    is_carried,
+    unwrapped,
+)
 from regraft.compiler.capture.control.unordered import Unordered
 
 
@@ -89,6 +95,15 @@ class Span:
     def __bool__(self) -> bool:
         self._refuse("decides in code that is not converted")
 
+    def has(self, value: Any) -> Any:
+        """``value in self``"""
+        value = unwrapped(value)
+        if not is_carried(value):
+            return False
+        offset = Number(as_tensor(value).reshape(())) - self.start
+        number = offset // self.step
+        return (offset % self.step == 0) & (number >= 0) & (number < self.length)
+
     def __iter__(self) -> Iterator[Any]:
         self._refuse("is gone over where no loop is")
 
@@ -120,19 +135,19 @@ def sequence_of(value: Any, context: Context) -> Sequence | None:
     if isinstance(value, Span):
         return Sequence(value.length, value.at)
     if isinstance(value, Growing):
-        return _of_list(value)
+        return _of_list(value, context)
     if isinstance(value, Tensor) and value.dim() and free_unbacked_symbols(value.shape[0]):
         return _of_rows(value, context)
     return None
 
 
-def _of_list(growing: Growing) -> Sequence:
+def _of_list(growing: Growing, context: Context) -> Sequence:
     rows = growing.rows
 
     def at(number: Any) -> Any:
         if growing.rows is not rows:
             growing.refuse("grows while it is gone over")
-        return growing.element(number)
+        return context.taken(growing, growing.at(as_tensor(number)))
 
     return Sequence(growing.length, at)
 

@@ -134,6 +134,19 @@ def fill(container: Any, content: Any) -> None:
         container.update(content)
 
 
+def holding(container: Any) -> tuple[Any, ...]:
+    """What ``container`` holds at this moment; the parts of a list of unknown length are its tensors."""
+    if isinstance(container, Growing):
+        return tuple(vars(container).values())
+    return (*container, *container.values()) if isinstance(container, dict) else tuple(container)
+
+
+def still_holds(container: Any, parts: tuple[Any, ...]) -> bool:
+    """Whether ``container`` holds the very ``parts``, as ``holding`` has them."""
+    now = holding(container)
+    return len(now) == len(parts) and all(a is b for a, b in zip(now, parts, strict=True))
+
+
 @dataclass(frozen=True)
 class Lost:
     """Why a variable has no value after two paths met."""

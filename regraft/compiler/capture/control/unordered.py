@@ -13,12 +13,18 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from regraft.compiler.capture.control.growing import Growing
-from regraft.compiler.capture.control.number import Number, UnknownNumber, as_tensor
+from regraft.compiler.capture.control.growing import Growing, same_rows
+from regraft.compiler.capture.control.number import (
+    Number,
+    UnknownNumber,
+    as_tensor,
+    is_carried,
+)
 
 #: A set of integers from 0 on, all below the size of its smallest table, is gone over in their order: each
 #: stands in the slot of its own number. Beyond that the order depends on how the set has come about.
 _SLOTS = 8
+_HINT = "take -, &, | or ^ of such sets, their len() or sorted(), compare them, or test what is in them"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +62,46 @@ class Unordered:
         torch.ops.aten._assert_async.msg(in_order, message + "write sorted(...) in place of list(...)")
         return self.ordered
 
-    def has(self, value: Any) -> Number:
-        """``value in self``"""
+    def has(self, value: Any) -> Any:
+        """``value in self``; a tensor is in no set of numbers, as it is hashed by its identity."""
+        if isinstance(value, Tensor) or not is_carried(value):
+            return False
         return Number((self.values == as_tensor(value)).any())
+
+    def __eq__(self, other: object) -> Any:
+        known = self._compared(other)
+        return NotImplemented if known is None else Number(same_rows(self.values, known.values))
+
+    def __ne__(self, other: object) -> Any:
+        known = self._compared(other)
+        return NotImplemented if known is None else Number(~same_rows(self.values, known.values))
+
+    def __le__(self, other: object) -> Any:
+        known = self._compared(other)
+        return NotImplemented if known is None else Number(self._is_in(known).all())
+
+    def __ge__(self, other: object) -> Any:
+        known = self._compared(other)
+        return NotImplemented if known is None else Number(known._is_in(self).all())
+
+    def __lt__(self, other: object) -> Any:
+        known = self._compared(other)
+        return NotImplemented if known is None else (self <= known) & (self != known)
+
+    def __gt__(self, other: object) -> Any:
+        known = self._compared(other)
+        return NotImplemented if known is None else (self >= known) & (self != known)
+
+    def _compared(self, other: object) -> Unordered | None:
+        """``other`` as such a set; None where it is none of Python's sets either."""
+        known = _as_set(other)
+        if known is None and isinstance(other, (set, frozenset)):
+            self._refuse("is compared with a set of what are no integers")
+        return known
+
+    def _is_in(self, other: Unordered) -> Tensor:
+        """Which values are in ``other``."""
+        return (self.values.unsqueeze(1) == other.values).any(1)
 
     def __sub__(self, other: Any) -> Any:
         return self._chosen(other, keeps=False)
@@ -78,12 +121,23 @@ class Unordered:
 
     __ror__ = __or__
 
+    def __xor__(self, other: Any) -> Any:
+        known = _as_set(other)
+        return NotImplemented if known is None else (self | known) - (self & known)
+
+    __rxor__ = __xor__
+
+    def __ior__(self, other: Any) -> NoReturn:
+        self._refuse("is changed in place, where others may hold it", "write a = a | b in place of a |= b")
+
+    __iand__ = __isub__ = __ixor__ = __ior__
+
     def _chosen(self, other: Any, *, keeps: bool) -> Any:
         """The values that are in ``other``, or those that are not."""
         known = _as_set(other)
         if known is None:
             return NotImplemented
-        found = (self.values.unsqueeze(1) == known.values).any(1)
+        found = self._is_in(known)
         return Unordered(self.values[found if keeps else ~found])
 
     def __len__(self) -> int:
@@ -103,14 +157,11 @@ class Unordered:
             raise AttributeError(name)
         self._refuse(f"is asked for its {name}")
 
-    def _refuse(self, what: str) -> NoReturn:
-        raise UnknownNumber(
-            f"a set of which only a call knows the numbers {what}",
-            hint="take -, & or | of such sets, their len() or sorted(), or test what is in them",
-        )
+    def _refuse(self, what: str, hint: str = _HINT) -> NoReturn:
+        raise UnknownNumber(f"a set of which only a call knows the numbers {what}", hint=hint)
 
 
-def _as_set(other: Any) -> Unordered | None:
+def _as_set(other: object) -> Unordered | None:
     """``other`` as such a set, where it is a set of integers."""
     if isinstance(other, Unordered):
         return other

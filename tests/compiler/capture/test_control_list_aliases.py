@@ -1,0 +1,236 @@
+"""Lists hold the very tensors and lists that they were given: what is written later shows, or is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import regraft
+from regraft.errors import CaptureError
+from tests.compiler.capture.running import check_calls, rows
+
+HERE = Path(__file__).name
+UP = rows(4)
+CALLS = [(UP - 9,), (UP + 9,), (-UP,)]
+
+
+# -- loops of which one trip stands for all ------------------------------------------------------
+
+
+def one_tensor_written_in_each_trip(x: Tensor) -> Tensor:
+    outs, h = [], x.clone()
+    for _ in range(34):
+        h.add_(1)
+        outs.append(h)
+    return torch.stack(outs).sum(0)
+
+
+def one_tensor_written_afterwards(x: Tensor) -> Tensor:
+    outs, h = [], x.clone()
+    for _ in range(34):
+        outs.append(h)
+    h.add_(1)
+    return torch.stack(outs).sum(0)
+
+
+def views_of_what_is_written_afterwards(x: Tensor) -> Tensor:
+    outs, h = [], x.clone()
+    for i in range(34):
+        outs.append(h[i % 4])
+    h.add_(1)
+    return torch.stack(outs).sum(0)
+
+
+def the_last_one_written_afterwards(x: Tensor) -> Tensor:
+    outs, h = [], x.clone()
+    for _ in range(34):
+        h = h * 0.9
+        outs.append(h)
+    h.add_(1)
+    return torch.stack(outs).sum(0)
+
+
+def a_ring_buffer(x: Tensor) -> Tensor:
+    ring, outs = torch.zeros_like(x), []
+    for i in range(34):
+        ring[i % 4] = x[i % 4] * i
+        outs.append(ring[i % 4])
+    return torch.stack(outs).sum(0)
+
+
+class UpdatedInPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, outs = torch.zeros_like(x[0]), []
+        for i in range(34):
+            h.mul_(0.9).add_(torch.tanh(self.linear(x[i % 4] + h)))
+            outs.append(h)
+        return torch.stack(outs)
+
+
+LONG = [
+    one_tensor_written_in_each_trip,
+    one_tensor_written_afterwards,
+    views_of_what_is_written_afterwards,
+    the_last_one_written_afterwards,
+    a_ring_buffer,
+    UpdatedInPlace().eval(),
+]
+
+
+@pytest.mark.parametrize("model", LONG, ids=lambda m: getattr(m, "__name__", "updated_in_place"))
+def test_long_loops(model: Any) -> None:
+    check_calls(model, (UP,), [(UP - 9,)], backends=("ort",))
+
+
+def copies_of_what_is_written(x: Tensor) -> Tensor:
+    outs, h = [], x.clone()
+    for _ in range(34):
+        h.add_(1)
+        outs.append(h.clone())
+    return torch.stack(outs)
+
+
+def one_of_them_written_afterwards(x: Tensor) -> tuple[Tensor, Tensor]:
+    outs, h = [], x
+    for _ in range(34):
+        h = h * 0.9
+        outs.append(h)
+    outs[3].add_(1)
+    return torch.stack(outs).sum(0), torch.cat(outs[:5], -1)
+
+
+@pytest.mark.parametrize("model", [copies_of_what_is_written, one_of_them_written_afterwards])
+def test_long_loops_stay_loops(model: Any) -> None:
+    check_calls(model, (UP,), CALLS, backends=("ort",))
+    assert "cf.while" in [op.name for op in regraft.capture(model, (UP,)).main.walk()]
+
+
+# -- variables that get another list -------------------------------------------------------------
+
+
+def the_list_before(x: Tensor) -> Tensor:
+    now = x[x > 0].tolist()
+    before, total = now, x * 0
+    while len(now) > 1:
+        total, now = total * 0.5 + now[-1], now[:-1]
+    return total + len(before)
+
+
+def the_list_of_tensors_before(x: Tensor) -> Tensor:
+    now = [x, x * 2]
+    before = now
+    while now[0].abs().max() < 30:
+        now = [now[1] * 2, now[0]]
+    return now[0] + before[1] * 100
+
+
+@pytest.mark.parametrize("model", [the_list_before, the_list_of_tensors_before])
+def test_another_list_is_not_the_one_before(model: Any) -> None:
+    check_calls(model, (UP,), CALLS, backends=("ort",))
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+def views_written(x: Tensor) -> Tensor:
+    y = x.clone()
+    for each in [row for row in y if row.sum() > 0]:
+        each.mul_(2)
+    return y
+
+
+def a_view_set(x: Tensor) -> Tensor:
+    y = x.clone()
+    kept = [row for row in y if row.sum() > -99]
+    if len(kept) > 0:
+        kept[0][0] = 5.0
+    return y
+
+
+def elements_written_at_an_index(x: Tensor) -> Tensor:
+    boxes = [row * 2 for row in x if row.sum() > 0]
+    for box in boxes:
+        box[0] += 100
+    return x * len(boxes)
+
+
+def elements_written(x: Tensor) -> Tensor:
+    boxes = [row * 2 for row in x if row.sum() > 0]
+    for box in boxes:
+        box += 100
+    return x * len(boxes)
+
+
+def the_last_element_written(x: Tensor) -> Tensor:
+    outs, h = [], x[0]
+    while h.abs().max() > 0.1:
+        h = h * 0.5
+        outs.append(h)
+    outs[-1].zero_()
+    return torch.stack(outs).sum(0)
+
+
+def an_element_written_in_a_loop(x: Tensor) -> Tensor:
+    outs, h = [row * 2 for row in x if row.sum() > 0], x[0]
+    h = outs[0]
+    while h.abs().max() < 9:
+        h.mul_(2)
+    return torch.stack(outs).sum(0)
+
+
+def what_the_list_starts_with(x: Tensor) -> Tensor:
+    y = x + 0
+    outs, i = [y], 0
+    while i < (x > 0).sum():
+        outs.append(x * i)
+        i += 1
+    y.add_(10)
+    return torch.stack(outs)
+
+
+def what_extends_it(x: Tensor) -> Tensor:
+    y = x[0] + 0
+    outs = [row * 2 for row in x if row.sum() > 0]
+    outs.extend([y])
+    y.add_(10)
+    return torch.stack(outs)
+
+
+def what_an_arm_appends(x: Tensor) -> Tensor:
+    outs, y = [x], x * 1
+    if x.sum() > 0:
+        y = x * 2
+        outs.append(y)
+    y.add_(1)
+    return torch.stack(outs).sum(0)
+
+
+REFUSED = [
+    views_written,
+    a_view_set,
+    elements_written_at_an_index,
+    elements_written,
+    the_last_element_written,
+    an_element_written_in_a_loop,
+    what_the_list_starts_with,
+    what_extends_it,
+    what_an_arm_appends,
+]
+
+
+@pytest.mark.parametrize("model", REFUSED, ids=lambda model: model.__name__)
+def test_writes_to_elements_are_refused(model: Any) -> None:
+    with pytest.raises(
+        CaptureError, match=r"the model writes to a tensor|a loop writes to a tensor"
+    ) as caught:
+        regraft.capture(model, (UP,))
+    assert HERE in str(caught.value.location)
+    assert "clone()" in str(caught.value.hint)
