@@ -19,8 +19,8 @@ from torch.export import ExportedProgram
 
 from regraft.compiler.capture.control.aliases import Aliases
 from regraft.compiler.capture.control.flat import FlatGraph, Memory
-from regraft.compiler.capture.control.growing import Growing
-from regraft.compiler.capture.control.state import Lost
+from regraft.compiler.capture.control.growing import Growing, Inner
+from regraft.compiler.capture.control.state import Lost, holding, still_holds
 from regraft.compiler.capture.control.tree import PREFIX, RESULT
 from regraft.compiler.capture.source import is_users
 from regraft.errors import CaptureError
@@ -72,9 +72,39 @@ class Copy:
     line: tuple[str, int]
     is_kept: bool
 
+    message = (
+        "the model writes to a tensor, or to a part of it that an index known only to a call took, while the "
+        "other is in use"
+    )
+    hint = "take a copy of the part first, with clone(), before the write"
+
     @property
     def is_written(self) -> bool:
         return (self.copy._version, self.original._version) != (self.copy_version, self.original_version)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A list that is an element of one of unknown length, in eager the very list.
+
+    Fields:
+        values: the list.
+        parts: what it held when it was given, as ``holding`` has them.
+        site: the loop that is traced as one trip, in which that was.
+        line: where that was.
+    """
+
+    values: list[Any] | Growing
+    parts: tuple[Any, ...]
+    site: tuple[str, int] | None
+    line: tuple[str, int]
+
+    message = "a list changes that is in another one, of which only a call knows the length"
+    hint = "append a copy of it, as in paths.append(list(path))"
+
+    @property
+    def is_written(self) -> bool:
+        return not still_holds(self.values, self.parts)
 
 
 class Learnt(Exception):
@@ -110,6 +140,7 @@ class Context:
         grows: the places (file, line, variable) at which a list has to be a ``Growing``.
         optional: those at which a variable may be a ``Maybe``, or only the second arm returns.
         copies: what was taken by an index that only a call knows.
+        given: the lists that are elements of lists of unknown length.
         collected: lists that such loops have filled, and the tensors that hold all of a list.
     """
 
@@ -122,6 +153,7 @@ class Context:
     folded: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     collected: list[tuple[list[Tensor], Tensor]] = field(default_factory=list[tuple[list[Tensor], Tensor]])
     copies: list[Copy] = field(default_factory=list["Copy"])
+    given: list[Given] = field(default_factory=list["Given"])
     _arms: threading.local = field(default_factory=threading.local)
     _thread: int | None = None
     _outermost: FrameType | None = None
@@ -143,6 +175,13 @@ class Context:
         for each in elements:
             if isinstance(each, Tensor):
                 self.copied(values.rows, each, is_kept=True)
+            elif isinstance(each, (list, Growing)) and not isinstance(each, Inner):
+                site = self.folded[-1] if self.folded else None
+                self.given.append(Given(each, holding(each), site, where()))
+
+    def is_given(self, container: Any) -> bool:
+        """Whether ``container`` is, in eager, an element of a list of unknown length."""
+        return any(each.values is container for each in self.given)
 
     def taken(self, values: Growing, element: Any) -> Any:
         """``element``, which is read out of ``values``: in eager the one itself that is in there."""

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from regraft.compiler.capture.control import trace
 from regraft.compiler.capture.control.asked import Asked, Asks
 from regraft.compiler.capture.control.calls import Calls
-from regraft.compiler.capture.control.context import Context, Copy, Learnt, shown_name
+from regraft.compiler.capture.control.context import Context, Copy, Given, Learnt, shown_name
 from regraft.compiler.capture.control.convert import convert, has_range
 from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.jumps import Note
@@ -67,14 +67,16 @@ class FrontEnd:
         for _ in range(_TRACES):
             self.context.collected.clear()
             self.context.copies.clear()
+            self.context.given.clear()
             hook = module.register_forward_hook(_as_tensors)
             try:
                 with swapped(self.codes), self.context.tracing(), Asked(self._asks), self._quiet():
                     found = traced()
-                copy = self.context.written_copy(found)
-                if copy is None:
+                changed = next((each for each in self.context.given if each.is_written), None)
+                written = changed or self.context.written_copy(found)
+                if written is None:
                     return found
-                error = self._written(copy)
+                error = self._written(written)
             except Exception as raised:
                 error = raised
             finally:
@@ -115,15 +117,14 @@ class FrontEnd:
         else:
             self._refuse(error, frame[0].f_code, frame[1])
 
-    def _written(self, copy: Copy) -> CaptureError:
-        """What is wrong with a copy that should be a view; a loop in which it was made can be unrolled."""
-        self.context.folded = [copy.site] if copy.site is not None else []
+    def _written(self, found: Copy | Given) -> CaptureError:
+        """What is wrong with a copy that should be the original; a loop that made it can be unrolled."""
+        self.context.folded = [found.site] if found.site is not None else []
         return CaptureError(
-            "the model writes to a tensor, or to a part of it that an index known only to a call took, while "
-            "the other is in use",
-            location=f"{copy.line[0]}:{copy.line[1]}",
-            source_line=linecache.getline(*copy.line).strip() or None,
-            hint="take a copy of the part first, with clone(), before the write",
+            found.message,
+            location=f"{found.line[0]}:{found.line[1]}",
+            source_line=linecache.getline(*found.line).strip() or None,
+            hint=found.hint,
         )
 
     @staticmethod

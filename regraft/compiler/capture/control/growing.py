@@ -30,6 +30,8 @@ from regraft.compiler.capture.control.number import (
     unwrapped,
 )
 
+_HINT = "append tensors of one shape to it; then stack, concatenate or index it, or take its len()"
+
 
 @dataclass(frozen=True)
 class Element:
@@ -295,10 +297,23 @@ class Growing:
             raise AttributeError(name)
         self.refuse(f"is changed by {name}()" if name in _CHANGES else f"is asked for its {name}")
 
-    def refuse(self, what: str) -> NoReturn:
-        raise UnknownNumber(
-            f"a list of which only a call knows the length {what}",
-            hint="append tensors of one shape to it; then stack, concatenate or index it, or take its len()",
+    def refuse(self, what: str, hint: str = _HINT) -> NoReturn:
+        raise UnknownNumber(f"a list of which only a call knows the length {what}", hint=hint)
+
+
+@dataclass(eq=False)
+class Inner(Growing):
+    """A list that was read out of another, in which a change of it would show."""
+
+    def append(self, element: Any) -> None:
+        self._keep()
+
+    def extend(self, others: Any) -> None:
+        self._keep()
+
+    def _keep(self) -> NoReturn:
+        self.refuse(
+            "changes in another list, which holds it", "take a copy first, as in path = list(paths[i])"
         )
 
 
@@ -360,7 +375,7 @@ class Ragged(Growing):
         count = self.lengths.index_select(0, place).squeeze(0)
         stop = self.lengths.cumsum(0).index_select(0, place).squeeze(0)
         places = torch.arange(Number(count).as_size()) + (stop - count)
-        return Growing(self.rows.index_select(0, places), self.kind)
+        return Inner(self.rows.index_select(0, places), self.kind)
 
     def copy(self) -> Growing:
         return Ragged(self.rows, self.kind, self.lengths)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -38,18 +39,20 @@ def listed(context: Context, make: Make, iterable: Any) -> Any:
     return found
 
 
-def _of_sequence(context: Context, make: Make, sequence: Sequence) -> Growing:
+def _of_sequence(context: Context, make: Make, sequence: Sequence) -> Any:
     """The list of values from a loop of which only a call knows the trips."""
 
     def trip(run: Run, item: Any) -> None:
         for holds, value in make([item]):
             _with(context, found, holds, value)
 
-    def first() -> Any:
+    def first() -> Iterator[Any]:
         item = sequence.at(Number(torch.zeros((), dtype=torch.int64)))
-        return next(value() for _, value in make([item]))
+        return (value() for _, value in islice(make([item]), 1))
 
     found = _started(context, [], first)
+    if isinstance(found, list):  # no item makes a value
+        return found
     variables = Variables((_LIST, _GOES_ON), (lambda: found, lambda: True), _put)
     Run(context, trip, _nothing, variables, _GOES_ON, (_LIST,), leaves=False).over(sequence)
     return found
@@ -62,17 +65,19 @@ def _with(context: Context, found: Any, holds: Any, value: Callable[[], Any]) ->
             append(context, found, value())
         return found
     if isinstance(found, list):
-        found = _started(context, found, value)
+        found = _started(context, found, lambda: [value()])
     variables = Variables((_LIST,), (lambda: found,), _put)
     meet(context, holds, lambda: append(context, found, value()), _nothing, variables, variables.names)
     return found
 
 
-def _started(context: Context, start: list[Any], value: Callable[[], Any]) -> Growing:
-    """The list of ``start``, to which ``value()`` may be added."""
+def _started(context: Context, start: list[Any], values: Callable[[], Iterable[Any]]) -> Any:
+    """The list of ``start``, to which ``values()`` may be added; ``start`` itself where there are none."""
     types: list[Element | None] = []
     with context.tracer.thrown_away():
-        run_arm(context, lambda: types.append(Element.like(value())), _NONE, Saved.of(_NONE))
+        run_arm(context, lambda: types.extend(map(Element.like, values())), _NONE, Saved.of(_NONE))
+    if not types:
+        return start
     found = Growing.starting(start, types)
     if found is None:
         refuse("a list of which only a call knows the length holds elements of different types", _SAME_TYPES)

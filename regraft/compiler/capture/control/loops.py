@@ -33,7 +33,7 @@ from regraft.compiler.capture.control.carried import (
     placeholder,
     settled,
 )
-from regraft.compiler.capture.control.context import Context, Values, refuse, shown_name
+from regraft.compiler.capture.control.context import Context, Given, Values, refuse, shown_name
 from regraft.compiler.capture.control.growing import Element, Growing
 from regraft.compiler.capture.control.markers import differ
 from regraft.compiler.capture.control.meeting import meet, run_arm
@@ -54,7 +54,9 @@ from regraft.compiler.capture.control.state import (
     Saved,
     Variables,
     fill,
+    holding,
     shown,
+    still_holds,
 )
 from regraft.compiler.capture.control.structure import flatten, mapped, unflatten
 from regraft.compiler.capture.control.tree import RESULT
@@ -231,6 +233,8 @@ class Region:
         self.given: tuple[list[Tensor], list[Tensor]] = [], []
         #: What the present trip began with, and the count of writes to each.
         self.loaded: list[tuple[Tensor, int]] = []
+        #: The containers that the present trip began with, by variable, and what each held.
+        self.contents: dict[str, tuple[Any, tuple[Any, ...]]] = {}
         #: The variables to which a trip gives another container than they had.
         self.rebound: set[str] = set()
         self.count: Any = None
@@ -302,6 +306,7 @@ class Region:
         def trip() -> None:
             self.loop.trip(self.loop)
             on.append(as_truth(self.loop.on()))
+            self._check_changed()
 
         return run_arm(self.loop.context, trip, self.variables, self.saved, self.watch)
 
@@ -322,6 +327,10 @@ class Region:
                 value = before
             values.append(value)
         self.variables.write(values)
+        named = zip(self.variables.names, values, strict=True)
+        self.contents = {
+            name: (value, holding(value)) for name, value in named if isinstance(value, CONTAINERS)
+        }
         self._check_growing(values)
         if self.trips is not None:
             self.count = values[self.variables.names.index(_COUNT)]
@@ -361,12 +370,13 @@ class Region:
         self.rebound.clear()
         changes_of_type = 0
         while changes_of_type < _SETTLING:
-            tracer = self.loop.context.tracer
+            tracer, given = self.loop.context.tracer, len(self.loop.context.given)
             with tracer.thrown_away():
                 # Nothing traced before is written to: the trip has tensors of its own.
                 begin = [as_tensor(leaf) for leaf in self._flat()]
                 self._load(tracer.stand_ins(begin, self._changing()))
                 outcome = self._run_trip([])
+            del self.loop.context.given[given:]
             self._note_rebound(outcome)
             after = outcome.rebuilt()
             found = list(map(self._adapted, self.variables.names, self.start, after))
@@ -477,6 +487,20 @@ class Region:
                 "a loop writes to a tensor that it may append to a list, which would hold the new values",
                 "append a copy, such as x.clone(), or make a new tensor in place of writing to it",
             )
+
+    def _check_changed(self) -> None:
+        """A list that a trip changes, one that stands for all, must not be in a list that holds it as it was.
+
+        Nor may somebody else hold it where the trip gives the variable another one.
+        """
+        context = self.loop.context
+        before = dict(zip(self.variables.names, self.saved.values, strict=True))
+        for name, (container, parts) in self.contents.items():
+            if still_holds(container, parts):
+                continue
+            is_seen = name in self.rebound and is_shared(context, name, before[name])
+            if is_seen or any(map(context.is_given, (before[name], self.variables.value(name)))):
+                refuse(f"{shown_name(name)} changes in a loop, where another list may hold it", Given.hint)
 
     def _note_appended(self, results: Sequence[Tensor]) -> None:
         """A tensor that the loop leaves may be one that is in a list too."""

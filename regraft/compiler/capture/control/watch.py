@@ -110,6 +110,8 @@ def is_shared(context: Context, name: str, container: Any) -> bool:
     names = ((k, v) for frame in context.frames() for k, v in frame.f_locals.items())
     if any(value is container and key != name and not key.startswith(PREFIX) for key, value in names):
         return True
+    if context.is_given(container):
+        return True
     # A function that closes over the variable sees whatever the variable holds.
     held = (parts for _, value, parts in Watch.of(context).held if not isinstance(value, FunctionType))
     return any(part is container for parts in held for part in parts)
