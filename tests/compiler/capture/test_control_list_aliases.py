@@ -234,3 +234,131 @@ def test_writes_to_elements_are_refused(model: Any) -> None:
         regraft.capture(model, (UP,))
     assert HERE in str(caught.value.location)
     assert "clone()" in str(caught.value.hint)
+
+
+# -- lists in lists ------------------------------------------------------------------------------
+
+
+def lengths(x: Tensor, lists: Any) -> Tensor:
+    total = x * 0
+    for each in lists:
+        total = total * 3 + len(each)
+    return total
+
+
+def copies_of_a_path(x: Tensor) -> Tensor:
+    path, paths, i = [0], [[0]], 0
+    while i < (x[0] > 0).sum():
+        path.append(i + 1)
+        paths.append(list(path))
+        i += 1
+    return lengths(x, paths)
+
+
+def a_path_of_each_trip(x: Tensor) -> Tensor:
+    paths, i = [[0]], 0
+    while i < (x[0] > 0).sum():
+        path = [i]
+        path.append(i + 1)
+        paths.append(path)
+        i += 1
+    longer = list(paths[-1])
+    longer.append(3)
+    return lengths(x, paths) + len(longer)
+
+
+@pytest.mark.parametrize("model", [copies_of_a_path, a_path_of_each_trip])
+def test_lists_in_lists(model: Any) -> None:
+    check_calls(model, (UP,), CALLS, backends=("ort",))
+
+
+def pairs_of(x: Tensor) -> list[Any]:
+    pairs, i = [[0]], 0
+    while i < (x[0] > 0).sum():
+        pairs.append([i, i + 1])
+        i += 1
+    return pairs
+
+
+def the_path_itself(x: Tensor) -> Tensor:
+    path, paths, i = [0], [[0]], 0
+    while i < (x[0] > 0).sum():
+        path.append(i + 1)
+        paths.append(path)
+        i += 1
+    return lengths(x, paths)
+
+
+def a_list_changed_afterwards(x: Tensor) -> Tensor:
+    pair, pairs, i = [0, 1], [[0, 0]], 0
+    while i < (x[0] > 0).sum():
+        pairs.append(pair)
+        i += 1
+    pair[0] = 9
+    return lengths(x, pairs) + pairs[-1][0]
+
+
+def a_list_that_grows_afterwards(x: Tensor) -> Tensor:
+    found, lists, i = (x[0] * 2).to(torch.int64)[x[0] > 0].tolist(), [[0]], 0
+    while i < (x[0] > 0).sum():
+        lists.append(found)
+        i += 1
+    found.append(100)
+    return lengths(x, lists)
+
+
+def an_element_grows(x: Tensor) -> Tensor:
+    pairs = pairs_of(x)
+    pairs[0].append(5)
+    return lengths(x, pairs)
+
+
+def elements_grow_in_a_loop(x: Tensor) -> Tensor:
+    pairs = pairs_of(x)
+    for each in pairs:
+        each.append(7)
+    return lengths(x, pairs)
+
+
+def an_element_is_extended(x: Tensor) -> Tensor:
+    pairs = pairs_of(x)
+    pair = pairs[0]
+    pair += [5]
+    return lengths(x, pairs)
+
+
+def one_that_others_hold_is_replaced(x: Tensor) -> Tensor:
+    now = (x[0] * 2).to(torch.int64)[x[0] > 0].tolist()
+    before = now
+    while len(now) < x.abs().sum():
+        now.append(1)
+        now = now[:]
+    return x * len(before)
+
+
+CHANGED = [
+    the_path_itself,
+    a_list_changed_afterwards,
+    a_list_that_grows_afterwards,
+    an_element_grows,
+    elements_grow_in_a_loop,
+    an_element_is_extended,
+    one_that_others_hold_is_replaced,
+]
+
+
+@pytest.mark.parametrize("model", CHANGED, ids=lambda model: model.__name__)
+def test_changes_of_lists_in_lists_are_refused(model: Any) -> None:
+    with pytest.raises(CaptureError, match=r"another list|in another one") as caught:
+        regraft.capture(model, (UP,))
+    assert HERE in str(caught.value.location)
+    assert "list(" in str(caught.value.hint)
+
+
+def values_of_no_item(x: Tensor) -> Tensor:
+    nothing: list[int] = []
+    return x + len([v for v in x[x > 0].tolist() for _ in nothing])
+
+
+def test_a_comprehension_that_makes_nothing() -> None:
+    check_calls(values_of_no_item, (UP,), CALLS, backends=("ort",))

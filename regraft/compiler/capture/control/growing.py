@@ -169,8 +169,14 @@ class Growing:
                 self.append(each)
 
     def __iadd__(self, others: Any) -> Growing:
+        self._check_joined(others)
         self.extend(others)
         return self
+
+    def _check_joined(self, others: Any) -> None:
+        """Only numbers are joined by an operator, and such lists: nobody would know of writes to others."""
+        if not isinstance(others, Growing) and (self.kind is None or self.element_type.sizes):
+            self.refuse("is joined by + with what are no numbers", "add to it with append() or extend()")
 
     def _join(self, others: Growing) -> None:
         self.rows = torch.cat([self.rows, others.rows])
@@ -243,6 +249,7 @@ class Growing:
     def __add__(self, others: Any) -> Any:
         if not isinstance(others, (list, Growing)):
             return NotImplemented
+        self._check_joined(others)
         found = self.copy()
         found.extend(others)
         return found
@@ -250,6 +257,7 @@ class Growing:
     def __radd__(self, others: Any) -> Any:
         if not isinstance(others, list):
             return NotImplemented
+        self._check_joined(others)
         found = Growing.starting(others, [self.element_type])
         if found is None:
             self.refuse("is joined with elements of another type")
@@ -288,6 +296,9 @@ class Growing:
 
     def __iter__(self) -> Iterator[Any]:
         self.refuse("is gone over")
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        self.refuse("is indexed in code that is not converted")
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.refuse("has an element replaced")
