@@ -26,6 +26,7 @@ from torch.export import ExportedProgram
 from regraft.compiler.capture.composites import functional
 from regraft.compiler.capture.control.find import FrontEnd
 from regraft.compiler.capture.control.higher_order import copied, write_out
+from regraft.compiler.capture.control.kept import unchanged
 from regraft.compiler.capture.control.writes import settle_writes
 from regraft.compiler.capture.effects import (
     WriteWatch,
@@ -180,7 +181,7 @@ def _export(
 
     def once() -> ExportedProgram:
         dynamic = torch_shapes(shapes, arguments) if shapes else None
-        with _unchanged(module), Undo():
+        with unchanged(module), Undo():
             return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
 
     def export() -> ExportedProgram:
@@ -224,26 +225,6 @@ def _check_example(signature: Signature, args: tuple[Any, ...], kwargs: Mapping[
             f"the model computes something else for the example's own sizes: {error}",
             hint="make a size of 1 static, or give an example with larger sizes",
         ) from error
-
-
-@contextmanager
-def _unchanged(module: torch.nn.Module) -> Generator[None]:
-    """Undo what tracing does to the model's attributes; refuse a model that keeps state in them."""
-    before = {m: {k: v for k, v in vars(m).items() if not k.startswith("_")} for m in module.modules()}
-    changed: list[str] = []
-    try:
-        yield
-    finally:
-        for each, attributes in before.items():
-            for name, value in attributes.items():
-                if vars(each).get(name) is not value:
-                    changed += [name] if isinstance(value, torch.Tensor) else []
-                    vars(each)[name] = value
-    if changed:
-        raise CaptureError(
-            f"the model writes to its attribute '{changed[0]}'",
-            hint="return the new value instead of keeping it in the model",
-        )
 
 
 def _import_exported(

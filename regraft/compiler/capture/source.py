@@ -66,10 +66,10 @@ def innermost(frames: traceback.StackSummary) -> tuple[str, int] | None:
 
 
 def line_of_assignment(module: torch.nn.Module, path: str) -> tuple[str, int] | None:
-    """File and line where the class of a submodule assigns to ``self.<attribute>``.
+    """File and line where the class of a submodule assigns to ``self.<attribute>``, or else first reads it.
 
     ``path`` is the submodule's path and the attribute, such as ``encoder.cache``. None where the class has no
-    source or assigns to it nowhere but in ``__init__``.
+    source or names it nowhere but in ``__init__``.
     """
     owner, _, attribute = path.rpartition(".")
     kind = type(module.get_submodule(owner))
@@ -79,11 +79,12 @@ def line_of_assignment(module: torch.nn.Module, path: str) -> tuple[str, int] | 
     except (OSError, TypeError):  # made in an interactive session, or built in
         return None
     (definition,) = ast.parse(textwrap.dedent("".join(lines))).body
-    found = [
-        node.lineno
+    uses = [
+        node
         for method in ast.iter_child_nodes(definition)
         if getattr(method, "name", "__init__") != "__init__"
         for node in ast.walk(method)
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr == attribute
+        if isinstance(node, ast.Attribute) and node.attr == attribute
     ]
-    return (file, start + found[0] - 1) if file and found else None
+    found = [node for node in uses if isinstance(node.ctx, ast.Store)] or uses
+    return (file, start + found[0].lineno - 1) if file and found else None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import regraft
 from regraft.errors import CaptureError, RegraftError
@@ -166,6 +168,17 @@ def is_asked_by_another_function(x: Any) -> Tensor:
     return scaled(x, x.abs().max().item())
 
 
+def of_three(x: Any, k: Any, values: Any, up: Any) -> Tensor:
+    """Nothing decides here but what the values are."""
+    x = x * k if type(k) is float else x - 1
+    x = x + len(values) if isinstance(values, list) else x - 10
+    return x * 2 if up is True else x - 100
+
+
+def are_asked_by_another_function(x: Any) -> Tensor:
+    return of_three(x, x.sum().item(), x[x > 0].tolist(), (x > 0).all().item())
+
+
 def is_true(x: Any) -> Tensor:
     up, down = (x > 0).all().item(), bool((x < 0).all())
     if up is True or down is not False:
@@ -181,7 +194,7 @@ def is_another(x: Any) -> Tensor:
 
 KINDS = [
     *(is_an_int, is_a_bool, is_of_a_type, is_a_list),
-    *(is_asked_by_another_function, is_true, is_another),
+    *(is_asked_by_another_function, are_asked_by_another_function, is_true, is_another),
 ]
 
 
@@ -263,3 +276,114 @@ def test_ranges_that_are_refused(model: Any) -> None:
         regraft.capture(model, (ROW,))
     assert HERE in str(raised.value)
     assert "len()" in str(raised.value)
+
+
+# -- what a model keeps ------------------------------------------------------------------------
+
+
+class KeepsANumber(nn.Module):
+    def forward(self, x: Any) -> Tensor:
+        self.n = int((x > 0).sum())  # the use
+        return x + self.n
+
+
+class ReplacesANumber(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+
+    def forward(self, x: Any) -> Tensor:
+        self.n = self.n + (x > 0).sum().item()  # the use
+        return x + self.n
+
+
+class KeepsThemInAList(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = [1]
+
+    def forward(self, x: Any) -> Tensor:
+        self.seen.append(x.sum().item())  # the use
+        return x + self.seen[-1]
+
+
+class KeepsAList(nn.Module):
+    def forward(self, x: Any) -> Tensor:
+        self.values = x[x > 0].tolist()  # the use
+        return x + len(self.values)
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.counts: dict[str, Any] = {"calls": 0}
+
+
+class KeepsThemInAnObject(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes = Notes()
+
+    def forward(self, x: Any) -> Tensor:
+        self.notes.counts["up"] = (x > 0).sum().item()  # the use
+        return x + self.notes.counts["up"]
+
+
+KEEPING = [KeepsANumber, ReplacesANumber, KeepsThemInAList, KeepsAList, KeepsThemInAnObject]
+
+
+@pytest.mark.parametrize("kind", KEEPING, ids=lambda kind: kind.__name__)
+def test_what_a_model_keeps_is_refused_and_gone(kind: Any) -> None:
+    model = nn.Sequential(kind()).eval()
+    before = copy.deepcopy(model)
+    with pytest.raises(CaptureError, match=r"the model writes to its attribute '0\.") as raised:
+        regraft.capture(model, (ROW,))
+    assert "# the use" in str(raised.value)
+    assert f"{HERE}:" in str(raised.value)
+    assert _shown(copy.deepcopy(model)[0]) == _shown(before[0])
+
+
+def _shown(module: nn.Module) -> dict[str, Any]:
+    """The attributes of ``module``'s own."""
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return {name: vars(value) if isinstance(value, Notes) else value for name, value in own.items()}
+
+
+class Counts(nn.Module):
+    """Counts its calls, in ways that a graph does not hold, and writes a log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.notes = Notes()
+        self.log: list[str] = []
+        self.same_log = self.log
+        self._private: deque[int] = deque([1], maxlen=2)
+
+    def forward(self, x: Any) -> Tensor:
+        self.count += 1
+        self.notes.counts["calls"] += 1
+        self.log.append("called")
+        self._private.append(2)
+        self._late = {"x": 1}
+        return x + 1 if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["works", "fails"])
+def test_a_compile_leaves_the_models_objects_as_they_were(fails: bool) -> None:
+    class Model(Counts):
+        def forward(self, x: Any) -> Tensor:
+            if fails:
+                return super().forward(x) @ torch.ones(99)
+            return super().forward(x)
+
+    model = Model().eval()
+    if fails:
+        with pytest.raises(CaptureError):
+            regraft.capture(model, (ROW,))
+    else:
+        torch.testing.assert_close(compiled(model, (ROW,), "ort")(NONE), NONE)
+    assert (model.count, model.notes.counts, model.log) == (0, {"calls": 0}, [])
+    assert list(model._private) == [1]
+    assert model._private.maxlen == 2
+    assert model.log is model.same_log
+    assert not hasattr(model, "_late")

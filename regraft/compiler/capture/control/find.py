@@ -10,11 +10,13 @@ is converted, and the model is traced again.
 
 from __future__ import annotations
 
+import dis
 import linecache
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, redirect_stderr, suppress
+from itertools import pairwise
 from types import CodeType, FrameType, FunctionType
 from typing import Any, NoReturn
 
@@ -34,6 +36,7 @@ from regraft.compiler.capture.control.meeting import run_arm
 from regraft.compiler.capture.control.number import UnknownNumber, unwrapped
 from regraft.compiler.capture.control.swap import nested, owners, swapped
 from regraft.compiler.capture.source import is_users
+from regraft.compiler.owners import Owner, owner_of
 from regraft.errors import CaptureError
 
 #: Each trace finds one function more.
@@ -63,8 +66,10 @@ class FrontEnd:
         Raises:
             CaptureError: a tensor decides where it cannot be followed.
         """
-        self._convert_long_loops(module)
-        for _ in range(_TRACES):
+        self._convert_where(has_range, module)  # of a long loop one trip stands for all
+        for attempt in range(_TRACES):
+            if attempt == 1:  # something is not known
+                self._convert_where(_asks_for_types, module)
             self.context.collected.clear()
             self.context.copies.clear()
             self.context.given.clear()
@@ -84,10 +89,10 @@ class FrontEnd:
             self._learn(error)
         raise AssertionError("a trace finds functions without end")
 
-    def _convert_long_loops(self, module: torch.nn.Module) -> None:
-        """Convert the functions of the model in which a range may have many trips: one stands for all."""
+    def _convert_where(self, holds: Callable[[CodeType], bool], module: torch.nn.Module) -> None:
+        """Convert those functions of the model of which that ``holds``."""
         for code in {f.__code__ for f in _reachable(f for each in module.modules() for f in _methods(each))}:
-            if code not in self.codes and has_range(code):
+            if code not in self.codes and holds(code):
                 with suppress(CaptureError):  # It is traced as it is.
                     self._convert(code, code, code.co_firstlineno)
 
@@ -220,6 +225,22 @@ def _reachable(functions: Iterable[FunctionType]) -> Iterator[FunctionType]:
         names = {name for code in nested(function.__code__) for name in code.co_names}
         held = [function.__globals__.get(name) for name in names]
         pending += [f for f in held if isinstance(f, FunctionType) and is_users(f.__code__.co_filename)]
+
+
+def _asks_for_types(code: CodeType) -> bool:
+    """Whether ``code`` is the user's own and asks for types, or whether something is True or False.
+
+    What stands for Python's values is told from them there, unless the code is converted.
+    """
+    if owner_of(code.co_filename) is not Owner.USER:
+        return False
+    for each in nested(code):
+        steps = list(dis.get_instructions(each))
+        if any(step.opname == "LOAD_GLOBAL" and step.argval in ("type", "isinstance") for step in steps):
+            return True
+        if any(type(one.argval) is bool and two.opname == "IS_OP" for one, two in pairwise(steps)):
+            return True
+    return False
 
 
 class _Quiet:

@@ -39,7 +39,8 @@ from regraft.compiler.capture.control.context import Context
 from regraft.compiler.capture.control.tree import PREFIX
 from regraft.compiler.capture.source import is_users
 
-_OPAQUE = (
+#: What holds nothing that can change.
+OPAQUE = (
     *(str, bytes, int, float, complex, type(None), type),
     *(Tensor, torch.dtype, torch.device, torch.Size, torch.SymInt, torch.SymFloat, torch.SymBool),
     *(ModuleType, CodeType, FrameType, CellType, enum.Enum),
@@ -48,7 +49,8 @@ _OPAQUE = (
 _METHODS = (MethodType, BuiltinFunctionType, MethodWrapperType)
 #: What cannot change, but for what it holds.
 _FIXED = (tuple, frozenset, *_METHODS)
-_LIMIT = 200_000
+#: So many objects are looked at.
+LIMIT = 200_000
 _EMPTY = object()
 
 
@@ -74,21 +76,21 @@ class Watch:
         pending: deque[tuple[str, Any]] = deque()
         for frame in context.frames():
             pending += [(k, v) for k, v in frame.f_locals.items() if not k.startswith(PREFIX)]
-        while pending and len(seen) < _LIMIT:
+        while pending and len(seen) < LIMIT:
             path, value = pending.popleft()
-            if isinstance(value, _OPAQUE) or id(value) in seen:
+            if isinstance(value, OPAQUE) or id(value) in seen:
                 continue
             seen.add(id(value))
-            parts = list(_parts(path, value))
+            held = list(parts(path, value))
             if not isinstance(value, _FIXED):
-                found.append((path, value, tuple(part for _, part in parts)))
-            pending += parts
+                found.append((path, value, tuple(part for _, part in held)))
+            pending += held
         return Watch(tuple(found))
 
     def changed(self) -> Change | None:
         """Something that is not as it was."""
         for path, value, before in self.held:
-            now = list(_parts(path, value))
+            now = list(parts(path, value))
             pairs = list(zip(now, before, strict=False))
             names = [name for (name, part), old in pairs if not _same(part, old)]
             if not names and len(now) == len(before):
@@ -122,7 +124,7 @@ def _same(now: Any, before: Any) -> bool:
     return now is before or (type(now) is type(before) and type(now) in (str, int) and now == before)
 
 
-def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+def parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """What ``value``, found at ``path``, holds, each part with its own path."""
     if isinstance(value, dict):
         for key, each in value.items():
