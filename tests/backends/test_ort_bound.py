@@ -92,3 +92,19 @@ def test_small_results_are_copied_out_of_what_is_bound_once() -> None:
         for tensor, wanted in zip(found, (-x, x.exp(), x > 0), strict=True):
             torch.testing.assert_close(tensor, wanted)
     assert len({t.data_ptr() for each in (before, *results) for t in each}) == 9
+
+
+def test_results_as_long_as_values_say_keep_their_places() -> None:
+    length = next(dims.symbols_of(dims.symbol("u", 0, 6)))
+
+    def build(op: Any, x: Any) -> Any:
+        op.rg.check(op.aten.all(op.aten.lt.Scalar(x, 9.0)), "too large")
+        found = op.create("aten.nonzero", (x,), symbols=[length]).result
+        return found, op.aten.neg(x)
+
+    executable = lowered(build, "f32[6]")
+    for count in (2, 0, 6):
+        x = (torch.arange(6) < count).float()
+        found, negated = executable.run([x], {})
+        assert torch.equal(found, x.nonzero())
+        assert torch.equal(negated, -x)

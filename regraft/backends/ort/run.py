@@ -374,6 +374,8 @@ class _Binding:
         for port, tensor in zip(outputs, self._kept, strict=True):
             if tensor is not None:
                 self._bind_output(port, tuple(tensor.shape), tensor)
+            else:  # results are got in the order in which they were bound first
+                self._bare.bind_output(port.name, self._device)
 
     def bind_inputs(self, tensors: Sequence[Tensor]) -> None:
         """Bind the inputs, which the caller keeps alive through the run.
