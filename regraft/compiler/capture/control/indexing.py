@@ -154,7 +154,7 @@ def _positions(part: Any, size: Any) -> Tensor:
     if not isinstance(part, slice):
         return _counted(part, size).reshape(1)
     step = 1 if part.step is None else part.step
-    if not isinstance(step, int):
+    if type(step) is not int:
         refuse("a slice whose step only a call knows", "take a step that is a Python number")
     if step < 1:
         raise ValueError("slice step must be positive")

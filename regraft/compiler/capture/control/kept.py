@@ -16,6 +16,7 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -111,7 +112,8 @@ def _reached(module: nn.Module) -> Iterator[tuple[str, Any]]:
         if id(value) in seen:
             continue
         is_of_the_trace = isinstance(value, _OF_THE_TRACE)
-        if isinstance(value, OPAQUE) and not is_of_the_trace:
+        # What a function closes over is its author's, who may want to see what a trace has put there.
+        if isinstance(value, (FunctionType, *OPAQUE)) and not is_of_the_trace:
             continue
         seen.add(id(value))
         yield path, value
