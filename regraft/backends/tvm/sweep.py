@@ -24,7 +24,12 @@ from regraft.backends.tvm.lower.matmul import factors
 from regraft.backends.tvm.lower.reduce import REDUCTIONS, Fold, axes_of, sum_of
 from regraft.backends.tvm.lower.scan import Strands
 from regraft.backends.tvm.lower.trip import Emit, Event, Hold
-from regraft.ir import Dim, Op, Symbol, Value, dims
+from regraft.backends.tvm.templates import functions
+from regraft.errors import BackendError
+from regraft.ir import Dim, DType, Op, Symbol, Value, dims
+
+#: Bools are bytes: TVM has vectors of them, but no memory that takes one.
+_ON_STACK: Mapping[DType, DType] = {DType.BOOL: DType.I8}
 
 
 def build(sweep: Sweep, symbols: Sequence[Symbol], name: str) -> Built:
@@ -155,15 +160,27 @@ class _SweepKernel(Kernel):
                 for index in self._side_by_side(value, inner):
                     total.add(self._lane, term(op, index, folded))
             for index in self._side_by_side(value, inner):
-                found = last(total[self._lane])
-                T.buffer_store(self._stacks[value], found, [self._slot(value, index)])
+                self._keep(value, self._stacks[value], index, last(total[self._lane]))
 
     # -- memory ----------------------------------------------------------------------------------
+
+    def bind(self, value: Expr) -> Expr:
+        """As in every kernel; of a bool the byte: TVM chooses by no vector of bools that has a name."""
+        if not hasattr(value, "ty") or functions.scalar_type(value) != "bool":
+            return super().bind(value)
+        return self._of_byte(super().bind(self._byte(value)))
+
+    def _byte(self, value: Expr) -> Expr:
+        return self.cast(value, DType.BOOL, _ON_STACK[DType.BOOL])
+
+    def _of_byte(self, value: Expr) -> Expr:
+        return value > self.like(0, value)
 
     def at(self, value: Value, index: Sequence[Expr]) -> Expr:
         """The element of ``value`` at ``index``: on the stack, in memory, or computed."""
         if value in self._stacks:
-            return self._stacks[value][self._slot(value, index)]
+            found = self._stacks[value][self._slot(value, index)]
+            return self._of_byte(found) if _is_bool(value) else found
         if value.owner is not self.scan.body:
             return super().at(value, index)
         before = [self._number] if value in self.scan.slices else []
@@ -174,14 +191,20 @@ class _SweepKernel(Kernel):
         count = self._lanes_of(value)
         for axis in self.strands.inner(value):
             count *= value.tensor.shape[axis]
-        return stack.on_stack((count,), TVM_TYPES[value.tensor.dtype])
+        dtype = value.tensor.dtype
+        return stack.on_stack((count,), TVM_TYPES[_ON_STACK.get(dtype, dtype)])
+
+    def _keep(self, value: Value, memory: Any, index: Sequence[Expr], element: Expr) -> None:
+        """Let ``memory`` have ``element`` at the place ``index`` of ``value``."""
+        kept = self._byte(element) if _is_bool(value) else element
+        T.buffer_store(memory, kept, [self._slot(value, index)])
 
     def _fill(
         self, value: Value, memory: Any, element: Callable[[Sequence[Expr]], Expr], *, is_known: bool = True
     ) -> None:
         """Write ``element(index)`` for each place of ``value``; from then on they are read in ``memory``."""
         for index in self._indices(value):
-            T.buffer_store(memory, element(index), [self._slot(value, index)])
+            self._keep(value, memory, index, element(index))
         if is_known:
             self._stacks[value] = memory
 
@@ -243,12 +266,17 @@ class _SweepKernel(Kernel):
     def _slot(self, value: Value, index: Sequence[Expr]) -> Expr:
         """Where the element of ``value`` at ``index`` is on the stack."""
         for place, label in zip(index, self.strands.labels_of(value), strict=True):
-            assert label is None or _is_same(place, self.places[label]), "a strand reads another one"
+            if label is not None and not _is_same(place, self.places[label]):
+                raise BackendError(f"a strand of a scan reads another one's {value.tensor}", backend="tvm")
         inner = self.strands.inner(value)
         shape = [value.tensor.shape[axis] for axis in inner]
         lanes = self._lanes_of(value)
         offset = self.place(ravel([index[axis] for axis in inner], shape, self.size))
         return offset if lanes == 1 else offset * T.int64(lanes) + self._lane
+
+
+def _is_bool(value: Value) -> bool:
+    return value.tensor.dtype == DType.BOOL
 
 
 def _is_same(a: Expr, b: Expr) -> bool:

@@ -153,6 +153,40 @@ def counting(op: Any, n: Value, seen: Value, total: Value, x: Value) -> Sequence
     return scan(op, (n, seen, total), (x,), (), trip)
 
 
+def masked(op: Any, h: Value, done: Value, x: Value) -> Sequence[Value]:
+    """A truth that is carried, one that is read twice, and one that turns."""
+
+    def trip(op: Any, h: Value, done: Value, x: Value) -> Sequence[Value]:
+        is_large = op.aten.gt.Scalar(h, 0.5)
+        after = op.aten.add.Tensor(op.aten.tanh(op.aten.where.self(is_large, h, x)), x)
+        after = op.aten.where.self(done, h, after)
+        turned = op.aten.bitwise_xor.Tensor(done, is_large)
+        return after, turned, is_large, op.aten.any.dim(turned, (turned.tensor.rank - 1), True)
+
+    return scan(op, (h, done), (x,), (), trip)
+
+
+def beside(op: Any, h: Value, n: Value, x: Value) -> Sequence[Value]:
+    """A few numbers that each strand counts for itself; the first one stores them."""
+
+    def trip(op: Any, h: Value, n: Value, x: Value) -> Sequence[Value]:
+        n = op.aten.add.Scalar(op.aten.mul.Scalar(n, 0.5), 1.0)
+        return op.aten.tanh(op.aten.add.Tensor(h, x)), n, n
+
+    return scan(op, (h, n), (x,), (), trip)
+
+
+def viewed(op: Any, h: Value, w: Value) -> Sequence[Value]:
+    """What is fixed is read at its own places, and by views at others."""
+
+    def trip(op: Any, h: Value, x: Value, w: Value) -> Value:
+        total = op.aten.sum.dim_IntList(h, (1,), True)
+        after = op.aten.add.Tensor(op.aten.mul.Tensor(h, w), op.aten.mul.Tensor(total, op.aten.flip(w, (0,))))
+        return op.aten.tanh(op.aten.add.Tensor(after, x))
+
+    return scan(op, (h,), (op.aten.full((3, *h.tensor.shape), 0.25, dtype=h.tensor.dtype),), (w,), trip)
+
+
 def placed(op: Any, h: Value, x: Value) -> Sequence[Value]:
     """The number of a place, and constants of the trip."""
 
@@ -207,7 +241,7 @@ CASES = [
         constants=(5,),
     ),
     Case(
-        "attention", attention, typed("f32", "[B, D]", "[B]", "[B]", "[T, B]", "[T, B, D]"), sizes=SMALL[:3]
+        "attention", attention, typed("f32", "[B, 9]", "[B]", "[B]", "[T, B]", "[T, B, 9]"), sizes=SMALL[:3]
     ),
     Case("delta rule", delta_rule, typed("f32", "[2, 6, 35]", "[5, 2, 6]", "[5, 2, 35]")),
     Case("swapped", swapped, typed("f32", "[3, 20]", "[3, 20]", "[4, 3, 20]")),
@@ -215,6 +249,10 @@ CASES = [
     Case("gates", gates, typed("f32", "[2, 20]", "[5, 2, 40]")),
     Case("turned", turned, typed("f32", "[18, 4]", "[5, 18, 4]")),
     Case("counting", counting, ("i64[20]", "bool[20]", "i64[]", "i64[4, 20]")),
+    Case("masked", masked, ("f32[3, 20]", "bool[3, 20]", "f32[5, 3, 20]")),
+    Case("masked, of any size", masked, ("f32[B, 6]", "bool[B, 6]", "f32[T, B, 6]"), sizes=SMALL[:3]),
+    Case("beside", beside, typed("f32", "[2, 20]", "[3]", "[5, 2, 20]")),
+    Case("viewed", viewed, typed("f32", "[20, 4]", "[20, 4]"), constants=(1,)),
     Case("placed", placed, typed("f32", "[2, 37]", "[5, 2, 37]")),
     Case("single", single, typed("f32", "[]", "[T]"), sizes=({"T": 7}, {"T": 0})),
     Case("twice", twice, typed("f32", "[2, 19]", "[4, 2, 19]", "[4, 2, 19]")),
@@ -304,6 +342,11 @@ def _halved(op: Any, h: Value, half: Value, x: Value) -> Sequence[Value]:
     return op.aten.add.Tensor(h, x), op.aten.tanh(first)
 
 
+def _two(op: Any, h: Value, g: Value, x: Value) -> Sequence[Value]:
+    """Two values that have no axis in common."""
+    return op.aten.tanh(op.aten.add.Tensor(h, x)), op.aten.mul.Scalar(g, 0.5)
+
+
 def _running(op: Any, h: Value, x: Value) -> Value:
     return op.aten.add.Tensor(h, op.aten.cumsum(x, 1))
 
@@ -368,6 +411,21 @@ def test_halves_are_inner_places(tvm: Any) -> None:
 
     types = ("f32[20]", "f32[10]", "f32[5, 20]")
     assert reason(tvm, _halved, *types, carried=2) == NO_STRANDS
+
+
+@pytest.mark.parametrize(
+    ("types", "expected"),
+    [
+        (("f32[1024]", "f32[1000]", "f32[5, 1024]"), "each would compute all of it"),
+        (("f32[4, 64]", "f32[4, 32]", "f32[5, 4, 64]"), "each would compute all of it"),
+        (("f32[B, 6]", "f32[3]", "f32[5, B, 6]"), "of which there may be none"),
+        (("f32[0, 6]", "f32[3]", "f32[5, 0, 6]"), "of which there may be none"),
+    ],
+)
+def test_what_lies_along_no_strand(tvm: Any, types: tuple[str, ...], expected: str) -> None:
+    found = reason(tvm, _two, *types, carried=2)
+    assert found is not None
+    assert expected in found
 
 
 def test_a_scan_that_carries_nothing(tvm: Any) -> None:

@@ -29,7 +29,8 @@ class Apart:
     """The axes of a trip's values.
 
     Fields:
-        axes: those whose places are apart, as the carried values have them.
+        axes: those whose places are apart, as the carried value has them that has the most. Not those of
+            others: there would be a strand for each pair of places of two values.
         labels: for what is carried, and what is made of it.
         borders: slices, what is fixed, and views of them: these are in memory and may be read at any place.
             Those that others read have the labels of the places at which each does.
@@ -217,13 +218,18 @@ class _Reading:
             if groups.count(group) > 1:
                 self.groups.mix(node)
 
-    def _labelled(self) -> Apart:
-        mixed, axes = self.groups.mixed, dict[_Node, Axis]()
+    def _axes(self) -> dict[_Node, Axis]:
+        """The groups of axes whose places are apart, of the carried value that has the most of them."""
+        mixed = self.groups.mixed
+        of_each: list[dict[_Node, Axis]] = []
         for value in self.scan.carried:
-            for place in _Place.along(value):
-                node = _plain(place)
-                if node is not None and self.groups.of(node) not in mixed:
-                    axes.setdefault(self.groups.of(node), Axis(node.size))
+            nodes = (_Node(value, axis) for axis in range(value.tensor.rank) if not is_one(value, axis))
+            groups = ((self.groups.of(node), Axis(node.size)) for node in nodes)
+            of_each.append({group: axis for group, axis in groups if group not in mixed})
+        return max(of_each, key=len, default={})
+
+    def _labelled(self) -> Apart:
+        axes = self._axes()
 
         def label(place: Any) -> Axis | None:
             node = _plain(place)

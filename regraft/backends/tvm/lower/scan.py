@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from regraft.backends.tvm.lower.apart import Apart, Axis, Labels, is_one
 from regraft.backends.tvm.lower.elementwise import calls_library
-from regraft.backends.tvm.lower.inside import PRODUCT, refusal
+from regraft.backends.tvm.lower.inside import PRODUCT, is_free, refusal
 from regraft.backends.tvm.lower.kinds import Swept
 from regraft.backends.tvm.lower.trip import Trip
 from regraft.ir import Op, Scan, Trait, Value, dims
@@ -28,6 +28,10 @@ _NEAR, _MOST = 1 << 14, 1 << 16
 #: Multiplications of a product in a trip of one strand, where neighbours are fewer than lanes, and else:
 #: whoever multiplies whole matrices does better from there on.
 _LARGEST_PRODUCTS = 1 << 8, 1 << 12
+
+
+#: Places that each strand may compute again, where that of one strand is no more.
+_FEW = 16
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,26 @@ def obstacle(op: Op) -> str | None:
         return "each place of what it carries reads others in a trip"
     lane = _lane(apart, trip)
     limit = _LARGEST_PRODUCTS[lane is not None and _is_wide(lane)]
-    return _too_large(apart.labels, trip, limit)
+    return _unwritten(scan, apart) or _too_large(apart.labels, trip, limit) or _repeated(scan, apart)
+
+
+def _unwritten(scan: Scan, apart: Apart) -> str | None:
+    """Why nobody might compute a result: it lies along no strand, and there may be none."""
+    for value in (*scan.carried, *scan.rows):
+        labels = apart.labels.get(value, ())
+        if any(axis not in labels and dims.le(1, axis.size) is not True for axis in apart.axes):
+            return f"{value.tensor} does not lie along the strands, of which there may be none"
+    return None
+
+
+def _repeated(scan: Scan, apart: Apart) -> str | None:
+    """Why strands would compute much again that others compute as well: it lies along none of their axes."""
+    full = [value for value in scan.carried if set(apart.axes) <= set(apart.labels[value])]
+    most = max((_places(value, apart.labels) for value in full), default=_FEW)
+    for value in scan.carried:
+        if value not in full and _places(value, apart.labels) > max(most, _FEW):
+            return f"{value.tensor} does not lie along the strands: each would compute all of it"
+    return None
 
 
 def _too_large(labels: Mapping[Value, Labels], trip: Trip, most: int) -> str | None:
@@ -170,6 +193,8 @@ def _hoisted(apart: Apart, lane: Axis | None) -> dict[Value, Labels]:
         return found
     for value, (labels, *others) in apart.borders.items():
         if value not in apart.fixed or any(each != labels for each in others) or lane not in labels:
+            continue
+        if any(is_free(use.op) for use in value.uses):  # a view reads other places, which are in memory
             continue
         inner = _inner(value, labels)
         is_known = all(isinstance(value.tensor.shape[axis], int) for axis in inner)
