@@ -168,7 +168,12 @@ class Context:
         originals = [each.original for each in self.copies if is_kept and each.copy is of]
         self.copies.append(Copy(copy, copy._version, of, of._version, site, where(), is_kept))
         for original in originals:
-            self.copied(copy, original, is_kept=True)
+            # What a loop carries is noted for each in turn as a copy of the other.
+            if original is not copy and not self._is_noted(copy, original):
+                self.copied(copy, original, is_kept=True)
+
+    def _is_noted(self, copy: Tensor, original: Tensor) -> bool:
+        return any(each.copy is copy and each.original is original for each in self.copies)
 
     def holds(self, values: Growing, elements: Iterable[Any]) -> None:
         """``values`` holds, in eager, the ``elements`` themselves: a write to one shows in it."""
