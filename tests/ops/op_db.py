@@ -103,7 +103,6 @@ LIMITS: Mapping[str, tuple[str, ...]] = {
     "masked_select": ("sizes that values decide do not fit",),
     "median": ("aten.nanmedian.dim: there is no lowering",),
     "narrow": ("PendingUnbackedSymbolNotFound",),  # torch.export fails on a start that is a tensor
-    "nonzero": ("the op table does not cover this use",),  # of a number
     "one_hot": ("the value of a tensor decides here",),  # as many classes as the values say
     "pow": ("computes powers of i64 in f64",),
     "scatter": (
