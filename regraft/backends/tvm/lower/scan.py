@@ -30,7 +30,7 @@ _NEAR, _MOST = 1 << 14, 1 << 16
 _LARGEST_PRODUCTS = 1 << 8, 1 << 12
 
 
-#: Places that each strand may compute again, where that of one strand is no more.
+#: So many places of a value that does not lie along the strands each strand may compute for itself.
 _FEW = 16
 
 
