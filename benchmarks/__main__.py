@@ -20,6 +20,7 @@ from benchmarks import networks as networks_benchmark
 from benchmarks import overhead as overhead_benchmark
 from benchmarks import per_sample as per_sample_benchmark
 from benchmarks import siblings as siblings_benchmark
+from benchmarks import steps as steps_benchmark
 from benchmarks import transformers as transformers_benchmark
 from benchmarks import zoo as zoo_benchmark
 
@@ -46,6 +47,7 @@ def everything(context: typer.Context) -> None:
         kernels_benchmark.run()
         mixed_benchmark.run()
         siblings_benchmark.run()
+        steps_benchmark.run()
         zoo_benchmark.run()
 
 
@@ -184,6 +186,12 @@ def siblings(
 ) -> None:
     """Linear layers over one input: separate, or one layer cut into theirs."""
     siblings_benchmark.run(rounds, patience)
+
+
+@app.command()
+def steps(rounds: Rounds = 20, patience: Annotated[float, typer.Option(help="As above.")] = 60.0) -> None:
+    """A diffusion transformer over 50 steps, with and without step caching."""
+    steps_benchmark.run(rounds, patience)
 
 
 @app.command()

@@ -110,7 +110,8 @@ class Backend(Protocol):
     A back end is a class without arguments. ``supports`` must be true to ``lower``: a function all
     of whose ops are supported is lowered, not refused. One that measures kernels of its own has an attribute
     ``tunes_kernels``, which is true. One may have a method ``claims(op)``: whether it does ``op`` in a way
-    that others have nothing like. Such an op is lowered there, wherever it stands in the user's list.
+    that others have nothing like. Such an op is lowered there, wherever it stands in the user's list, unless
+    times that were measured say otherwise.
     """
 
     name: str

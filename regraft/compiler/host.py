@@ -9,9 +9,11 @@ from typing import Any
 from regraft.backends import Backend, ConstantStore, LowerOptions
 from regraft.compiler.partition import (
     Assignment,
+    Prefers,
     as_text,
     assign,
     binds_of,
+    claims,
     cut,
     is_control_flow,
     make_plan,
@@ -27,11 +29,14 @@ class HostBackend:
 
     name = HOST
 
-    def __init__(self, backends: Sequence[Backend], constants: Backend, table: OpTable) -> None:
-        """``constants`` gives the results of regions that are constants."""
+    def __init__(
+        self, backends: Sequence[Backend], constants: Backend, table: OpTable, prefers: Prefers = claims
+    ) -> None:
+        """``constants`` gives the results of regions that are constants; ``prefers`` is as in ``assign``."""
         self._backends = tuple(backends)
         self._constants = constants
         self._table = table
+        self._prefers = prefers
 
     def supports(self, op: Op) -> str | None:
         """None where every op of the regions has a back end, else the reasons of one that has none."""
@@ -49,7 +54,7 @@ class HostBackend:
         """The ops in the regions of ``op``, by the back end that runs them."""
         found: Counter[str] = Counter()
         for inner in (inner for region in op.regions for inner in _computing(region)):
-            order = preferred(self._backends, inner)
+            order = preferred(self._backends, inner, self._prefers)
             taker = next((backend for backend in order if refusal(backend, inner) is None), self)
             found[taker.name] += 1
             if taker is self:
@@ -83,7 +88,7 @@ class HostBackend:
         body = clone_region(region)
         symbols = dict.fromkeys(s for value in _values(body) for s in symbols_in(value.type))
         function = Function(op.name.replace(".", "_"), body, tuple(symbols))
-        assignment = assign(function, self._backends, None, self._table, host=self)
+        assignment = assign(function, self._backends, None, self._table, host=self, prefers=self._prefers)
         pieces = cut(function, assignment)
         plan = make_plan(function, pieces, self._constants, store, options, function.results)
         return Block(plan, as_text(binds_of(body.symbols, body.args)))

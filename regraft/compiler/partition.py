@@ -27,6 +27,9 @@ from regraft.runtime import HOST, Bind, CheckedExecutable, Executable, Plan, Ste
 #: Ops that belong to every piece and are copied into it.
 _COPIED = Trait.CONSTANT_LIKE
 
+#: Whether a back end is asked for an op before those that stand before it in the list.
+Prefers = Callable[[Backend, Op], bool]
+
 DRAWS = "it draws from torch's generator: torch runs it, in eager's order"
 
 
@@ -51,6 +54,12 @@ class Assignment:
     fallbacks: dict[tuple[str, str, str], int] = field(default_factory=dict[tuple[str, str, str], int])
 
 
+def claims(backend: Backend, op: Op) -> bool:
+    """Whether ``backend`` does ``op`` in a way that others have nothing like."""
+    claiming: Callable[[Op], bool] | None = getattr(backend, "claims", None)
+    return claiming is not None and claiming(op)
+
+
 def assign(
     function: Function,
     backends: Sequence[Backend],
@@ -58,10 +67,12 @@ def assign(
     table: OpTable,
     random: Backend | None = None,
     host: Backend | None = None,
+    prefers: Prefers = claims,
 ) -> Assignment:
     """Give each op to the first back end that takes it; decompose those that nobody takes.
 
-    Control flow that no back end takes as a whole goes to ``host``, if that does.
+    Back ends for which ``prefers(backend, op)`` holds come first. Control flow that no back end takes as a
+    whole goes to ``host``, if that does.
 
     An op that draws random numbers goes to ``random``, which must draw them from torch's generator, when no
     back end of the list does; without one it has no executor.
@@ -76,7 +87,7 @@ def assign(
         op = pending.pop(0)
         if op.has(Trait.TERMINATOR) or op.has(_COPIED):
             continue
-        reasons = _place(op, backends, assignment)
+        reasons = _place(op, preferred(backends, op, prefers), assignment)
         if reasons is None:
             continue
         if host is not None and is_control_flow(op):
@@ -112,7 +123,7 @@ def is_control_flow(op: Op) -> bool:
 def _place(op: Op, backends: Sequence[Backend], assignment: Assignment) -> dict[str, str] | None:
     """None when a back end took ``op``, else every back end's reason."""
     reasons: dict[str, str] = {}
-    for backend in preferred(backends, op):
+    for backend in backends:
         reason = refusal(backend, op)
         if reason is None:
             assignment.backend[op] = backend
@@ -121,15 +132,9 @@ def _place(op: Op, backends: Sequence[Backend], assignment: Assignment) -> dict[
     return reasons
 
 
-def preferred(backends: Sequence[Backend], op: Op) -> list[Backend]:
-    """``backends`` in the order in which they are asked to take ``op``: who claims it comes first."""
-    return sorted(backends, key=lambda backend: not claims(backend, op))
-
-
-def claims(backend: Backend, op: Op) -> bool:
-    """Whether ``backend`` does ``op`` in a way that others have nothing like."""
-    claiming: Callable[[Op], bool] | None = getattr(backend, "claims", None)
-    return claiming is not None and claiming(op)
+def preferred(backends: Sequence[Backend], op: Op, prefers: Prefers) -> list[Backend]:
+    """``backends`` in the order in which they are asked to take ``op``."""
+    return sorted(backends, key=lambda backend: not prefers(backend, op))
 
 
 def refusal(backend: Backend, op: Op) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from regraft.backends import LowerOptions, backend
+from regraft.backends import Backend, LowerOptions, backend
 from regraft.compiler.cache import CodeCache, cache_path
 from regraft.compiler.choose import ChooseForms, Layout, Picks, RooflineModel, load_profile
 from regraft.compiler.choosing import Measuring, state_folder
@@ -18,7 +18,7 @@ from regraft.compiler.host import HostBackend, executor_counts
 from regraft.compiler.materialise import Store
 from regraft.compiler.memory import bytes_of_constants, peak_intermediates
 from regraft.compiler.options import Options
-from regraft.compiler.partition import Assignment, assign, cut, make_plan
+from regraft.compiler.partition import Assignment, assign, claims, cut, make_plan
 from regraft.compiler.per_sample import PER_SAMPLE, PerSample
 from regraft.compiler.placing import Bench, Budget, comparisons, place
 from regraft.compiler.progress import Phases
@@ -202,14 +202,19 @@ class Compilation:
 
         with self.phases.phase("partition"):
             fallback = eager if self.options.fallback == "eager" else None
-            host = HostBackend(self.options.backends, eager, self.options.table)
-            assignment = assign(
-                function, self.options.backends, fallback, self.options.table, random=eager, host=host
-            )
+            backends, table = self.options.backends, self.options.table
+            model = RooflineModel(load_profile(state_folder(), self.options.threads))
+
+            def prefers(taker: Backend, op: Op) -> bool:
+                return claims(taker, op) and model.is_worth_a_cut(op, self.sizes)
+
+            host = HostBackend(backends, eager, table, prefers)
+            assignment = assign(function, backends, fallback, table, random=eager, host=host, prefers=prefers)
         with self.phases.phase("lower"):
             plan = None
             if len(self.options.backends) > 1:
-                assignment, plan = self._placed(assignment, self._bench(plan_of, store, options))
+                bench = self._bench(plan_of, store, options)
+                assignment, plan = self._placed(assignment, model, bench)
             plan = plan or plan_of(assignment)
             store.drop_results()
         executables = list(executables_of(plan))
@@ -219,9 +224,10 @@ class Compilation:
         self.report.fallbacks = dict(assignment.fallbacks)
         return plan
 
-    def _placed(self, preferred: Assignment, bench: Bench | None) -> tuple[Assignment, Plan | None]:
+    def _placed(
+        self, preferred: Assignment, model: RooflineModel, bench: Bench | None
+    ) -> tuple[Assignment, Plan | None]:
         """The assignment by measured cost, which is decided once, and its plan where that was made."""
-        model = RooflineModel(load_profile(state_folder(), self.options.threads))
         layout = Layout.of(self.module.main, preferred, self.options.backends, self.sizes, model)
         if self.picks is not None:
             return layout.assigned(self.picks), None

@@ -114,7 +114,7 @@ def place(
         BackendError: a plan is to be measured, and that of the list's order cannot be made.
     """
     if database is None or not layout.kinds:
-        return Placed(layout.all_on(0))
+        return Placed(layout.in_order)
     if budget is None:
         return looked_up(layout, database)
     if bench is None:
@@ -146,7 +146,7 @@ def looked_up(layout: Layout, database: TuningDatabase) -> Placed:
     first, *others = alternatives(layout, prices)
     plans = [first, *(picks for picks in others if layout.form(picks) in recorded)]
     if layout.form(first) not in recorded:
-        return Placed(layout.all_on(0))
+        return Placed(layout.in_order)
     us, noise = zip(*(recorded[layout.form(picks)] for picks in plans), strict=True)
     return _chosen(layout, plans, Measured(_WHOLE, us, max(noise)), prices)
 

@@ -32,6 +32,7 @@ from regraft.ir import (
     Region,
     TensorType,
     symbol,
+    symbols_in,
 )
 from regraft.testing import assert_close, randomise
 from tests.compiler.forms import FORMS, LowRank, S, Takes, alternative, compiled_low_rank
@@ -471,6 +472,38 @@ def test_estimates_are_corrected_by_what_was_measured() -> None:
     assert corrected.at == (1,)
     assert corrected.estimated == plain
     assert corrected.us == pytest.approx((2 * plain[0], plain[1]))
+
+
+STEPS = symbol("steps")
+
+
+def _scan(length: Any, width: int) -> Op:
+    """A running sum over ``length`` steps of ``width`` numbers."""
+    outer = Region([TensorType(DType.F32, (width,)), TensorType(DType.F32, (length, width))])
+    body = Region([TensorType(DType.F32, (width,))] * 2)
+    inner = Builder(OPS, body)
+    after = inner.aten.add.Tensor(*body.args)
+    inner.create("cf.yield", ([after, after],))
+    carried, scanned = outer.args
+    return Builder(OPS, outer).create("cf.scan", ((carried,), (scanned,), ()), regions=(body,))
+
+
+def test_a_scan_costs_a_kernel_for_each_op_of_each_trip() -> None:
+    model = choose.RooflineModel(choose.MachineProfile("m"))
+    one, many = (model.estimate(_scan(count, 64), "cpu", {}) for count in (1, 500))
+    assert one.launches == 1
+    assert (many.launches, many.flops, many.bytes) == (500, 500 * one.flops, 500 * one.bytes)
+    assert many.us == pytest.approx(500 * one.us)
+    at_seven = dict.fromkeys(symbols_in(STEPS), 7)
+    assert model.estimate(_scan(STEPS, 64), "cpu", at_seven).launches == 7
+
+
+@pytest.mark.parametrize(
+    ("length", "width", "pays"), [(8, 64, False), (8, 1 << 20, True), (500, 64, True), (STEPS, 64, True)]
+)
+def test_a_scan_that_takes_long_elsewhere_is_worth_a_cut(length: Any, width: int, pays: bool) -> None:
+    model = choose.RooflineModel(choose.MachineProfile("m"))
+    assert model.is_worth_a_cut(_scan(length, width), {}) is pays
 
 
 def test_sizes_are_taken_as_text() -> None:

@@ -55,7 +55,7 @@ class Charges:
     """
 
     clock: Clock
-    ops: Mapping[str, Mapping[str, float]]
+    ops: Mapping[str, dict[str, float]]
     call: float = 5.0
     wrong: str = ""
     refused: str = ""
@@ -345,16 +345,47 @@ def test_a_back_end_that_refuses_a_section_gets_none_of_its_kind(charges: Charge
     assert whole(later).times == whole(chosen).times
 
 
-@pytest.mark.parametrize("tuned", [False, True])
-def test_what_a_back_end_claims_goes_there(monkeypatch: pytest.MonkeyPatch, tuned: bool) -> None:
-    """Wherever it stands in the list, and however much less others would take."""
+@pytest.fixture
+def claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second back end claims attention, which the first one does in less time."""
     claims = "regraft.backends.ort.OrtBackend.claims"
     monkeypatch.setattr(claims, lambda self, op: op.name == ATTENTION, raising=False)
-    model, mixed = compiled(tune=tuned)
-    assert steps(mixed) == ([SECOND] if tuned else [*[FIRST, SECOND] * 3, FIRST])
-    assert ATTENTION not in [choice.reason.split(" ")[0] for choice in mixed.report.choices]
+
+
+@pytest.mark.usefixtures("claimed")
+def test_what_a_back_end_claims_goes_there_until_times_say_otherwise() -> None:
+    model, before = compiled()
+    assert steps(before) == [*[FIRST, SECOND] * 3, FIRST], "wherever it stands in the list"
+    _, mixed = compiled(tune=True)
+    assert steps(mixed) == MIXED
+    first, *others = whole(mixed).forms
+    assert first.startswith("mixed "), "what is compared with is the plan as claimed"
+    assert others[:2] == [FIRST, SECOND]
+    # The claimed plan makes 7 calls, for 6 products on the first and 3 attentions on the second.
+    assert whole(mixed).times[1] == (905.0, 755.0, 695.0, 605.0)
+    (attention,) = [choice for choice in mixed.report.choices if choice.reason.startswith(ATTENTION)]
+    assert attention.order == (0,)
+    _, later = compiled()
+    assert steps(later) == MIXED
     x = torch.randn(2, 48, 64)
-    assert_close([mixed(x)], [model.double()(x.double())], [model.float()(x)], reassociates=True)
+    for each in (before, mixed):
+        assert_close([each(x)], [model.double()(x.double())], [model.float()(x)], reassociates=True)
+
+
+@pytest.mark.usefixtures("claimed")
+def test_what_is_claimed_is_a_section_alone() -> None:
+    kinds = layout_of().kinds
+    (attention,) = [kind for kind in kinds if kind.sections[0].lead.name == ATTENTION]
+    assert [[op.name for op in section.ops] for section in attention.sections] == [[ATTENTION]] * 3
+
+
+@pytest.mark.usefixtures("claimed")
+def test_what_is_claimed_stays_where_it_takes_least(charges: Charges) -> None:
+    charges.ops[SECOND][ATTENTION] = 20.0
+    _, chosen = compiled(tune=True)
+    assert steps(chosen) == [SECOND]
+    _, later = compiled()
+    assert steps(later) == [SECOND]
 
 
 def test_plans_that_were_all_left_out_leave_the_order_as_measured(charges: Charges) -> None:

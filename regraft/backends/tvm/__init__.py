@@ -2,10 +2,10 @@
 
 ``backend`` takes ops apart (``expand``) and sends a function to ``worker``, a process in which TVM is loaded.
 There ``cluster`` says which ops make one kernel, ``lower/`` and ``kernel`` write it as TIR, ``schedule`` says
-how its loops run. Products have ``templates``, whose parameters are in ``space``; ``packing`` is what becomes
-of weights at load, ``tune`` and ``bench`` choose, measure and check. ``run`` runs what comes back and knows
-nothing of the compiler. ``problems`` and ``following`` say what a template's kernel has to compute,
-``choices`` which config it gets.
+how its loops run, by what ``neighbours`` finds out about memory. Products have ``templates``, whose
+parameters are in ``space``; ``packing`` is what becomes of weights at load, ``tune`` and ``bench`` choose,
+measure and check. ``run`` runs what comes back and knows nothing of the compiler. ``problems`` and
+``following`` say what a template's kernel has to compute, ``choices`` which config it gets.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         cluster,
         cpu,
         library,
+        neighbours,
         packing,
         space,
         templates,
@@ -45,6 +46,7 @@ __all__ = [
     "cluster",
     "cpu",
     "library",
+    "neighbours",
     "packing",
     "space",
     "templates",

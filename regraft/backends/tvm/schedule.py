@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from tvm.script.ir_builder import tirx as T
 
 from regraft.backends.tvm.lower.kinds import Expr, is_elementwise
-from regraft.ir import Dim, Op, Value, dims
+from regraft.backends.tvm.neighbours import LINE, turned_axis
+from regraft.ir import Dim, Value, dims
 
 if TYPE_CHECKING:
     from regraft.backends.tvm.cluster import Cluster
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 PARALLEL = 1 << 15
 #: Elements of a row that one thread takes at a time.
 BLOCK = 1 << 13
-#: Neighbours that are read from far apart, for one line of the cache each: as many as stay in it until the
-#: others of these lines are read.
-TURNED = 16
 
 
 def rows(k: Any, sizes: Sequence[Dim], body: Callable[[list[Expr]], None], work: Dim, is_large: bool) -> None:
@@ -61,7 +59,7 @@ def pointwise(k: Any, cluster: Cluster) -> None:
     """A kernel that computes each element by itself."""
     root = cluster.root.result
     shape = root.tensor.shape
-    axis = _turned_axis(cluster)
+    axis = turned_axis(cluster)
     if axis is not None:
         _turned(k, root, axis)
         return
@@ -88,14 +86,14 @@ def pointwise(k: Any, cluster: Cluster) -> None:
 
 
 def _turned(k: Any, root: Value, axis: int) -> None:
-    """A transposition: memory is read along ``axis`` and written along the last one, in tiles of both."""
+    """A kernel that reads memory along ``axis`` and writes it along the last one, in tiles of both."""
     *outer, last = root.tensor.shape
     size = outer.pop(axis)
 
     def body(place: list[Expr]) -> None:
         *before, block = place
-        first = k.bind(block * T.int64(TURNED))
-        width = k.at_most(TURNED, last, first)
+        first = k.bind(block * T.int64(LINE))
+        width = k.at_most(LINE, last, first)
         with k.loops((size,)) as (along,):
 
             def element(j: Expr) -> None:
@@ -104,21 +102,7 @@ def _turned(k: Any, root: Value, axis: int) -> None:
 
             k.lanes(width, element)
 
-    k.rows((*outer, dims.ceildiv(last, TURNED)), body, dims.product((size, TURNED)))
-
-
-def _turned_axis(cluster: Cluster) -> int | None:
-    """The axis of the result that neighbours in memory lie along, where it is not the last."""
-    root = cluster.root
-    if root.name != "aten.permute" or not all(_moves(op) for op in cluster.inlined):
-        return None
-    order = [axis % len(root.attr("dims")) for axis in root.attr("dims")]
-    axis = order.index(len(order) - 1)
-    return None if axis == len(order) - 1 else axis
-
-
-def _moves(op: Op) -> bool:
-    return is_elementwise(op) or op.name in ("aten.view", "aten.permute")
+    k.rows((*outer, dims.ceildiv(last, LINE)), body, dims.product((size, LINE)))
 
 
 def _outer_axes(cluster: Cluster) -> int:

@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from regraft.compiler.choose.machine import MachineProfile
-from regraft.ir import Cost, Op, Region, Symbol, TensorType, Trait, Value, evaluate, flops_of
+from regraft.ir import Cost, Op, Region, Scan, Symbol, TensorType, Trait, Value, evaluate, flops_of
 
 #: Ops that ONNX Runtime answers with another shape over the same memory.
 _FREE_OF_TRAFFIC = ("aten.view",)
 #: Ops that read of a table what they give, and no more.
 _LOOKUPS = ("aten.embedding",)
 _PRODUCTS = ("aten.linear", "aten.matmul", "rg.ffn")
+#: Microseconds that are saved at least where a part of a function pays that another library runs: a call of
+#: each, and what one leaves in the caches.
+_WORTH_A_CUT = 100.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class RooflineModel:
         """The cost of ``op`` when constants come from memory and other values from the cache."""
         if op.has(Trait.CONSTANT_LIKE) or op.has(Trait.TERMINATOR):
             return Cost()
+        if op.name == "cf.scan":
+            return self._trips(Scan.of(op), sizes)
         flops = flops_of(op, sizes)
         constants, values = _traffic(op, sizes)
         if op.name in _FREE_OF_TRAFFIC:
@@ -44,6 +49,21 @@ class RooflineModel:
     def region(self, region: Region, sizes: Mapping[Symbol, int]) -> Cost:
         """The sum over the ops of ``region``."""
         return sum((self.estimate(op, "cpu", sizes) for op in region.ops), Cost())
+
+    def is_worth_a_cut(self, op: Op, sizes: Mapping[Symbol, int]) -> bool:
+        """Whether ``op`` as one kernel pays, where that is another back end's than the ops around it.
+
+        Elsewhere a scan costs a kernel for each op of each trip. One of an open number of trips pays: little
+        is lost where they are few, and a multiple would be where they are many.
+        """
+        if op.name != "cf.scan" or not isinstance(Scan.of(op).length, int):
+            return True
+        return self.estimate(op, "cpu", sizes).us >= _WORTH_A_CUT
+
+    def _trips(self, scan: Scan, sizes: Mapping[Symbol, int]) -> Cost:
+        """All trips of ``scan``, each op of a trip a kernel."""
+        trip, count = self.region(scan.body, sizes), evaluate(scan.length, sizes)
+        return Cost(count * trip.flops, count * trip.bytes, count * trip.launches, count * trip.us)
 
 
 def _launches(op: Op) -> int:

@@ -44,7 +44,8 @@ class Layout:
     """A function of which several back ends take parts.
 
     Fields:
-        preferred: each op with the first back end that takes it.
+        preferred: each op with the back end that has it where nothing was measured: who claims it, else the
+            first that takes it.
         signature: of the whole function.
     """
 
@@ -66,13 +67,14 @@ class Layout:
         known = frozenset(function.symbols)
 
         def is_free(op: Op) -> bool:
-            if not all(refusal(backend, op) is None for backend in backends):
-                return False
-            return _stands_alone(op, known) and not any(claims(backend, op) for backend in backends)
+            return all(refusal(backend, op) is None for backend in backends) and _stands_alone(op, known)
+
+        def is_claimed(op: Op) -> bool:
+            return any(claims(backend, op) for backend in backends)
 
         ops = [op for op in function.body.ops if op in preferred.backend]
         alike: dict[str, list[Section]] = {}
-        for section in sections(function, ops, is_free, sizes):
+        for section in sections(function, ops, is_free, sizes, is_claimed):
             if section.is_free:
                 alike.setdefault(signature(section.ops, sizes), []).append(section)
         kinds = (
@@ -85,6 +87,12 @@ class Layout:
     def names(self) -> tuple[str, ...]:
         """Of the back ends."""
         return tuple(backend.name for backend in self.backends)
+
+    @property
+    def in_order(self) -> Picks:
+        """Every section to the back end that has it where nothing was measured."""
+        backends = (self.preferred.backend[kind.sections[0].lead] for kind in self.kinds)
+        return tuple(map(self.backends.index, backends))
 
     def all_on(self, index: int) -> Picks:
         """Every section to one back end."""
@@ -137,8 +145,8 @@ class Prices:
 
     def know(self, layout: Layout, picks: Picks) -> bool:
         """Whether totals of ``picks`` compare with those of others: what was not measured is as in these."""
-        pairs = zip(layout.kinds, picks, strict=True)
-        return all(pick == 0 or kind.signature in self.sections for kind, pick in pairs)
+        trios = zip(layout.kinds, picks, layout.in_order, strict=True)
+        return all(pick == first or kind.signature in self.sections for kind, pick, first in trios)
 
     def total(self, layout: Layout, picks: Picks) -> float:
         """What a call costs besides the sections that were not measured."""
@@ -157,7 +165,10 @@ def cheapest(layout: Layout, prices: Prices) -> Picks:
     A kind that was not measured stays where the order of the list has it.
     """
     starts = [
-        tuple(index if kind.signature in prices.sections else 0 for kind in layout.kinds)
+        tuple(
+            index if kind.signature in prices.sections else first
+            for kind, first in zip(layout.kinds, layout.in_order, strict=True)
+        )
         for index in range(len(layout.backends))
     ]
     found = [_descended(layout, prices, start) for start in starts]
@@ -179,12 +190,12 @@ def _descended(layout: Layout, prices: Prices, picks: Picks) -> Picks:
 
 
 def alternatives(layout: Layout, prices: Prices | None) -> list[Picks]:
-    """The plans to choose from: all to each back end, in the order of the list, and the cheapest mixed one.
+    """The plans to choose from: that of the list's order, all to each back end, and the cheapest mixed one.
 
     A mixed plan is there only if it should be cheaper, by the margin of a choice, than each other one whose
     price is known.
     """
-    found = [layout.all_on(index) for index in range(len(layout.backends))]
+    found = [layout.in_order, *(layout.all_on(index) for index in range(len(layout.backends)))]
     if prices is not None:
         mixed = cheapest(layout, prices)
         least = min(prices.total(layout, picks) for picks in found if prices.know(layout, picks))

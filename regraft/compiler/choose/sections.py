@@ -35,12 +35,19 @@ class Section:
 
 
 def sections(
-    function: Function, ops: Iterable[Op], is_free: Callable[[Op], bool], sizes: Mapping[Symbol, int]
+    function: Function,
+    ops: Iterable[Op],
+    is_free: Callable[[Op], bool],
+    sizes: Mapping[Symbol, int],
+    is_alone: Callable[[Op], bool] = lambda op: False,
 ) -> list[Section]:
-    """``ops`` of ``function``, which are in order, as sections; each op that is not free is one by itself."""
+    """``ops`` of ``function``, which are in order, as sections.
+
+    Each op that is not free is one by itself, and so is one that ``is_alone``, free or not.
+    """
     forming = _Forming(frozenset(function.results), sizes)
     for op in ops:
-        forming.add(op, is_free(op))
+        forming.add(op, is_free(op), is_alone(op))
     return forming.finished()
 
 
@@ -50,26 +57,29 @@ class _Forming:
         self.number: dict[Op, int] = {}
         """Of an op that is to join its readers: the latest section that it reads."""
         self.free: list[bool] = []
+        self.open: list[bool] = []
+        """Of each section, whether others may join it."""
         self.moving: dict[Op, None] = {}
         """What moves the elements of a product, and what is computed of that."""
         self.first: int | None = None
         """The section of what reads nothing computed."""
 
-    def add(self, op: Op, is_free: bool) -> None:
+    def add(self, op: Op, is_free: bool, is_alone: bool) -> None:
         read = [v.op for v in op.operands if v.op in self.number]
         latest = max((self.number[r] for r in read), default=None)
-        if not is_free or is_much(op, self.sizes):
-            self.number[op] = self._opened(is_free)
+        if not is_free or is_alone or is_much(op, self.sizes):
+            self.number[op] = self._opened(is_free, is_alone)
         elif latest is None:
             self.first = self._opened(True) if self.first is None else self.first
             self.number[op] = self.first
         else:
-            self.number[op] = latest if self.free[latest] else self._opened(True)
-            if self.free[latest] and any(self._moves(op, r) for r in read):
+            self.number[op] = latest if self.open[latest] else self._opened(True)
+            if self.open[latest] and any(self._moves(op, r) for r in read):
                 self.moving[op] = None
 
-    def _opened(self, is_free: bool) -> int:
+    def _opened(self, is_free: bool, is_alone: bool = False) -> int:
         self.free.append(is_free)
+        self.open.append(is_free and not is_alone)
         return len(self.free) - 1
 
     def _moves(self, op: Op, read: Op) -> bool:
@@ -80,7 +90,7 @@ class _Forming:
         for op in reversed(self.moving):
             readers = [self.number[u.op] for r in op.results for u in r.uses if u.op in self.number]
             is_result = any(r in self.results for r in op.results)
-            if readers and not is_result and all(self.free[n] for n in readers):
+            if readers and not is_result and all(self.open[n] for n in readers):
                 self.number[op] = min(readers)
         members: dict[int, list[Op]] = {}
         for op, number in self.number.items():

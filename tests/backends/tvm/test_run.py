@@ -24,7 +24,7 @@ from regraft.backends.tvm import arena, library
 from regraft.conformance import Case
 from regraft.errors import BackendError
 from regraft.ir import Location, Value
-from regraft.testing import GraphConstants
+from regraft.testing import GraphConstants, assert_close
 
 
 def lowered(tvm: Any, build: Any, *types: str) -> Any:
@@ -67,6 +67,54 @@ def test_axes_turned_in_tiles(tvm: Any) -> None:
     )
     x = torch.randint(-9, 9, (40, 693))
     assert torch.equal(fixed.run([x], {})[0], x.view(40, 33, 21).permute(2, 0, 1))
+
+
+def _part_turned(op: Any, x: Value) -> Value:
+    return op.aten.sigmoid(op.aten.permute(op.aten.slice.Tensor(x, 1, 3, 1 << 62, 1), (1, 0)))
+
+
+def _sum_turned(op: Any, x: Value, y: Value, gain: Value) -> Value:
+    """Two values lie along the first axis of the result, and one for each of its places along each axis."""
+    turned = op.aten.permute(op.aten.add.Tensor(x, y), (1, 0))
+    return op.aten.mul.Tensor(turned, gain)
+
+
+def _greater_turned(op: Any, x: Value) -> Value:
+    return op.aten.permute(op.aten.gt.Scalar(x, 0), (1, 0))
+
+
+def _rounded_turned(op: Any, x: Value) -> Value:
+    return op.aten.round(op.aten.permute(x, (1, 0)))
+
+
+@pytest.mark.parametrize(
+    ("build", "types", "expected"),
+    [
+        (_part_turned, ("f32[A, B]",), lambda x: torch.sigmoid(x[:, 3:].T)),
+        (_part_turned, ("bf16[A, B]",), lambda x: torch.sigmoid(x[:, 3:].T)),
+        (_sum_turned, ("f32[A, B]", "f32[A, B]", "f32[A]"), lambda x, y, gain: (x + y).T * gain),
+        (_sum_turned, ("f64[A, B]", "f64[A, B]", "f64[B, 1]"), lambda x, y, gain: (x + y).T * gain),
+        (_greater_turned, ("f32[A, B]",), lambda x: (x > 0).T),
+        (_greater_turned, ("i64[A, B]",), lambda x: (x > 0).T),
+        (_rounded_turned, ("f32[A, B]",), lambda x: x.T.round()),
+    ],
+)
+def test_what_is_computed_on_the_way_of_a_tile(tvm: Any, build: Any, types: Any, expected: Any) -> None:
+    case = Case("", build, types)
+    executable = tvm.lower(case.function(), GraphConstants(), LowerOptions())
+    for a, b in ((16, 35), (40, 21), (1, 20), (3, 4), (0, 19), (33, 4), (17, 259)):
+        sizes = {"A": a, "B": b}
+        given = [each if each.dtype != torch.int64 else each - 1 for each in _drawn(case, sizes)]
+        (found,) = executable.run(given, sizes)
+        assert_close([found], [expected(*(_wide(each) for each in given))], [expected(*given)])
+
+
+def _drawn(case: Case, sizes: dict[str, int]) -> list[torch.Tensor]:
+    return case.arguments(case.function(), sizes)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def test_many_sizes_at_once(doubled: Any) -> None:
@@ -255,7 +303,7 @@ def test_an_interrupted_request_is_not_answered_later(monkeypatch: pytest.Monkey
 CALLER = """
 from regraft.backends import LowerOptions, backend
 from regraft.conformance import Case
-from regraft.testing import GraphConstants
+from regraft.testing import GraphConstants, assert_close
 
 def build(op, x):
     for size in range(1000, 700, -1):

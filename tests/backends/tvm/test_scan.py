@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan as torch_scan
 from torch.export import Dim
 
 import regraft
@@ -483,6 +484,29 @@ def test_a_batch_of_any_size(tvm: Any) -> None:
         x = torch.randn(batch, 40, 6)
         expected, own = in_double(model, x, decay), model(x, decay)
         assert_close(list(compiled(x, decay)), list(expected), list(own), reassociates=True)
+
+
+class Sums(nn.Module):
+    """Running sums over ``x``, whose number of rows is the number of steps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        def step(total: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+            total = torch.sigmoid(total) + row
+            return total, total.clone()
+
+        return torch_scan(step, x.new_zeros(8), x)[1]
+
+
+@pytest.mark.parametrize(("steps", "kernels"), [(4, 0), (400, 1)])
+def test_a_scan_of_few_steps_stays_with_what_is_around_it(tvm: Any, steps: int, kernels: int) -> None:
+    """Where TVM stands behind another back end; as the first it gets what it takes."""
+    model, x = Sums().eval(), torch.randn(steps, 8)
+    compiled = regraft.compile(model, (x,), backends=("ort", tvm), cache=False)
+    assert _scans(compiled) == kernels
+    first = regraft.compile(model, (x,), backends=(tvm, "ort"), cache=False)
+    assert _scans(first) == 1
+    for each in (compiled, first):
+        assert_close([each(x)], [in_double(model, x)], [model(x)], reassociates=True)
 
 
 def test_a_scan_without_a_kernel_goes_on_as_before(tvm: Any) -> None:
