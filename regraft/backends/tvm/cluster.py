@@ -3,11 +3,13 @@
 A loop over steps is a kernel by itself, a ``Sweep``. Any other kernel computes one value: that of its *root*.
 Other ops are *inlined*: their elements are computed where they are wanted, and never in memory. One of them,
 the *anchor*, may write loops of its own (a reduction, a product); what precedes it is computed where it
-reads, and what follows it, if that is elementwise, where it has an element.
+reads, and what follows it, if that is elementwise, where it has an element. A root may also be a permutation
+of what follows: elements then are stored where it moves them.
 
 Ops are taken in reverse, so that the users of each are placed when its turn comes. Every op joins the kernel
 of its users where there is one such kernel and nothing would be computed twice; views, and tensors made from
-nothing, join any number of them. What is a result, or read by a product or as an index, is in memory.
+nothing, join any number of them. What is a result, or read by a product or as an index, is in memory; but a
+product reads through what only moves the rows of memory.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from typing import Any
 from regraft.backends.tvm.epilogue import can_follow, is_number
 from regraft.backends.tvm.lower import LOWERINGS
 from regraft.backends.tvm.lower.indexing import needs_division
-from regraft.backends.tvm.lower.kinds import Pointwise, Swept, Templated, is_elementwise
+from regraft.backends.tvm.lower.kinds import Loops, Pointwise, Swept, Templated, is_elementwise
+from regraft.backends.tvm.lower.views import keeps_rows
 from regraft.ir import Dim, Function, Op, Symbol, Trait, Type, Value, dims, symbols_in
 
 
@@ -122,6 +125,8 @@ class _Forming:
         self.ops = [op for op in function.body.ops if _is_computed(op)]
         self.homes: dict[Op, frozenset[Cluster]] = {}
         """The kernels in which an op is inlined; none for a view that is only another shape of memory."""
+        self.moved: set[Op] = set()
+        """The inlined ops through which a product reads memory, each element many times."""
 
     def run(self) -> Clusters:
         roots: list[Cluster | Sweep] = []
@@ -134,6 +139,8 @@ class _Forming:
                 cluster = Cluster(op, {})
                 roots.append(cluster)
                 homes = frozenset({cluster})
+            elif homes and any(self._is_read_often(op, use.op) for use in op.result.uses):
+                self.moved.add(op)
             self.homes[op] = homes
             for cluster in homes:
                 self._join(op, cluster)
@@ -170,7 +177,9 @@ class _Forming:
         found: set[Cluster] = set()
         for use in op.result.uses:
             user = use.op
-            if user.has(Trait.TERMINATOR) or op.result in _read_from_memory(user):
+            if user.has(Trait.TERMINATOR):
+                return None
+            if self._is_read_often(op, user) and not self._is_read_through(op, user):
                 return None
             if not self.homes[user]:  # a view of memory
                 return None
@@ -180,8 +189,17 @@ class _Forming:
             found |= self.homes[user]
         return frozenset(found)
 
+    def _is_read_often(self, op: Op, user: Op) -> bool:
+        return op.result in _read_from_memory(user) or user in self.moved
+
+    def _is_read_through(self, op: Op, user: Op) -> bool:
+        """Whether ``user``, which reads ``op`` often, can do so where the operand of ``op`` lies."""
+        return keeps_rows(op) and (isinstance(LOWERINGS[user.name], Loops) or user in self.moved)
+
     def _can_anchor(self, op: Op, wanted: frozenset[Cluster]) -> bool:
-        """Whether all that follows ``op`` in the one kernel that wants it is elementwise."""
+        """Whether all that follows ``op`` in the one kernel that wants it is elementwise, but for a last
+        permutation.
+        """
         if len(wanted) != 1 or op in self.alone:
             return False
         (cluster,) = wanted
@@ -197,6 +215,8 @@ class _Forming:
         return all(self._keeps_place(value, use.op, cluster) for use in value.uses)
 
     def _keeps_place(self, value: Value, user: Op, cluster: Cluster) -> bool:
+        if user is cluster.root and is_last_move(user):
+            return True
         if not is_elementwise(user) or not _same_shape(value, user.result):
             return False
         return user is cluster.root or self._in_step(user.result, cluster)
@@ -223,6 +243,11 @@ class _Forming:
                         checked.add(bound)
                         yield Check(*bound, op)
             yield cluster
+
+
+def is_last_move(root: Op) -> bool:
+    """Whether a kernel may store, in place of what ``root`` permutes, what it permutes it to."""
+    return root.name == "aten.permute" and keeps_rows(root)
 
 
 def symbols_of(ops: Iterable[Op], values: Iterable[Value] = ()) -> tuple[Symbol, ...]:

@@ -140,6 +140,8 @@ def _known_scale(op: Op) -> str | None:
 def _weights(b: Any, op: Op, scores: Value, mask: Value | None) -> Value:
     last = scores.tensor.rank - 1
     dtype = scores.tensor.dtype
+    if mask is None and not op.attr("is_causal"):
+        return b.aten.softmax.int(scores, last)
     nothing = b.aten.full((), float("-inf"), dtype=dtype)
     if op.attr("is_causal"):
         rows, columns = scores.tensor.shape[-2:]

@@ -19,7 +19,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from regraft.backends.tvm import schedule, stack
-from regraft.backends.tvm.cluster import Cluster
+from regraft.backends.tvm.cluster import Cluster, is_last_move
 from regraft.backends.tvm.lower import LOWERINGS
 from regraft.backends.tvm.lower.elementwise import calls_library
 from regraft.backends.tvm.lower.indexing import ravel, unravel
@@ -219,13 +219,29 @@ class Kernel:
 
     def finish(self, index: Sequence[Expr], value: Expr) -> None:
         """Element ``index`` of the anchor is ``value``: compute what follows and store it."""
+        last = self._last.result
         with self.scope():
-            self.store(index, value if self.cluster.root is self.cluster.anchor else self.after(value, index))
+            found = value if last.op is self.cluster.anchor else self.after(value, index)
+            self.store(index if last is self.cluster.result else self._permuted(index), found)
+
+    @property
+    def _last(self) -> Op:
+        """The op that gives elements at the anchor's places: the root, or what it permutes."""
+        root = self.cluster.root
+        if root is self.cluster.anchor or not is_last_move(root):
+            return root
+        (moved,) = root.operands
+        assert moved.op is not None, "the anchor is before the root"
+        return moved.op
+
+    def _permuted(self, index: Sequence[Expr]) -> list[Expr]:
+        """Where the root has what is at ``index`` of its operand."""
+        return [index[axis % len(index)] for axis in self.cluster.root.attr("dims")]
 
     def after(self, value: Expr, index: Sequence[Expr]) -> Expr:
-        """The root's element at ``index``, where that of the anchor is ``value``."""
+        """The element at ``index`` of what follows the anchor, where that of the anchor is ``value``."""
         self._given = self.bind(value)
-        found = self.at(self.cluster.root.result, index)
+        found = self.at(self._last.result, index)
         self._given = None
         return found
 

@@ -49,8 +49,8 @@ class Loops:
     Fields:
         emit: ``emit(kernel, op)`` writes the loops.
         check: why this use of the op cannot be lowered, or None.
-        in_memory: operands that are read from memory, as they are read many times; others may be computed
-            where they are read.
+        in_memory: operands that are read from memory, as they are read many times, if need be through ops
+            that only move whole rows (``views.keeps_rows``); others may be computed where they are read.
         chooses: elements are chosen by their places (``kernel.only_if``), which TVM does one by one.
     """
 

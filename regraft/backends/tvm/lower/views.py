@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from regraft.backends.tvm.lower.indexing import reshaped
+from regraft.backends.tvm.lower.indexing import needs_division, reshaped
 from regraft.backends.tvm.lower.kinds import Expr, Index, Pointwise, broadcast
 from regraft.ir import Dim, Op, dims
 
@@ -64,6 +64,28 @@ def _triangle(upper: bool) -> Pointwise:
 
     return Pointwise(emit)
 
+
+def keeps_rows(op: Op) -> bool:
+    """Whether ``op`` only moves whole rows: what is beside each other along the last axis of its result is so
+    along the last axis of its operand.
+    """
+    if op.name not in _MOVES:
+        return False
+    x, out = op.operands[0].tensor, op.result.tensor
+    last = x.rank - 1
+    if op.name == "aten.permute":
+        return last >= 0 and op.attr("dims")[-1] % x.rank == last
+    if op.name == "aten.slice.Tensor":
+        return op.attr("dim") % x.rank != last or op.attr("step") == 1
+    if not (x.rank and out.rank):
+        return False
+    if op.name == "aten.expand":
+        return dims.eq(x.shape[-1], out.shape[-1]) is True
+    has_rows = dims.eq(x.shape[-1], 1) is not True and dims.eq(out.shape[-1], 1) is not True
+    return has_rows and not needs_division(out.shape, x.shape)
+
+
+_MOVES = ("aten.view", "aten.permute", "aten.expand", "aten.slice.Tensor")
 
 LOWERINGS: dict[str, Pointwise] = {
     "aten.view": Pointwise(_view, is_free=True),
