@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from regraft.backends import Backend, ConstantStore, LowerOptions
@@ -24,19 +24,56 @@ from regraft.ir import Dim, Function, Op, OpTable, Region, Trait, Value, clone_r
 from regraft.runtime import HOST, Block, Executable, HostExecutable
 
 
+#: Microseconds of work in a region from which on a call of its own pays (docs/risks_tvm.md).
+_WORTH_A_CALL = 100.0
+
+
 class HostBackend:
     """Runs control flow in the plan, and what its regions hold on ``backends``, the first that takes it."""
 
     name = HOST
 
     def __init__(
-        self, backends: Sequence[Backend], constants: Backend, table: OpTable, prefers: Prefers = claims
+        self,
+        backends: Sequence[Backend],
+        constants: Backend,
+        table: OpTable,
+        price: Callable[[Op], float],
+        prefers: Prefers = claims,
     ) -> None:
-        """``constants`` gives the results of regions that are constants; ``prefers`` is as in ``assign``."""
+        """``constants`` gives the results of regions that are constants, ``price`` estimates microseconds;
+        ``prefers`` is as in ``assign``.
+        """
         self._backends = tuple(backends)
         self._constants = constants
         self._table = table
+        self._price = price
         self._prefers = prefers
+
+    def claims(self, op: Op) -> bool:
+        """Whether most of the work in ``op`` is that of back ends which are asked before the one that would
+        take it as a whole, and enough for calls of its own: the plan then decides, for their order to hold.
+        """
+        order = preferred(self._backends, op, self._prefers)
+        whole = next((number for number, each in enumerate(order) if refusal(each, op) is None), 0)
+        if not whole or self.supports(op) is not None:
+            return False
+        work = self._work(op)
+        earlier = sum(work[backend.name] for backend in order[:whole])
+        return earlier >= max(_WORTH_A_CALL, sum(work.values()) / 2)
+
+    def _work(self, op: Op) -> Counter[str]:
+        """Estimated microseconds in the region of ``op`` with the most, by the back end that would run it."""
+        most: Counter[str] = Counter()
+        for region in op.regions:
+            found: Counter[str] = Counter()
+            for inner in _computing(region):
+                if is_control_flow(inner):
+                    found += self._work(inner)
+                else:
+                    found[self._taker(inner).name] += self._price(inner)
+            most = max(most, found, key=lambda work: sum(work.values()))
+        return most
 
     def supports(self, op: Op) -> str | None:
         """None where every op of the regions has a back end, else the reasons of one that has none."""
@@ -54,12 +91,18 @@ class HostBackend:
         """The ops in the regions of ``op``, by the back end that runs them."""
         found: Counter[str] = Counter()
         for inner in (inner for region in op.regions for inner in _computing(region)):
-            order = preferred(self._backends, inner, self._prefers)
-            taker = next((backend for backend in order if refusal(backend, inner) is None), self)
+            taker = self._taker(inner)
             found[taker.name] += 1
             if taker is self:
                 found += self.executors(inner)
         return found
+
+    def _taker(self, op: Op) -> Backend:
+        """Who runs ``op``."""
+        if is_control_flow(op) and self.claims(op):
+            return self
+        order = preferred(self._backends, op, self._prefers)
+        return next((backend for backend in order if refusal(backend, op) is None), self)
 
     def _refusal(self, op: Op) -> str | None:
         reasons = {backend.name: refusal(backend, op) for backend in self._backends}

@@ -72,7 +72,7 @@ def assign(
     """Give each op to the first back end that takes it; decompose those that nobody takes.
 
     Back ends for which ``prefers(backend, op)`` holds come first. Control flow that no back end takes as a
-    whole goes to ``host``, if that does.
+    whole goes to ``host``, if that does, and so does what ``host`` claims.
 
     An op that draws random numbers goes to ``random``, which must draw them from torch's generator, when no
     back end of the list does; without one it has no executor.
@@ -86,6 +86,9 @@ def assign(
     while pending:
         op = pending.pop(0)
         if op.has(Trait.TERMINATOR) or op.has(_COPIED):
+            continue
+        if host is not None and is_control_flow(op) and claims(host, op):
+            assignment.backend[op] = host
             continue
         reasons = _place(op, preferred(backends, op, prefers), assignment)
         if reasons is None:

@@ -208,7 +208,10 @@ class Compilation:
             def prefers(taker: Backend, op: Op) -> bool:
                 return claims(taker, op) and model.is_worth_a_cut(op, self.sizes)
 
-            host = HostBackend(backends, eager, table, prefers)
+            def price(op: Op) -> float:
+                return model.estimate(op, "cpu", self.sizes).us
+
+            host = HostBackend(backends, eager, table, price, prefers)
             assignment = assign(function, backends, fallback, table, random=eager, host=host, prefers=prefers)
         with self.phases.phase("lower"):
             plan = None
