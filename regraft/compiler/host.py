@@ -23,7 +23,6 @@ from regraft.compiler.partition import (
 from regraft.ir import Dim, Function, Op, OpTable, Region, Trait, Value, clone_region, symbols_in
 from regraft.runtime import HOST, Block, Executable, HostExecutable
 
-
 #: Microseconds of work in a region from which on a call of its own pays (docs/risks_tvm.md).
 _WORTH_A_CALL = 100.0
 
@@ -59,19 +58,19 @@ class HostBackend:
         if not whole or self.supports(op) is not None:
             return False
         work = self._work(op)
-        earlier = sum(work[backend.name] for backend in order[:whole])
+        earlier = sum(work.get(backend.name, 0.0) for backend in order[:whole])
         return earlier >= max(_WORTH_A_CALL, sum(work.values()) / 2)
 
-    def _work(self, op: Op) -> Counter[str]:
+    def _work(self, op: Op) -> dict[str, float]:
         """Estimated microseconds in the region of ``op`` with the most, by the back end that would run it."""
-        most: Counter[str] = Counter()
+        most: dict[str, float] = {}
         for region in op.regions:
-            found: Counter[str] = Counter()
+            found: dict[str, float] = {}
             for inner in _computing(region):
-                if is_control_flow(inner):
-                    found += self._work(inner)
-                else:
-                    found[self._taker(inner).name] += self._price(inner)
+                is_flow = is_control_flow(inner)
+                own = self._work(inner) if is_flow else {self._taker(inner).name: self._price(inner)}
+                for name, us in own.items():
+                    found[name] = found.get(name, 0.0) + us
             most = max(most, found, key=lambda work: sum(work.values()))
         return most
 

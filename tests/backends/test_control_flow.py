@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import regraft
+from regraft.backends.eager import EagerBackend
+from regraft.compiler.host import HostBackend
 from regraft.errors import ArtefactError, OptionError, RegraftError, UnsupportedOpError
-from regraft.ir import Op
+from regraft.ir import OPS, Op
 from regraft.testing import PathCounts, assert_close
 from tests.backends.straight import Straight
 from tests.models import in_double
@@ -95,6 +97,61 @@ def test_conditions_and_loops() -> None:
     executors = compiled_for(model, X).report.to_dict()["executors"]
     assert executors["host"] == 3
     assert executors["eager"] > 10
+
+
+class Deciding(nn.Module):
+    """Conditions in each other, over products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x[0, 0] > 0:
+            y = self.first(x)
+            return self.second(y) if y[0, 0] > 0 else y
+        return -x
+
+
+class Whole(Straight):
+    """Takes conditions as wholes, as ONNX Runtime does."""
+
+    name = "whole"
+
+    def supports(self, op: Op) -> str | None:
+        return None if op.name == "cf.cond" else super().supports(op)
+
+
+class Idle(Straight):
+    """Has no products."""
+
+    name = "idle"
+
+    def supports(self, op: Op) -> str | None:
+        return "it is a product" if op.name == "aten.linear" else super().supports(op)
+
+
+@pytest.mark.parametrize(
+    ("backends", "product", "is_claimed"),
+    [
+        ((Straight(), Whole()), 60.0, True),  # the two products together are worth calls of their own
+        ((Straight(), Whole()), 40.0, False),
+        ((Idle(), Whole()), 60.0, False),
+        ((Whole(), Straight()), 60.0, False),
+        ((Straight(),), 60.0, False),  # no choice: nobody takes it as a whole
+    ],
+)
+def test_the_plan_decides_for_a_preferred_back_end_that_does_the_work(
+    backends: tuple[Straight, ...], product: float, is_claimed: bool
+) -> None:
+    captured = regraft.capture(Deciding().eval(), (torch.randn(2, 8),))
+    (condition,) = (op for op in captured.main.body.ops if op.name == "cf.cond")
+
+    def price(op: Op) -> float:
+        return product if op.name == "aten.linear" else 0.0
+
+    host = HostBackend(backends, EagerBackend(), OPS, price)
+    assert host.claims(condition) == is_claimed
 
 
 def test_results_are_fresh() -> None:

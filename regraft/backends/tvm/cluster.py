@@ -194,7 +194,9 @@ class _Forming:
 
     def _is_read_through(self, op: Op, user: Op) -> bool:
         """Whether ``user``, which reads ``op`` often, can do so where the operand of ``op`` lies."""
-        return keeps_rows(op) and (isinstance(LOWERINGS[user.name], Loops) or user in self.moved)
+        lowering = LOWERINGS[user.name]
+        is_given = isinstance(lowering, Loops) and lowering.through(user, op.result)
+        return keeps_rows(op) and (is_given or user in self.moved)
 
     def _can_anchor(self, op: Op, wanted: frozenset[Cluster]) -> bool:
         """Whether all that follows ``op`` in the one kernel that wants it is elementwise, but for a last

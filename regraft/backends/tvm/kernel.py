@@ -192,6 +192,10 @@ class Kernel:
 
     # -- elements --------------------------------------------------------------------------------
 
+    def is_computed(self, value: Value) -> bool:
+        """Whether elements of ``value`` are computed where they are read; else they are in memory."""
+        return value.op is not None and value.op in self.cluster.inlined
+
     def at(self, value: Value, index: Sequence[Expr]) -> Expr:
         """The element of ``value`` at ``index``."""
         op = value.op

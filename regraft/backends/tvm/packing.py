@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +13,9 @@ if TYPE_CHECKING:
 
     import torch
     from torch import Tensor
+
+#: Bytes of a huge page. What is smaller has none.
+_HUGE = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,11 @@ class Packing:
         import torch
 
         shape = [self.shape[axis] for axis in self.permutation]
-        packed = torch.empty(shape, dtype=weight.dtype, device="cpu")
+        packed = _memory(math.prod(shape) * weight.dtype.itemsize).view(weight.dtype).view(shape)
         padding = [size for extra in reversed(self.pad) for size in (0, extra)]
         padded = torch.nn.functional.pad(weight.detach(), padding)
         packed.copy_(padded.reshape(self.shape).permute(self.permutation))
-        assert packed.data_ptr() % 64 == 0, "torch allocates at multiples of 64 bytes"
+        assert packed.data_ptr() % 64 == 0, "pages, and what torch allocates, begin at multiples of 64 bytes"
         if self.viewed_as is None:
             return packed
         return packed.view(getattr(torch, self.viewed_as)).squeeze(-1)
@@ -55,3 +61,17 @@ class Packing:
         padded = [size + extra for size, extra in zip(shape, self.pad, strict=True)]
         whole = laid_out.permute(inverse).reshape(padded)
         return whole[tuple(slice(size) for size in shape)].contiguous()
+
+
+def _memory(size: int) -> Tensor:
+    """``size`` bytes, in huge pages where the system has them: a kernel reads a weight from end to end, and
+    looks pages up in tables that hold few small ones.
+    """
+    import torch
+
+    if size < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size, dtype=torch.uint8, device="cpu")
+    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages: small ones do
+        room.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(room, dtype=torch.uint8)

@@ -95,6 +95,44 @@ def test_views_join_each_kernel_that_reads_them() -> None:
     assert kernels(build, "f32[B, 8]") == ["slice neg", "slice abs"]
 
 
+def test_a_product_reads_through_moves_of_rows() -> None:
+    def build(op: Any, x: Value, y: Value) -> Value:
+        heads = op.aten.permute(op.aten.view(op.aten.slice.Tensor(x, 1, 0, 8), (4, 2, 4)), (1, 0, 2))
+        return op.aten.matmul(heads, y)
+
+    assert kernels(build, "f32[4, 24]", "f32[2, 4, 3]") == ["slice view permute MATMUL"]
+
+
+@pytest.mark.parametrize(
+    ("move", "text"),
+    [
+        (lambda op, x: op.aten.permute(x, (0, 2, 1)), "permute"),
+        (lambda op, x: op.aten.slice.Tensor(x, 2, 0, 16, 2), "slice"),
+        (lambda op, x: op.aten.permute(op.aten.relu(x), (1, 0, 2)), "relu"),
+    ],
+)
+def test_what_a_product_would_read_one_by_one_or_compute_often_is_stored(move: Any, text: str) -> None:
+    def build(op: Any, x: Value) -> Value:
+        moved = move(op, x)
+        return op.aten.matmul(moved, op.aten.full((moved.tensor.shape[-1], 3), 1.0, dtype=DType.F32))
+
+    assert text in kernels(build, "f32[4, 4, 16]")
+
+
+def test_a_product_stores_its_rows_where_a_permutation_moves_them() -> None:
+    def build(op: Any, x: Value, y: Value) -> Value:
+        return op.aten.permute(op.aten.relu(op.aten.matmul(x, y)), (1, 0, 2))
+
+    assert kernels(build, "f32[2, 4, 8]", "f32[2, 8, 3]") == ["MATMUL relu permute"]
+
+
+def test_a_product_stores_no_columns_apart() -> None:
+    def build(op: Any, x: Value, y: Value) -> Value:
+        return op.aten.permute(op.aten.matmul(x, y), (0, 2, 1))
+
+    assert kernels(build, "f32[2, 4, 8]", "f32[2, 8, 3]") == ["MATMUL", "permute"]
+
+
 def test_what_follows_a_product_is_its_epilogue() -> None:
     def build(op: Any, x: Value, w: Value, b: Value, residual: Value) -> Value:
         return op.aten.add.Tensor(residual, op.aten.gelu(op.aten.linear(x, w, b)))

@@ -49,14 +49,17 @@ class Loops:
     Fields:
         emit: ``emit(kernel, op)`` writes the loops.
         check: why this use of the op cannot be lowered, or None.
-        in_memory: operands that are read from memory, as they are read many times, if need be through ops
-            that only move whole rows (``views.keeps_rows``); others may be computed where they are read.
+        in_memory: operands that are read from memory, as they are read many times; others may be computed
+            where they are read.
+        through: whether such an operand is sooner read through ops that only move whole rows
+            (``views.keeps_rows``) than copied.
         chooses: elements are chosen by their places (``kernel.only_if``), which TVM does one by one.
     """
 
     emit: Callable[[Any, Op], None]
     check: Check = accept
     in_memory: Callable[[Op], Sequence[Value]] = lambda op: ()
+    through: Callable[[Op, Value], bool] = lambda op, value: False
     chooses: bool = False
 
 

@@ -89,11 +89,20 @@ def _matmul(k: Any, op: Op) -> None:
             out.shape[-1],
             left.tensor.shape[-1],
             out.dtype,
-            lambda b, row, depth: k.at(left, _left_place(left, b, row, depth, merges)),
+            lambda b, row, depth: k.at(left, _left_place(k, left, b, row, depth, merges)),
             lambda b, depth, column: k.at(right, [*_batch_place(right, b), depth, column]),
             lambda b, row, column, value: k.finish([*b, *k.unraveled(row, lead), column], value),
         ),
     )
+
+
+def _reads_through(op: Op, value: Value) -> bool:
+    """The second matrix is read again for every few rows: for many, a copy without gaps lies better in caches."""
+    if value is not op.operand("other"):
+        return True
+    lead = op.result.tensor.shape[:-1] if value.tensor.rank == 2 else op.result.tensor.shape[-2:-1]
+    rows = dims.product(lead)
+    return isinstance(rows, int) and rows <= CHUNK
 
 
 def factors(op: Op, index: Sequence[Expr], depth: Expr) -> tuple[list[Expr], list[Expr]]:
@@ -105,8 +114,10 @@ def factors(op: Op, index: Sequence[Expr], depth: Expr) -> tuple[list[Expr], lis
     return [*_batch_place(left, batch), *row, depth], [*_batch_place(right, batch), depth, *column]
 
 
-def _left_place(value: Value, batch: list[Expr], row: Expr, depth: Expr, merges: bool) -> list[Expr]:
-    if merges:  # the row runs over all leading axes
+def _left_place(k: Any, value: Value, batch: list[Expr], row: Expr, depth: Expr, merges: bool) -> list[Expr]:
+    if merges and k.is_computed(value):
+        return [*k.unraveled(row, value.tensor.shape[:-1]), depth]
+    if merges:  # the row runs over all leading axes, as memory does
         return [*[0] * (value.tensor.rank - 2), row, depth]
     return [*_batch_place(value, batch), row, depth]
 
@@ -118,7 +129,7 @@ def _batch_place(value: Value, batch: list[Expr]) -> list[Expr]:
 
 
 LOWERINGS: dict[str, Lowering] = {
-    "aten.matmul": Loops(_matmul, in_memory=lambda op: op.operands),
+    "aten.matmul": Loops(_matmul, in_memory=lambda op: op.operands, through=_reads_through),
     "aten.linear": Templated(),
     "rg.ffn": Templated(),
 }
