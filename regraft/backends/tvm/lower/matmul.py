@@ -97,7 +97,7 @@ def _matmul(k: Any, op: Op) -> None:
 
 
 def _reads_through(op: Op, value: Value) -> bool:
-    """The second matrix is read again for every few rows: for many, a copy without gaps lies better in caches."""
+    """The second matrix is read again for every few rows: for many, a copy lies better in caches."""
     if value is not op.operand("other"):
         return True
     lead = op.result.tensor.shape[:-1] if value.tensor.rank == 2 else op.result.tensor.shape[-2:-1]
