@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import regraft
-from regraft.backends.eager import EagerBackend
-from regraft.compiler.host import HostBackend
 from regraft.errors import ArtefactError, OptionError, RegraftError, UnsupportedOpError
-from regraft.ir import OPS, Op
+from regraft.ir import Function, Op
 from regraft.testing import PathCounts, assert_close
 from tests.backends.straight import Straight
 from tests.models import in_double
@@ -102,9 +100,9 @@ def test_conditions_and_loops() -> None:
 class Deciding(nn.Module):
     """Conditions in each other, over products."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         if x[0, 0] > 0:
@@ -113,7 +111,19 @@ class Deciding(nn.Module):
         return -x
 
 
-class Whole(Straight):
+class Named(Straight):
+    """Straight code under a name of its own."""
+
+    def lower(self, function: Function, store: Any, options: Any) -> Any:
+        return Renamed(super().lower(function, store, options), self.name)
+
+
+class Renamed:
+    def __init__(self, inner: Any, backend: str) -> None:
+        self.run, self.backend = inner.run, backend
+
+
+class Whole(Named):
     """Takes conditions as wholes, as ONNX Runtime does."""
 
     name = "whole"
@@ -122,7 +132,7 @@ class Whole(Straight):
         return None if op.name == "cf.cond" else super().supports(op)
 
 
-class Idle(Straight):
+class Idle(Named):
     """Has no products."""
 
     name = "idle"
@@ -132,26 +142,23 @@ class Idle(Straight):
 
 
 @pytest.mark.parametrize(
-    ("backends", "product", "is_claimed"),
+    ("backends", "width", "decides"),
     [
-        ((Straight(), Whole()), 60.0, True),  # the two products together are worth calls of their own
-        ((Straight(), Whole()), 40.0, False),
-        ((Idle(), Whole()), 60.0, False),
-        ((Whole(), Straight()), 60.0, False),
-        ((Straight(),), 60.0, False),  # no choice: nobody takes it as a whole
+        ((Straight(), Whole()), 1024, True),
+        ((Straight(), Whole()), 8, False),  # less than calls cost
+        ((Idle(), Whole()), 1024, False),
+        ((Whole(), Straight()), 1024, False),
     ],
 )
 def test_the_plan_decides_for_a_preferred_back_end_that_does_the_work(
-    backends: tuple[Straight, ...], product: float, is_claimed: bool
+    backends: tuple[Straight, ...], width: int, decides: bool
 ) -> None:
-    captured = regraft.capture(Deciding().eval(), (torch.randn(2, 8),))
-    (condition,) = (op for op in captured.main.body.ops if op.name == "cf.cond")
-
-    def price(op: Op) -> float:
-        return product if op.name == "aten.linear" else 0.0
-
-    host = HostBackend(backends, EagerBackend(), OPS, price)
-    assert host.claims(condition) == is_claimed
+    model, x = Deciding(width).eval(), torch.randn(64, width)
+    compiled = regraft.compile(model, (x,), backends=backends, cache=False)
+    executors = compiled.report.to_dict()["executors"]
+    assert ("host" in executors, "whole" in executors) == (decides, not decides)
+    for given in (x.abs(), -x.abs()):
+        assert_close(compiled(given), in_double(model, given))
 
 
 def test_results_are_fresh() -> None:
