@@ -24,7 +24,13 @@ _PART_OF = {
 }
 
 #: Ops that torch refuses over no elements, but traces where values decide how many there are.
-_PICKING = frozenset(f"aten.{name}" for name in ("max", "min", "max.dim", "min.dim", "argmax", "argmin"))
+_PICKING = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("max", "min", "max.dim", "min.dim", "argmax", "argmin", "amax", "amin", "aminmax"),
+        *("kthvalue", "median.dim", "nanmedian.dim", "mode", "topk"),
+    )
+)
 
 #: Class of a comparison in sympy -> the op on tensors, and how it is proved.
 _COMPARISONS: Mapping[str, str] = {
@@ -78,8 +84,11 @@ def check_elements(name: str, arguments: Mapping[str, Any], builder: Builder) ->
     """Check at each call that the op ``name`` has elements to pick from, where values decide how many."""
     if name not in _PICKING:
         return
+    if arguments.get("k") == 0:
+        return
     shape, axis = arguments["self"].tensor.shape, arguments.get("dim")
-    for dim in shape if axis is None or not shape else (shape[axis],):
+    axes = [axis] if isinstance(axis, int) else axis
+    for dim in [shape[each] for each in axes] if axes and shape else shape:
         if dims.le(1, dim) is not True:
             some = builder.aten.ge.Scalar(builder.rg.dim_value(dim), 1)
             message = f"{name} of no elements: {dim}, a size that values decide, must be 1 or more"

@@ -258,6 +258,10 @@ PICKING = [
     lambda x: x.max(0).values,
     lambda x: torch.argmin(x, dim=0),
     lambda x: x.min(0).indices,
+    lambda x: x.kthvalue(1).values,
+    lambda x: x.topk(1).indices,
+    lambda x: x.median(0).values,
+    lambda x: x.amax(0) - x.amin(),
 ]
 
 
@@ -273,8 +277,29 @@ def test_nothing_is_picked_of_an_empty_part(pick: Any, backend: str) -> None:
         torch.testing.assert_close(made(x, torch.tensor(n)), model(x, torch.tensor(n)))
     with pytest.raises((IndexError, RuntimeError)):
         model(x, torch.tensor(0))
-    with pytest.raises(RegraftError):
+    with pytest.raises(
+        RegraftError, match=r"of no elements: .* a size that values decide, must be 1 or more"
+    ):
         made(x, torch.tensor(0))
+
+
+@pytest.mark.parametrize("backend", ["eager", "ort"])
+def test_an_index_far_below_the_first_element_is_out_of_range(backend: str) -> None:
+    def model(x: Tensor, n: Tensor) -> Tensor:
+        i = int(n)
+        if n < 9:
+            x[i] = x[i] + 1
+        return x[i] * 2
+
+    x = torch.tensor([2.0, 7.0, -3.0, 5.0])
+    made = compiled(model, (x.clone(), torch.tensor(3)), backend)
+    for n in (0, 3, -1, -4):
+        torch.testing.assert_close(made(x.clone(), torch.tensor(n)), model(x.clone(), torch.tensor(n)))
+    for n in (-5, -7, -8, -9, 4, 12):
+        with pytest.raises(IndexError):
+            model(x.clone(), torch.tensor(n))
+        with pytest.raises(RegraftError):
+            made(x.clone(), torch.tensor(n))
 
 
 def test_what_has_nothing_to_pick_from_is_named() -> None:

@@ -18,12 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from regraft.compiler.capture.control.trace import undecided
 
 _ASKS = frozenset(
     [Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, torch.Tensor.data.__get__]  # pyright: ignore[reportAttributeAccessIssue]
 )
+#: What takes the numbers that tensors in a list hold.
+_TAKES = frozenset([torch.tensor, torch.as_tensor])
 #: What may stand between the code that asks and the mode: torch's methods and indexing in Python, and NumPy.
 _BETWEEN = frozenset(["torch._tensor", "torch.overrides", "torch._export.non_strict_utils"])
 
@@ -38,6 +41,12 @@ def _asking() -> FrameType | None:
             break
         frame = frame.f_back
     return frame
+
+
+def _holds_undecided(args: tuple[Any, ...]) -> bool:
+    """Whether the first argument is a list, at any depth, that holds a traced tensor."""
+    data = args[0] if args else None
+    return isinstance(data, (list, tuple)) and any(map(undecided, pytree.tree_leaves(data)))
 
 
 class Asks(Exception):
@@ -57,7 +66,7 @@ class Asked(TorchFunctionMode):
         self._is_convertible = is_convertible
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _ASKS and undecided(args[0]):
+        if (func in _ASKS and undecided(args[0])) or (func in _TAKES and _holds_undecided(args)):
             frame = _asking()
             if frame is not None and self._is_convertible(frame.f_code):
                 raise Asks(frame)

@@ -19,8 +19,9 @@ from torch.utils import _pytree as pytree
 from regraft.compiler.capture.control.alone import is_alone
 from regraft.compiler.capture.control.choices import identical, knowing, negated, settled, truth
 from regraft.compiler.capture.control.context import Context, refuse, where
+from regraft.compiler.capture.control.exact import check
 from regraft.compiler.capture.control.functions import Functions
-from regraft.compiler.capture.control.growing import Growing
+from regraft.compiler.capture.control.growing import Growing, Ragged
 from regraft.compiler.capture.control.indexing import element, is_integer, set_element, update_element
 from regraft.compiler.capture.control.lists import Make, extended, listed
 from regraft.compiler.capture.control.loops import LONG, Run
@@ -29,7 +30,7 @@ from regraft.compiler.capture.control.number import Array, Number, as_truth, unw
 from regraft.compiler.capture.control.optional import Maybe
 from regraft.compiler.capture.control.sequences import Span, asked, sequence_of
 from regraft.compiler.capture.control.state import KEPT, UNBOUND, Variables
-from regraft.compiler.capture.control.unordered import Unordered
+from regraft.compiler.capture.control.unordered import Unordered, as_set
 from regraft.compiler.capture.control.words import Words, filled
 
 _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -185,7 +186,7 @@ class Calls:
         """Whether to raise ``error``, all that an arm does. Where a tensor decides, the call will check."""
         if not self._undecided(test):
             return bool(test)
-        _assert_async(~as_truth(test), _message(error))
+        check(~as_truth(test), _message(error))
         return False
 
     def text(self, value: Any, source: str) -> Any:
@@ -202,7 +203,7 @@ class Calls:
         """``assert test, message()``"""
         if self._undecided(test):
             text = message()
-            _assert_async(as_truth(test), "AssertionError" if text is None else f"AssertionError: {text}")
+            check(as_truth(test), "AssertionError" if text is None else f"AssertionError: {text}")
         elif not test:
             text = message()
             raise AssertionError(*(() if text is None else (text,)))
@@ -237,19 +238,29 @@ class Calls:
         """``value and others[0]() and ...``"""
         if not others:
             return value
-        if self._undecided(value):
+        test = _operand(value)
+        if self._undecided(test):
             known = settled(value, truth=False)
-            return self.choose(value, lambda: self.both(others[0](), *others[1:]), lambda: known)
-        return self.both(others[0](), *others[1:]) if value else value
+            return self.choose(test, lambda: self.both(others[0](), *others[1:]), lambda: known)
+        return self.both(others[0](), *others[1:]) if test else value
 
     def either(self, value: Any, *others: _Thunk) -> Any:
         """``value or others[0]() or ...``"""
         if not others:
             return value
-        if self._undecided(value):
-            known = settled(value, truth=True)
-            return self.choose(value, lambda: known, lambda: self.either(others[0](), *others[1:]))
-        return value if value else self.either(others[0](), *others[1:])
+        test = _operand(value)
+        if not self._undecided(test):
+            return value if test else self.either(others[0](), *others[1:])
+        known, options = settled(value, truth=True), [value]
+
+        def other() -> Any:
+            options[1:] = [self.either(others[0](), *others[1:])]
+            return _alike(options[1], known)
+
+        found = self.choose(test, lambda: _alike(known, known), other)
+        if isinstance(found, Ragged):
+            found.refuse("of lists is chosen by `or`", "decide with `if`, and copy it there with list()")
+        return self.context.chosen(found, *options) if isinstance(found, Growing) else found
 
     def asked(self, value: Any) -> Any:
         """``value``, of which only the truth is looked at: a container's is its length."""
@@ -351,7 +362,7 @@ class Calls:
         count = len(values)
         if not count:
             raise IndexError("list index out of range")
-        _assert_async((index >= -count) & (index < count), "IndexError: list index out of range")
+        check((index >= -count) & (index < count), "IndexError: list index out of range")
         return torch.where(index < 0, index + count, index)
 
     def _at(self, place: Tensor, values: list[Any], function: Callable[[Any], Any], start: int = 0) -> Any:
@@ -388,6 +399,12 @@ class Calls:
         else:
             update_element(value, index, lambda old: in_place(old, operand()), self._undecided)
 
+    def in_place(self, value: Any, name: str, operand: Any) -> Any:
+        """What a variable holds after ``value op= operand``."""
+        if isinstance(value, set) and isinstance(operand, Unordered):
+            operand.refuse_in_place()
+        return _IN_PLACE[name](value, operand)
+
     def _undecided(self, value: Any) -> bool:
         return self.context.tracer.undecided(unwrapped(value))
 
@@ -396,8 +413,22 @@ class Calls:
 _CHOSEN = "_rg_chosen"
 
 
-def _assert_async(holds: Tensor, message: str) -> None:
-    torch.ops.aten._assert_async.msg(holds, message)
+def _operand(value: Any) -> Any:
+    """What says whether ``value``, an operand of ``and`` or ``or``, counts as true."""
+    return asked(value) if isinstance(value, (Growing, Unordered)) else value
+
+
+def _alike(value: Any, other: Any) -> Any:
+    """``value``, a list or a set, as a new one of unknown length where ``other`` is such a one."""
+    if isinstance(other, Growing) and isinstance(value, list):
+        found = Growing.starting(value, [other.element_type])
+        if found is None:
+            other.refuse("is chosen, or one that holds another type", "choose between lists of one type")
+        return found
+    if isinstance(other, Unordered):
+        known = as_set(value)
+        return value if known is None else known
+    return value.copy() if isinstance(value, Growing) else value
 
 
 def _message(error: _Thunk) -> str:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 
 from regraft.compiler.capture.control.aliases import Aliases
 from regraft.compiler.capture.control.flat import FlatGraph, Memory
-from regraft.compiler.capture.control.growing import Growing, Inner
+from regraft.compiler.capture.control.growing import Chosen, Growing, Inner
 from regraft.compiler.capture.control.state import Lost, holding, still_holds
 from regraft.compiler.capture.control.tree import PREFIX, RESULT
 from regraft.compiler.capture.source import is_users
@@ -92,15 +92,15 @@ class Given:
         parts: what it held when it was given, as ``holding`` has them.
         site: the loop that is traced as one trip, in which that was.
         line: where that was.
+        message, hint: what is wrong with a change of the list, and the way out.
     """
 
     values: list[Any] | Growing
     parts: tuple[Any, ...]
     site: tuple[str, int] | None
     line: tuple[str, int]
-
-    message = "a list changes that is in another one, of which only a call knows the length"
-    hint = "append a copy of it, as in paths.append(list(path))"
+    message: str = "a list changes that is in another one, of which only a call knows the length"
+    hint: str = "append a copy of it, as in paths.append(list(path))"
 
     @property
     def is_written(self) -> bool:
@@ -181,8 +181,19 @@ class Context:
             if isinstance(each, Tensor):
                 self.copied(values.rows, each, is_kept=True)
             elif isinstance(each, (list, Growing)) and not isinstance(each, Inner):
-                site = self.folded[-1] if self.folded else None
-                self.given.append(Given(each, holding(each), site, where()))
+                self.given.append(self._given(each))
+
+    def _given(self, values: list[Any] | Growing) -> Given:
+        site = self.folded[-1] if self.folded else None
+        return Given(values, holding(values), site, where())
+
+    def chosen(self, found: Growing, *options: Any) -> Growing:
+        """``found``, which is in eager the very one of ``options`` that a tensor has chosen."""
+        for each in options:
+            if isinstance(each, (list, Growing)) and not isinstance(each, Inner):
+                message, hint = "a list changes that another variable may hold", Chosen.way_out
+                self.given.append(replace(self._given(each), message=message, hint=hint))
+        return Chosen(found.rows, found.kind)
 
     def is_given(self, container: Any) -> bool:
         """Whether ``container`` is, in eager, an element of a list of unknown length."""

@@ -13,6 +13,7 @@ sets them:
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 
 from regraft.compiler.capture.control.expressions import (
@@ -41,6 +42,9 @@ from regraft.compiler.capture.control.tree import (
     places,
 )
 from regraft.compiler.capture.control.words import worded
+
+#: The operators that change a set in place.
+_OF_SETS = (ast.BitOr, ast.BitAnd, ast.BitXor, ast.Sub)
 
 
 class Emitter:
@@ -100,12 +104,21 @@ class Emitter:
             return [located(ast.Expr(written), node)]
         if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript):
             return [self._update(node, node.target)]
+        if isinstance(node, ast.AugAssign) and isinstance(node.op, _OF_SETS) and _is_place(node.target):
+            return [self._in_place(node)]
         return [self.expressions.of(node)]
 
     def _extended(self, node: Extended) -> ast.stmt:
         target, held = (ast.Name(node.name, context) for context in (ast.Store(), ast.Load()))
         made = call("extended", ast.Constant(node.name), held, self._value(node.call.args[0]))
         return located(ast.Assign([target], made), node)
+
+    def _in_place(self, node: ast.AugAssign) -> ast.stmt:
+        """``target op= value``, of what may be a set."""
+        held = copy.deepcopy(node.target)
+        held.ctx = ast.Load()
+        operands = self._value(held), ast.Constant(type(node.op).__name__), self._value(node.value)
+        return located(ast.Assign([node.target], call("in_place", *operands)), node)
 
     def _update(self, node: ast.AugAssign, target: ast.Subscript) -> ast.stmt:
         """``target op= value``: its operand is evaluated after what it changes is read."""
@@ -254,6 +267,13 @@ class Emitter:
     def _number(self) -> int:
         self.count += 1
         return self.count
+
+
+def _is_place(target: ast.expr) -> bool:
+    """Whether ``target`` is a variable, or an attribute of one that can hold a set."""
+    if isinstance(target, ast.Attribute):
+        return target.attr != "data" and isinstance(target.value, ast.Name)
+    return isinstance(target, ast.Name)
 
 
 def _texts(names: Iterable[str]) -> str:

@@ -41,6 +41,8 @@ from regraft.errors import CaptureError
 
 #: Each trace finds one function more.
 _TRACES = 100
+#: The operators that change a set of Python's where the other one is no set.
+_SETS_IN_PLACE = frozenset(["|=", "&=", "^=", "-="])
 _WAY_OUT = (
     "decide with `if`, `while` or `for` in a function of the model's own, or compute both sides and select "
     "with torch.where"
@@ -230,7 +232,8 @@ def _reachable(functions: Iterable[FunctionType]) -> Iterator[FunctionType]:
 def _asks_for_types(code: CodeType) -> bool:
     """Whether ``code`` is the user's own and asks for types, or whether something is True or False.
 
-    What stands for Python's values is told from them there, unless the code is converted.
+    Or it may change a set in place. What stands for Python's values is told from them there, unless the code
+    is converted.
     """
     if owner_of(code.co_filename) is not Owner.USER:
         return False
@@ -239,6 +242,8 @@ def _asks_for_types(code: CodeType) -> bool:
         if any(step.opname == "LOAD_GLOBAL" and step.argval in ("type", "isinstance") for step in steps):
             return True
         if any(type(one.argval) is bool and two.opname == "IS_OP" for one, two in pairwise(steps)):
+            return True
+        if any(step.opname == "BINARY_OP" and step.argrepr in _SETS_IN_PLACE for step in steps):
             return True
     return False
 

@@ -22,8 +22,10 @@ from torch.utils import _pytree as pytree
 
 from regraft.compiler.capture.control import arrays
 from regraft.compiler.capture.control.context import Context, refuse
+from regraft.compiler.capture.control.exact import check, converted
 from regraft.compiler.capture.control.growing import Growing, Ragged
-from regraft.compiler.capture.control.lists import append
+from regraft.compiler.capture.control.lists import append, listed
+from regraft.compiler.capture.control.mathematics import form_of
 from regraft.compiler.capture.control.number import (
     Array,
     Number,
@@ -34,10 +36,12 @@ from regraft.compiler.capture.control.number import (
     unwrapped,
 )
 from regraft.compiler.capture.control.sequences import (
+    Sequence,
     Span,
     asked,
     enumerated,
     sequence_of,
+    turned,
     zipped,
 )
 from regraft.compiler.capture.control.unordered import Unordered
@@ -77,6 +81,9 @@ class Functions:
                 return partial(getattr(self, name), unwrapped(owner))
             if isinstance(owner, Growing) and function.__name__ == "append":
                 return partial(append, self.context, owner)
+        form = form_of(function)
+        if form is not None:
+            return partial(self._math, function, form)
         theirs = arrays.counterpart(function)
         return function if theirs is None else partial(self._numpy, function, theirs)
 
@@ -119,7 +126,7 @@ class Functions:
             if message is not None
             else "RuntimeError: a check of the model failed"
         )
-        torch.ops.aten._assert_async.msg(as_truth(unwrapped(cond)), text)
+        check(as_truth(unwrapped(cond)), text)
 
     def _len(self, value: Any) -> Any:
         if isinstance(value, Unordered):
@@ -128,11 +135,17 @@ class Functions:
         return len(value) if found is None else found.count
 
     def _any(self, values: Iterable[Any]) -> Any:
+        unknown = self._unknown(values)
+        if unknown is not None:
+            return Number(unknown.truths.any())
         if isinstance(values, Tensor) and values.dim() == 1:
             return Number((values != 0).any()) if self._undecided(values) else any(values)
         return self._first(self.decides.either, iter(values), last=False)
 
     def _all(self, values: Iterable[Any]) -> Any:
+        unknown = self._unknown(values)
+        if unknown is not None:
+            return Number(unknown.truths.all())
         if isinstance(values, Tensor) and values.dim() == 1:
             return Number((values != 0).all()) if self._undecided(values) else all(values)
         return self._first(self.decides.both, iter(values), last=True)
@@ -150,15 +163,30 @@ class Functions:
     def _picked(self, function: Any, is_min: Any, *args: Any, **kwargs: Any) -> Any:
         """``min`` or ``max``, as ``function`` is: the first of those than which none is less, or greater."""
         whole = args[0] if len(args) == 1 else args
-        if isinstance(whole, Growing) and not kwargs:
-            return whole.extreme(is_min=is_min)
-        parts = list(whole) if isinstance(whole, (list, tuple)) else []
-        if kwargs or not any(self._undecided(part) for part in parts):
+        unknown = self._unknown(whole)
+        if unknown is not None:
+            return self._extreme(unknown, is_min, **kwargs)
+        if not isinstance(whole, Iterable):
             return function(*args, **kwargs)
-        found, *others = parts
-        for other in others:
-            found = self._better(other < found if is_min else other > found, other, found)
+        parts, key = list(whole), kwargs.get("key")
+        if not parts or (key is None and not any(map(self._undecided, parts))):
+            return function(*(args if whole is args else (parts,)), **kwargs)
+        keys = parts if key is None else [self.of(key)(part) for part in parts]
+        found, best = parts[0], keys[0]
+        for other, its in zip(parts[1:], keys[1:], strict=True):
+            wins = its < best if is_min else its > best
+            best = self._better(wins, its, best)
+            found = best if key is None else self._better(wins, other, found)
         return found
+
+    def _extreme(self, values: Growing, is_min: bool, **kwargs: Any) -> Any:
+        """``min`` or ``max`` of a list of unknown length."""
+        if kwargs.get("key") is not None:
+            values.refuse("has its max or min taken by a key", "take that of a list of the keys")
+        if "default" not in kwargs:
+            return values.extreme(is_min=is_min)
+        are_any, default = values.length > 0, kwargs["default"]
+        return self.decides.choose(are_any, lambda: values.extreme(is_min=is_min), lambda: default)
 
     def _better(self, wins: Any, other: Any, found: Any) -> Any:
         if not self._undecided(wins):
@@ -179,11 +207,46 @@ class Functions:
             refuse("a range whose step only a call knows", "take a step that is a Python number")
         return Span(start, stop, step)
 
+    def _math(self, function: Any, form: Any, *args: Any) -> Any:
+        """One of ``math``'s functions, for which ``form`` stands where a number is not known."""
+        return form(*args) if any(map(self._undecided, args)) else function(*args)
+
     # -- lists -----------------------------------------------------------------------------------
+
+    def _unknown(self, values: Any) -> Growing | None:
+        """``values`` as a list, where only a call knows how many there are; None else."""
+        if isinstance(values, Span):
+            return Growing.held(values.numbers)
+        if isinstance(values, Unordered):
+            return values.ordered
+        if isinstance(values, Sequence):
+            return self._list(values)
+        if isinstance(values, Tensor) and sequence_of(values, self.context) is not None:
+            return Growing(values, None)
+        return values if isinstance(values, Growing) else None
+
+    def _sum(self, values: Any, start: Any = 0) -> Any:
+        unknown = self._unknown(values)
+        return sum(values, start) if unknown is None else unknown.total(start)
 
     def _enumerate(self, values: Any, start: Any = 0) -> Any:
         found = sequence_of(values, self.context)
-        return enumerate(values, start) if found is None else enumerated(found, start)
+        if found is not None:
+            return enumerated(found, start)
+        if self._undecided(start):
+            return ((start + i, each) for i, each in enumerate(values))
+        return enumerate(values, start)
+
+    def _reversed(self, values: Any) -> Any:
+        found = sequence_of(values, self.context) if isinstance(values, (Span, Growing)) else None
+        return reversed(values) if found is None else turned(found)
+
+    def _map(self, function: Any, *values: Any) -> Any:
+        function = self.of(function)
+        if all(sequence_of(each, self.context) is None for each in values):
+            return map(function, *values)
+        found = self._zip(*values)
+        return Sequence(found.length, lambda number: function(*found.at(number)))
 
     def _zip(self, *values: Any, strict: bool = False) -> Any:
         if all(sequence_of(each, self.context) is None for each in values):
@@ -203,6 +266,8 @@ class Functions:
             return values.listed
         if isinstance(values, Span):
             return Growing.held(values.numbers)
+        if isinstance(values, Sequence):
+            return listed(self.context, _each, values)
         return values.copy() if isinstance(values, Growing) else list(values)
 
     def _set(self, *args: Any) -> Any:
@@ -215,13 +280,20 @@ class Functions:
             values.refuse("of what are no integers is made a set")
         return Unordered.of(values.rows)
 
-    def _sorted(self, values: Any, **kwargs: Any) -> Any:
-        if not isinstance(values, (Unordered, Growing)):
-            return sorted(values, **kwargs)
-        found = values.ordered if isinstance(values, Unordered) else values
-        if kwargs or found.kind is None or isinstance(found, Ragged):
-            found.refuse("is sorted by more than its numbers")
-        return Growing.held(found.rows.sort(stable=True).values)
+    def _sorted(self, values: Any, *, key: Any = None, reverse: Any = False) -> Any:
+        if self._undecided(reverse):
+            refuse("a list is sorted in an order that only a call knows", "sort it both ways, and choose")
+        unknown = self._unknown(values)
+        if unknown is not None:
+            if key is not None or unknown.kind is None or isinstance(unknown, Ragged):
+                unknown.refuse("is sorted by more than its numbers")
+            return Growing.held(unknown.rows.sort(stable=True, descending=bool(reverse)).values)
+        parts = list(values)
+        kinds = {type(_example(part)) for part in parts}
+        if key is not None or not any(map(self._undecided, parts)) or kinds not in ({bool}, {int}, {float}):
+            return sorted(parts, key=key, reverse=reverse)
+        rows = torch.stack([as_tensor(part) for part in parts])
+        return [Number(row) for row in rows.sort(stable=True, descending=bool(reverse)).values.unbind(0)]
 
     def _listed(self, tensor: Tensor) -> Any:
         """``tensor.tolist()``"""
@@ -300,37 +372,49 @@ def _example(value: Any) -> Any:
     """Something of the type that ``value`` has in eager, where that is one of Python's or NumPy's."""
     if isinstance(value, Array):
         return arrays.example(value)
-    kind = value.kind if isinstance(value, Number) else _STANDS_FOR.get(type(value))
+    ours = (kind for cls, kind in _STANDS_FOR.items() if isinstance(value, cls))
+    kind = value.kind if isinstance(value, Number) else next(ours, None)
     return value if kind is None else range(0) if kind is range else kind()
 
 
-def stacked(data: Any, dtype: torch.dtype | None = None) -> Tensor:
+def _each(items: Iterable[Any]) -> Iterator[tuple[Any, Callable[[], Any]]]:
+    """``[item for item in items]``, as ``listed`` has it."""
+    return ((True, partial(_same, item)) for item in items)
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def stacked(data: Any, dtype: torch.dtype | None = None, *, is_part: bool = False) -> Tensor:
     """Numbers and tensors, in lists of equal lengths, as a tensor of ``dtype``.
 
-    Without one it has the type that ``torch.tensor`` gives: floats of Python's lose digits only there.
+    Without one it has the type that ``torch.tensor`` gives: floats of Python's lose digits only there. A
+    tensor that is a part of a list counts as the number that it holds. A call fails in which ``dtype`` has no
+    place for a number.
     """
     if isinstance(data, (list, tuple)) and data:
-        parts = [stacked(each, dtype) for each in data]
+        parts = [stacked(each, dtype, is_part=True) for each in data]
         common = dtype or reduce(torch.promote_types, (part.dtype for part in parts))
         return torch.stack([part.to(common) for part in parts])
     if isinstance(data, Growing):
-        return data.values if dtype is None else data.exact.to(dtype)
+        return data.values if dtype is None else converted(data.exact, dtype)
     is_number = type(data) in (bool, int, float) or isinstance(data, Number)
     held = as_tensor(data) if is_number else unwrapped(data)
     if not isinstance(held, Tensor):
         return torch.tensor(held, dtype=dtype)
-    if dtype is None and is_number and held.dtype.is_floating_point:
-        dtype = torch.get_default_dtype()
-    return held if dtype is None else held.to(dtype)
+    if dtype is not None:
+        return converted(Number(held).tensor, dtype) if is_number or is_part else held.to(dtype)
+    return held.to(torch.get_default_dtype()) if is_number and held.dtype.is_floating_point else held
 
 
 #: What Python has in place of ours.
-_STANDS_FOR: Mapping[type[Any], type[Any]] = {Growing: list, Ragged: list, Unordered: set, Span: range}
+_STANDS_FOR: Mapping[type[Any], type[Any]] = {Growing: list, Unordered: set, Span: range}
 _MIN, _MAX = min, max
 _FUNCTIONS: Mapping[int, str] = {
     **{id(each): f"_{each.__name__}" for each in (bool, int, float, any, all, len, range)},
     **{id(each): f"_{each.__name__}" for each in (isinstance, type)},
-    **{id(each): f"_{each.__name__}" for each in (enumerate, zip, list, set, sorted)},
+    **{id(each): f"_{each.__name__}" for each in (enumerate, zip, list, set, sorted, sum, reversed, map)},
     id(torch.stack): "_stack",
     **{id(each): "_cat" for each in (torch.cat, torch.concat, torch.concatenate)},
     id(torch._check): "_check",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from regraft.compiler.capture.control.exact import check
 from regraft.compiler.capture.control.number import (
     Kind,
     Number,
@@ -90,7 +91,7 @@ def _common(values: Sequence[Any]) -> Element | None:
     return first if first is not None and all(first.fits(each) for each in others) else None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Growing:
     """A list whose length only a call knows.
 
@@ -140,7 +141,7 @@ class Growing:
         """The elements, which are tensors, one after the other; a call fails in which there are none."""
         if self.kind is not None:
             self.refuse("of numbers is stacked")
-        _check(as_tensor(self.length > 0), "RuntimeError: a list of tensors to be joined is empty")
+        check(as_tensor(self.length > 0), "RuntimeError: a list of tensors to be joined is empty")
         return self.rows
 
     @property
@@ -192,7 +193,7 @@ class Growing:
     def element(self, index: Any) -> Any:
         """The element at ``index``, an integer that the trace may not know; a call fails without it."""
         place, length = as_tensor(index), as_tensor(self.length)
-        _check((place >= -length) & (place < length), "IndexError: list index out of range")
+        check((place >= -length) & (place < length), "IndexError: list index out of range")
         return self.at(torch.where(place < 0, place + length, place))
 
     def at(self, place: Tensor) -> Any:
@@ -217,14 +218,14 @@ class Growing:
     def index(self, value: Any) -> Number:
         """Where the first element is that equals ``value``; a call fails in which there is none."""
         equal = self._equal_to(value)
-        _check(equal.any(), "ValueError: the value is not in the list")
+        check(equal.any(), "ValueError: the value is not in the list")
         return Number(self._first(equal))
 
     def extreme(self, *, is_min: bool) -> Any:
         """``max`` or ``min``: the first of those than which none is greater, or less."""
         rows = self._scalars("has its max or min taken")
         name = "min" if is_min else "max"
-        _check(as_tensor(self.length > 0), f"ValueError: {name}() iterable argument is empty")
+        check(as_tensor(self.length > 0), f"ValueError: {name}() iterable argument is empty")
         # Nothing is greater than nan, and nan than nothing: it wins where it is the first.
         first = rows.index_select(0, torch.zeros((1,), dtype=torch.int64))
         compared = torch.where(rows != rows, first, rows)
@@ -232,6 +233,30 @@ class Growing:
         place = torch.where((first != first).reshape(()), 0, self._first(rows == best))
         row = rows.index_select(0, place.reshape(1)).squeeze(0)
         return row if self.kind is None else Number(row)
+
+    @property
+    def truths(self) -> Tensor:
+        """Which elements Python finds true."""
+        if all(size == 1 for size in self.element_type.sizes):
+            return (self.rows != 0).reshape(self.length)
+        self.refuse("of tensors that have dims is asked for the truth of each")
+
+    def total(self, start: Any) -> Any:
+        """``sum(self, start)``; a call fails in which nothing gives the sum its type."""
+        if self.kind is not None:
+            total = Number(self.rows.sum())
+            return total if type(start) is int and start == 0 else start + total
+        if not self.element_type.fits(Element.like(start)):
+            message = (
+                "a list of tensors is empty, of which the sum is a number: give sum() a tensor to start with"
+            )
+            check(as_tensor(self.length > 0), message)
+        dtype = torch.result_type(self.rows, 0)
+        return start + self.rows.sum(0, dtype=dtype)
+
+    def count(self, value: Any) -> Number:
+        """How many elements equal ``value``."""
+        return Number(self._equal_to(value).sum())
 
     def _scalars(self, what: str) -> Tensor:
         if self.element_type.sizes:
@@ -303,6 +328,20 @@ class Growing:
     def __setitem__(self, index: Any, value: Any) -> None:
         self.refuse("has an element replaced")
 
+    def __mul__(self, times: Any) -> NoReturn:
+        self.refuse("is repeated")
+
+    __rmul__ = __imul__ = __mul__
+
+    def __delitem__(self, index: Any) -> None:
+        self.refuse("has an element removed")
+
+    def __repr__(self) -> str:
+        self.refuse("is used as text")
+
+    def __format__(self, form: str) -> str:
+        self.refuse("is used as text")
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
@@ -312,9 +351,12 @@ class Growing:
         raise UnknownNumber(f"a list of which only a call knows the length {what}", hint=hint)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Inner(Growing):
-    """A list that was read out of another, in which a change of it would show."""
+    """A list that is, in eager, one that others have: a change of it would show there."""
+
+    reason = "changes in another list, which holds it"
+    way_out = "take a copy first, as in path = list(paths[i])"
 
     def append(self, element: Any) -> None:
         self._keep()
@@ -323,12 +365,17 @@ class Inner(Growing):
         self._keep()
 
     def _keep(self) -> NoReturn:
-        self.refuse(
-            "changes in another list, which holds it", "take a copy first, as in path = list(paths[i])"
-        )
+        self.refuse(self.reason, self.way_out)
 
 
-@dataclass(eq=False)
+class Chosen(Inner):
+    """What ``or`` has chosen between two lists."""
+
+    reason = "changes, that may be another list"
+    way_out = "take a copy first, as in values = list(values or others)"
+
+
+@dataclass(eq=False, repr=False)
 class Ragged(Growing):
     """A list of lists of numbers of one kind: ``rows`` has the numbers of all, one after the other.
 
@@ -381,6 +428,16 @@ class Ragged(Growing):
     def part(self, rows: Tensor) -> Growing:
         self.refuse("of lists of numbers is cut")
 
+    @property
+    def truths(self) -> Tensor:
+        return self.lengths != 0
+
+    def total(self, start: Any) -> Any:
+        if not isinstance(start, (list, Growing)):
+            self.refuse("of lists is summed up", "start the sum with a list: sum(values, [])")
+        every = Growing(self.rows, self.kind)
+        return every if isinstance(start, list) and not start else start + every
+
     def at(self, place: Tensor) -> Any:
         place = place.reshape(1)
         count = self.lengths.index_select(0, place).squeeze(0)
@@ -390,10 +447,6 @@ class Ragged(Growing):
 
     def copy(self) -> Growing:
         return Ragged(self.rows, self.kind, self.lengths)
-
-
-def _check(holds: Tensor, message: str) -> None:
-    torch.ops.aten._assert_async.msg(holds, message)
 
 
 _CHANGES = frozenset(["insert", "pop", "remove", "clear", "reverse", "sort"])

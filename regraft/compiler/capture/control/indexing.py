@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 
 from regraft.compiler.capture.control.context import Context, refuse
+from regraft.compiler.capture.control.exact import converted
 from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.number import Array, Number, as_tensor, unwrapped
 
@@ -66,6 +67,8 @@ def set_element(tensor: Any, index: Any, value: Any, undecided: Callable[[object
     view = tensor[_plain(index, unknown)]
     ((axis, part),) = _axes(tensor, index, unknown)
     places = _positions(part, view.shape[axis])
+    if isinstance(value, Number):
+        value = converted(value.tensor, view.dtype, is_filling=True)
     new = torch.as_tensor(unwrapped(value), device=view.device).to(view.dtype)
     if not isinstance(part, slice):
         new = new.expand(view.select(axis, 0).shape).unsqueeze(axis)
@@ -166,10 +169,16 @@ def _positions(part: Any, size: Any) -> Tensor:
 
 def _bounded(end: Any, size: Any) -> Tensor:
     """An end of a slice, counted from the front and within the axis."""
-    return _counted(end, size).clamp(min=0).minimum(as_tensor(size))
+    number, length = _integer(end), as_tensor(size)
+    return torch.where(number < 0, number + length, number).clamp(min=0).minimum(length)
 
 
 def _counted(place: Any, size: Any) -> Tensor:
-    """A place counted from the front."""
-    number = as_tensor(unwrapped(place)).to(torch.int64)
-    return torch.where(number < 0, number + size, number)
+    """A place counted from the front; one below the first stays out of range, behind the last."""
+    number, length = _integer(place), as_tensor(size)
+    from_the_end = number + length
+    return torch.where(number < 0, torch.where(from_the_end < 0, length, from_the_end), number)
+
+
+def _integer(number: Any) -> Tensor:
+    return as_tensor(unwrapped(number)).to(torch.int64)

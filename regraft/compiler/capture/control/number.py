@@ -21,7 +21,7 @@ from torch._numpy._ndarray import ndarray
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
-from regraft.compiler.capture.control import markers
+from regraft.compiler.capture.control import exact, markers
 from regraft.errors import CaptureError
 
 #: An array of NumPy's, as torch has it: of a tensor.
@@ -109,7 +109,11 @@ class Number:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if getattr(func, "__name__", "").rstrip("_") in _BOUNDED:
             leaves = [Number(number_tensor(x)) if type(x) in _DTYPES else x for x in leaves]
-        plain = [leaf.as_operand(tensors) if isinstance(leaf, Number) else leaf for leaf in leaves]
+        is_checked = func in _WRITES
+        plain = [
+            leaf.as_operand(tensors, is_checked=is_checked) if isinstance(leaf, Number) else leaf
+            for leaf in leaves
+        ]
         args, kwargs = pytree.tree_unflatten(plain, spec)
         try:
             return func(*args, **kwargs)
@@ -123,15 +127,19 @@ class Number:
             self._refuse("a size, which a float cannot be" if self.kind is float else "a size")
         return self.tensor.item()
 
-    def as_operand(self, tensors: list[Tensor]) -> Tensor:
-        """The number next to ``tensors``: of the type that it has as an operand of theirs."""
+    def as_operand(self, tensors: list[Tensor], *, is_checked: bool = False) -> Tensor:
+        """The number next to ``tensors``: of the type that it has as an operand of theirs.
+
+        A call fails, where that ``is_checked``, in which the type does not hold it; else it wraps.
+        """
         if not tensors:
             return self.tensor
-        dtypes = [torch.result_type(tensor, self.kind(1)) for tensor in tensors]
+        counted = [tensor for tensor in tensors if tensor.dtype != torch.bool]  # the others are masks
+        dtypes = [torch.result_type(tensor, self.kind(1)) for tensor in counted or tensors]
         found = dtypes[0]
         for dtype in dtypes[1:]:
             found = torch.promote_types(found, dtype)
-        return self.tensor.to(found)
+        return exact.converted(self.tensor, found, is_filling=True) if is_checked else self.tensor.to(found)
 
     def _with(self, other: Any, function: Callable[[Any, Any], Any], *, swapped: bool = False) -> Any:
         if isinstance(other, Tensor):
@@ -144,7 +152,7 @@ class Number:
         if swapped:
             left, right = right, left
         if function in _DIVISIONS and _may_be_zero(self if swapped else other):
-            torch.ops.aten._assert_async.msg(right != 0, "ZeroDivisionError: division by zero")
+            exact.check(right != 0, "ZeroDivisionError: division by zero")
         return Number(function(left, right))
 
     @staticmethod
@@ -190,12 +198,87 @@ class Number:
     def __rmod__(self, other: Any) -> Any:
         return self._with(other, operator.mod, swapped=True)
 
-    def __pow__(self, other: Any) -> Any:
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
+    def __pow__(self, other: Any, modulus: Any = None) -> Any:
+        if modulus is not None:
+            self._refuse("a base of a power with a modulus")
+        if isinstance(other, Tensor):
+            return self._with(other, operator.pow)
+        if self.kind is not float and type(other) is int and other >= 0:
+            return Number(torch.pow(self._counted(self.tensor, operator.pow), other))
+        return self._power(self, other)
+
+    def __rpow__(self, other: Any) -> Any:
+        if isinstance(other, Tensor):
+            return self._with(other, operator.pow, swapped=True)
+        return self._power(other, self)
+
+    def _power(self, base: Any, exponent: Any) -> Any:
+        """``base ** exponent``, of which one is a float."""
+        pair = base, exponent
+        if not all(isinstance(each, (bool, int, float, Number, *SYMBOLIC)) for each in pair):
+            return NotImplemented
         # An integer to a negative power is a float in Python, which only the exponent's value tells.
-        is_integer = self.kind is not float and type(other) is not float
-        if is_integer and not (type(other) is int and other >= 0):
+        if not any(isinstance(each, float) for each in pair):
             self._refuse("a base or an exponent of integers")
-        return self._with(other, operator.pow)
+        return Number(exact.power(*map(_as_float, pair)))
+
+    def __lshift__(self, other: Any) -> Any:
+        return self._shifted(self, other, is_left=True)
+
+    def __rlshift__(self, other: Any) -> Any:
+        return self._shifted(other, self, is_left=True)
+
+    def __rshift__(self, other: Any) -> Any:
+        return self._shifted(self, other, is_left=False)
+
+    def __rrshift__(self, other: Any) -> Any:
+        return self._shifted(other, self, is_left=False)
+
+    @staticmethod
+    def _shifted(number: Any, count: Any, *, is_left: bool) -> Any:
+        pair = number, count
+        if not all(isinstance(each, (int, *SYMBOLIC)) for each in pair):
+            return NotImplemented
+        integers = (as_tensor(each).to(torch.int64) for each in pair)
+        return Number(exact.shifted(*integers, is_left=is_left))
+
+    def __invert__(self) -> Any:
+        if self.kind is float:
+            raise TypeError("bad operand type for unary ~: 'float'")
+        return Number(~self._counted(self.tensor, operator.sub))
+
+    def __round__(self, digits: Any = None) -> Number:
+        if digits is not None and type(digits) is not int:
+            self._refuse("a number of digits")
+        if self.kind is not float:
+            if digits is not None and digits < 0:
+                self._refuse("an integer that is rounded to tens")
+            return +self
+        if digits is None:
+            return Number(exact.as_integer(self.tensor.round()))
+        if not 0 <= digits <= exact.DIGITS:
+            self._refuse(f"a float that is rounded to {digits} digits, not from 0 to {exact.DIGITS}")
+        return Number(exact.rounded(self.tensor, digits))
+
+    def __trunc__(self) -> Number:
+        return as_kind(+self, int)
+
+    def __floor__(self) -> Number:
+        return as_kind(Number(self.tensor.floor()), int) if self.kind is float else +self
+
+    def __ceil__(self) -> Number:
+        return as_kind(Number(self.tensor.ceil()), int) if self.kind is float else +self
+
+    def is_integer(self) -> Any:
+        """``float.is_integer``, which integers have too from Python 3.12 on."""
+        tensor = self.tensor
+        return Number(tensor.isfinite() & (tensor == tensor.trunc())) if self.kind is float else True
 
     def __lt__(self, other: Any) -> Any:
         return self._with(other, operator.lt)
@@ -260,14 +343,26 @@ class Number:
     def __format__(self, form: str) -> str:
         self._refuse("text")
 
-    def __repr__(self) -> str:
-        return f"Number({self.kind.__name__})"
+    __repr__ = __str__
+
+    def __getattr__(self, name: str) -> Any:
+        kind = vars(self).get("kind", object)
+        if name.startswith("_") or not hasattr(kind, name):
+            raise AttributeError(f"'{kind.__name__}' object has no attribute '{name}'")
+        self._refuse(f"what has '{name}'")
 
     def _refuse(self, use: str) -> NoReturn:
         raise UnknownNumber(
             f"a number that is known only when the model runs is used as {use}",
-            hint="use it in tensor arithmetic and comparisons only",
+            hint="use it in arithmetic, in comparisons and in what docs/control_flow.md lists",
         )
+
+
+def _as_float(value: Any) -> Any:
+    """A number as f64 where only a call knows it, as a float else."""
+    if isinstance(value, (Number, *SYMBOLIC)):
+        return as_tensor(value).to(torch.float64)
+    return float(value)
 
 
 def _filled(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
@@ -277,7 +372,8 @@ def _filled(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor
     if not isinstance(value, Number):  # a size is one
         args, kwargs = pytree.tree_map(_as_size, (args, kwargs))
         return func(*args, **kwargs)
-    return func(*first, value.kind(), **others).fill_(value.tensor)
+    made = func(*first, value.kind(), **others)
+    return made.fill_(exact.converted(value.tensor, made.dtype, is_filling=True))
 
 
 def _as_size(leaf: Any) -> Any:
@@ -297,6 +393,17 @@ class UnknownNumber(CaptureError):
 
 #: Functions that take two bounds: both tensors, or both numbers.
 _BOUNDED = frozenset(["clamp", "clip"])
+#: Functions that put a number into a tensor as it is.
+_WRITES = frozenset(
+    [
+        Tensor.fill_,
+        Tensor.masked_fill,
+        Tensor.masked_fill_,
+        Tensor.__setitem__,
+        torch.masked_fill,
+        torch.where,
+    ]
+)
 _FILLS = frozenset([torch.full, torch.full_like, Tensor.new_full])
 _DIVISIONS = frozenset({operator.truediv, operator.floordiv, operator.mod})
 _LOGIC = frozenset({operator.and_, operator.or_, operator.xor, operator.eq, operator.ne})
@@ -308,7 +415,7 @@ def as_kind(value: Number, kind: Kind) -> Number:
         return Number(value.tensor != 0)
     tensor = value.tensor
     if kind is int and value.kind is float:
-        tensor = tensor.trunc()
+        return Number(exact.as_integer(tensor))
     return Number(tensor.to(_DTYPES[kind]))
 
 

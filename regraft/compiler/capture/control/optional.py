@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from regraft.compiler.capture.control.exact import check
 from regraft.compiler.capture.control.number import Choice, Condition, Number, UnknownNumber, as_truth
 
 
@@ -70,7 +71,7 @@ class Unlike(Maybe):
             "a variable is read that has another dtype or number of dims where the loop before was left: "
             "give it one type before the `break`"
         )
-        torch.ops.aten._assert_async.msg(~self.absent, message)
+        check(~self.absent, message)
         return self.tensor
 
     @staticmethod

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 
 from regraft.compiler.capture.control.context import Context
+from regraft.compiler.capture.control.exact import check
 from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.indexing import element
 from regraft.compiler.capture.control.number import (
@@ -52,7 +53,7 @@ class Sequence:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Span:
     """A ``range`` of which only a call knows the ends: integers of Python's, or ``Number``."""
 
@@ -86,7 +87,7 @@ class Span:
             self._refuse("is cut")
         place, count = as_tensor(index), as_tensor(self.count)
         is_there = (place >= -count) & (place < count)
-        torch.ops.aten._assert_async.msg(is_there, "IndexError: range object index out of range")
+        check(is_there, "IndexError: range object index out of range")
         return self.at(Number(torch.where(place < 0, place + count, place)))
 
     def __len__(self) -> int:
@@ -106,6 +107,9 @@ class Span:
 
     def __iter__(self) -> Iterator[Any]:
         self._refuse("is gone over where no loop is")
+
+    def __repr__(self) -> str:
+        self._refuse("is used as text")
 
     def _refuse(self, what: str) -> NoReturn:
         raise UnknownNumber(
@@ -156,6 +160,12 @@ def _of_rows(tensor: Tensor, context: Context) -> Sequence:
     return Sequence(tensor.shape[0], lambda number: element(tensor, number, context))
 
 
+def turned(values: Sequence) -> Sequence:
+    """``reversed(values)``"""
+    last = Number(as_tensor(values.count)) - 1
+    return Sequence(values.length, lambda number: values.at(last - number))
+
+
 def enumerated(values: Sequence, start: Any) -> Sequence:
     """``enumerate(values, start)``"""
     return Sequence(values.length, lambda number: (number + start, values.at(number)))
@@ -177,7 +187,7 @@ def zipped(values: list[Any], context: Context, *, strict: bool) -> Sequence | N
     lengths = [as_tensor(part.count) for part in parts]
     for length in lengths[1:] if strict else ():
         message = "ValueError: zip() arguments are not of one length"
-        torch.ops.aten._assert_async.msg(length == lengths[0], message)
+        check(length == lengths[0], message)
     same = strict or all(_is_same(part.length, parts[0].length) for part in parts)
     length = parts[0].length if same else Number(reduce(torch.minimum, lengths))
     return Sequence(length, lambda number: tuple(part.at(number) for part in parts))

@@ -319,6 +319,8 @@ def shown(value: Any) -> str:
         return f"{'another tensor' if isinstance(value, Unlike) else 'None'} or {shown(value.tensor)}"
     if isinstance(value, Number):
         return f"a{'n' if value.kind is int else ''} {value.kind.__name__}"
+    if isinstance(value, Growing):
+        return "a list of unknown length"
     if isinstance(value, SYMBOLIC):
         return "a size" if isinstance(value, torch.SymInt) else "a comparison of sizes"
     if isinstance(value, (*_BY_VALUE, bool, int, float)):

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from regraft.compiler.capture.control.exact import check
 from regraft.compiler.capture.control.growing import Growing, same_rows
 from regraft.compiler.capture.control.number import (
     Number,
@@ -27,7 +28,7 @@ _SLOTS = 8
 _HINT = "take -, &, | or ^ of such sets, their len() or sorted(), compare them, or test what is in them"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Unordered:
     """A set.
 
@@ -59,7 +60,7 @@ class Unordered:
         """``list(self)``; a call fails in which Python's order is not that of the numbers."""
         in_order = ((self.values >= 0) & (self.values < _SLOTS)).all()
         message = f"a set of numbers that are not from 0 to {_SLOTS - 1} has no order that a graph holds: "
-        torch.ops.aten._assert_async.msg(in_order, message + "write sorted(...) in place of list(...)")
+        check(in_order, message + "write sorted(...) in place of list(...)")
         return self.ordered
 
     def has(self, value: Any) -> Any:
@@ -94,7 +95,7 @@ class Unordered:
 
     def _compared(self, other: object) -> Unordered | None:
         """``other`` as such a set; None where it is none of Python's sets either."""
-        known = _as_set(other)
+        known = as_set(other)
         if known is None and isinstance(other, (set, frozenset)):
             self._refuse("is compared with a set of what are no integers")
         return known
@@ -107,7 +108,7 @@ class Unordered:
         return self._chosen(other, keeps=False)
 
     def __rsub__(self, other: Any) -> Any:
-        known = _as_set(other)
+        known = as_set(other)
         return NotImplemented if known is None else known - self
 
     def __and__(self, other: Any) -> Any:
@@ -116,25 +117,29 @@ class Unordered:
     __rand__ = __and__
 
     def __or__(self, other: Any) -> Any:
-        known = _as_set(other)
+        known = as_set(other)
         return NotImplemented if known is None else Unordered.of(torch.cat([self.values, known.values]))
 
     __ror__ = __or__
 
     def __xor__(self, other: Any) -> Any:
-        known = _as_set(other)
+        known = as_set(other)
         return NotImplemented if known is None else (self | known) - (self & known)
 
     __rxor__ = __xor__
 
     def __ior__(self, other: Any) -> NoReturn:
-        self._refuse("is changed in place, where others may hold it", "write a = a | b in place of a |= b")
+        self.refuse_in_place()
 
     __iand__ = __isub__ = __ixor__ = __ior__
 
+    def refuse_in_place(self) -> NoReturn:
+        """Such a set changes one in place, or is changed: those who hold that one too would see it."""
+        self._refuse("is changed in place, where others may hold it", "write a = a | b in place of a |= b")
+
     def _chosen(self, other: Any, *, keeps: bool) -> Any:
         """The values that are in ``other``, or those that are not."""
-        known = _as_set(other)
+        known = as_set(other)
         if known is None:
             return NotImplemented
         found = self._is_in(known)
@@ -152,6 +157,12 @@ class Unordered:
     def __contains__(self, value: Any) -> bool:
         self._refuse("is searched in code that is not converted")
 
+    def __repr__(self) -> str:
+        self._refuse("is used as text")
+
+    def __format__(self, form: str) -> str:
+        self._refuse("is used as text")
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
@@ -161,7 +172,7 @@ class Unordered:
         raise UnknownNumber(f"a set of which only a call knows the numbers {what}", hint=hint)
 
 
-def _as_set(other: object) -> Unordered | None:
+def as_set(other: object) -> Unordered | None:
     """``other`` as such a set, where it is a set of integers."""
     if isinstance(other, Unordered):
         return other
