@@ -244,6 +244,12 @@ def or_another_list(x: Any) -> Tensor:
     return x * len(values)
 
 
+def or_a_list_that_grows(x: Any) -> Any:
+    values = positives(x) or [1.0]
+    values.append(2.0)
+    return x + len(values) + values[-1]
+
+
 def or_a_set(x: Any) -> Tensor:
     return x + len(set(whole(x)) or {3, 4})
 
@@ -260,7 +266,9 @@ def and_a_list(x: Any) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "model", [or_a_list, or_another_list, or_a_set, and_more, and_a_list], ids=lambda model: model.__name__
+    "model",
+    [or_a_list, or_another_list, or_a_list_that_grows, or_a_set, and_more, and_a_list],
+    ids=lambda model: model.__name__,
 )
 def test_operands_that_are_containers(model: Model) -> None:
     check_calls(model, (ROW,), CALLS)
@@ -386,7 +394,8 @@ def test_a_number_that_a_dtype_does_not_hold(model: Model, given: Any, refused: 
 
 
 def appends_to_what_or_has_chosen(x: Any) -> Any:
-    values = positives(x) or [1.0]
+    first = positives(x)
+    values = first or [1.0]
     values.append(2.0)
     return x + len(values)
 
@@ -431,8 +440,8 @@ REFUSED: dict[str, tuple[Model, str]] = {
     "truths_of_rows": (lambda x: x + any([row for row in x.view(2, 2) if row.sum() > 0]), "truth of each"),  # noqa: C419
     "an_order": (lambda x: x + sorted([ups(x), 1], reverse=total(x) > 0)[0], "order that only a call knows"),
     "a_list_and_a_number": (lambda x: x + (positives(x) and positives(x)[0]), "a list of unknown length on"),
-    "appends_to_what_or_has_chosen": (appends_to_what_or_has_chosen, "may be another list"),
-    "appends_to_what_or_may_have_chosen": (appends_to_what_or_may_have_chosen, "another variable may hold"),
+    "appends_to_what_or_has_chosen": (appends_to_what_or_has_chosen, "whether it is another one"),
+    "appends_to_what_or_may_have_chosen": (appends_to_what_or_may_have_chosen, "whether it is another one"),
     "changes_a_shared_set": (changes_a_shared_set, "is changed in place"),
     "changes_a_shared_set_elsewhere": (changes_a_shared_set_elsewhere, "is changed in place"),
 }

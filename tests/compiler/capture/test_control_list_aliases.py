@@ -16,6 +16,7 @@ from tests.compiler.capture.running import check_calls, rows
 HERE = Path(__file__).name
 UP = rows(4)
 CALLS = [(UP - 9,), (UP + 9,), (-UP,)]
+ROW = torch.tensor([1.0, -2.0, 3.5, 4.0])
 
 
 # -- loops of which one trip stands for all ------------------------------------------------------
@@ -362,3 +363,93 @@ def values_of_no_item(x: Tensor) -> Tensor:
 
 def test_a_comprehension_that_makes_nothing() -> None:
     check_calls(values_of_no_item, (UP,), CALLS, backends=("ort",))
+
+
+# -- containers among which a tensor chooses ---------------------------------------------------
+
+
+def pairs(x: Tensor) -> tuple[list[Any], list[Any]]:
+    return [x.sum(), x.max()], [x.min(), x.mean()]
+
+
+def a_chosen_list_grows(x: Tensor) -> Tensor:
+    one, other = pairs(x)
+    found = one if x.sum() > 0 else other
+    found.append(x[0])
+    return x + len(one)
+
+
+def a_list_grows_that_may_be_chosen(x: Tensor) -> Tensor:
+    one, other = pairs(x)
+    if x.sum() > 0:
+        found = one
+    else:
+        found = other
+    one.append(x[0])
+    return x + len(found)
+
+
+def an_element_is_replaced(x: Tensor) -> Tensor:
+    one, other = pairs(x)
+    found = one if x.sum() > 0 else other
+    one[0] = x[0] * 100
+    return x + found[0]
+
+
+def a_chosen_dict_changes(x: Tensor) -> Tensor:
+    one, other = {"a": x.sum()}, {"a": x.max()}
+    found = one if x.sum() > 0 else other
+    found["a"] = x[0]
+    return x + one["a"]
+
+
+def chosen_lists_of_unknown_length(x: Tensor) -> Tensor:
+    up, down = x[x > 0].tolist(), x[x < 0].tolist()
+    found = up if x.sum() > 0 else down
+    found.append(1.0)
+    return x + len(up)
+
+
+def picked(x: Tensor, one: Any, other: Any) -> Any:
+    if x.sum() > 0:
+        return one
+    return other
+
+
+def a_returned_list_grows(x: Tensor) -> Tensor:
+    one, other = pairs(x)
+    picked(x, one, other).append(x[0])
+    return x + len(one)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        a_chosen_list_grows,
+        a_list_grows_that_may_be_chosen,
+        an_element_is_replaced,
+        a_chosen_dict_changes,
+        chosen_lists_of_unknown_length,
+        a_returned_list_grows,
+    ],
+    ids=lambda model: model.__name__,
+)
+def test_a_change_of_what_may_be_another_container_is_refused(model: Any) -> None:
+    with pytest.raises(CaptureError, match="of which a tensor decides whether it is another one") as caught:
+        regraft.capture(model, (ROW,))
+    assert HERE in str(caught.value.location)
+    assert "list(values)" in str(caught.value.hint)
+
+
+def chosen_lists_that_nobody_else_has(x: Tensor) -> Tensor:
+    one, other = pairs(x)
+    found = list(one) if x.sum() > 0 else [*other]
+    found.append(x[0])
+    if x.max() > 2:
+        found = [each * 2 for each in found]
+    found[1] = x[1]
+    return torch.stack(found).sum() + x + len(one)
+
+
+def test_chosen_lists_may_change_that_nobody_else_has() -> None:
+    check_calls(chosen_lists_that_nobody_else_has, (ROW,), [(-ROW,), (ROW * 0.1,)], backends=("ort",))

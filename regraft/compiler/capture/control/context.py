@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 
 from regraft.compiler.capture.control.aliases import Aliases
 from regraft.compiler.capture.control.flat import FlatGraph, Memory
-from regraft.compiler.capture.control.growing import Chosen, Growing, Inner
+from regraft.compiler.capture.control.growing import Growing, Inner
 from regraft.compiler.capture.control.state import Lost, holding, still_holds
 from regraft.compiler.capture.control.tree import PREFIX, RESULT
 from regraft.compiler.capture.source import is_users
@@ -83,19 +83,23 @@ class Copy:
         return (self.copy._version, self.original._version) != (self.copy_version, self.original_version)
 
 
+_MAY_BE = "a list, a dict or a set changes of which a tensor decides whether it is another one"
+_COPY = "take a copy of it first, such as list(values)"
+
+
 @dataclass(frozen=True)
 class Given:
     """A list that is an element of one of unknown length, in eager the very list.
 
     Fields:
-        values: the list.
+        values: the list, or another container.
         parts: what it held when it was given, as ``holding`` has them.
         site: the loop that is traced as one trip, in which that was.
         line: where that was.
         message, hint: what is wrong with a change of the list, and the way out.
     """
 
-    values: list[Any] | Growing
+    values: Any
     parts: tuple[Any, ...]
     site: tuple[str, int] | None
     line: tuple[str, int]
@@ -183,17 +187,14 @@ class Context:
             elif isinstance(each, (list, Growing)) and not isinstance(each, Inner):
                 self.given.append(self._given(each))
 
-    def _given(self, values: list[Any] | Growing) -> Given:
-        site = self.folded[-1] if self.folded else None
-        return Given(values, holding(values), site, where())
+    def may_be(self, found: Any, *options: Any) -> None:
+        """``found`` is in eager the very one of ``options``, containers, that a tensor has chosen."""
+        for each in (found, *options):
+            self.given.append(replace(self._given(each), message=_MAY_BE, hint=_COPY))
 
-    def chosen(self, found: Growing, *options: Any) -> Growing:
-        """``found``, which is in eager the very one of ``options`` that a tensor has chosen."""
-        for each in options:
-            if isinstance(each, (list, Growing)) and not isinstance(each, Inner):
-                message, hint = "a list changes that another variable may hold", Chosen.way_out
-                self.given.append(replace(self._given(each), message=message, hint=hint))
-        return Chosen(found.rows, found.kind)
+    def _given(self, container: Any) -> Given:
+        site = self.folded[-1] if self.folded else None
+        return Given(container, holding(container), site, where())
 
     def is_given(self, container: Any) -> bool:
         """Whether ``container`` is, in eager, an element of a list of unknown length."""

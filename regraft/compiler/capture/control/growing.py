@@ -353,10 +353,7 @@ class Growing:
 
 @dataclass(eq=False, repr=False)
 class Inner(Growing):
-    """A list that is, in eager, one that others have: a change of it would show there."""
-
-    reason = "changes in another list, which holds it"
-    way_out = "take a copy first, as in path = list(paths[i])"
+    """A list that was read out of another, in which a change of it would show."""
 
     def append(self, element: Any) -> None:
         self._keep()
@@ -365,14 +362,9 @@ class Inner(Growing):
         self._keep()
 
     def _keep(self) -> NoReturn:
-        self.refuse(self.reason, self.way_out)
-
-
-class Chosen(Inner):
-    """What ``or`` has chosen between two lists."""
-
-    reason = "changes, that may be another list"
-    way_out = "take a copy first, as in values = list(values or others)"
+        self.refuse(
+            "changes in another list, which holds it", "take a copy first, as in path = list(paths[i])"
+        )
 
 
 @dataclass(eq=False, repr=False)

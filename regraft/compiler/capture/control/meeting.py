@@ -97,6 +97,7 @@ def meet(
         each.finished(context, name, results) for name, each in zip(variables.names, joined, strict=True)
     ]
     _hand_on(context, values, outcomes)
+    _note_shared(context, variables.names, values, outcomes)
     note_choices(values, [outcome.values for outcome in outcomes], test)
     kept = [
         _in_place(context, name, value, saved.values[i], [o.values[i] for o in outcomes])
@@ -115,6 +116,18 @@ def _hand_on(context: Context, values: Sequence[Any], outcomes: Sequence[Outcome
             for given, result in zip(leaves, results, strict=True):
                 if isinstance(given, Tensor):
                     context.hand_on(given, result)
+
+
+def _note_shared(
+    context: Context, names: Sequence[str], values: Sequence[Any], outcomes: Sequence[Outcome]
+) -> None:
+    """A container that is another one on each path is, in eager, that very one, which others may hold."""
+    for i, (name, value) in enumerate(zip(names, values, strict=True)):
+        sides = [o.values[i] for o in outcomes if isinstance(o.values[i], CONTAINERS)]
+        if not isinstance(value, CONTAINERS) or all(side is sides[0] for side in sides):
+            continue
+        if any(is_shared(context, name, side) for side in sides):
+            context.may_be(value, *sides)
 
 
 def _lifted(
