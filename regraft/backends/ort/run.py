@@ -64,8 +64,6 @@ _REMEMBERED = 1024
 
 #: Bytes up to which a result is sooner copied out of memory that is bound once than bound in new memory.
 _COPIED = 4096
-#: What a check says that has no message.
-_NAMELESS = "a check of the model failed"
 
 # Binding asks for an address even where there are no elements.
 _NOTHING = torch.zeros(1, dtype=torch.int64, device="cpu")
@@ -253,33 +251,10 @@ class OrtExecutable:
         try:
             self._session.run_with_iobinding(binding.io)
         except Exception as error:
-            message = self._failed_check(held)
-            if message is not None:
-                raise RegraftError(message) from error
             raise BackendError(f"ONNX Runtime failed: {error}", backend=self.backend) from error
         binding.check()
         made = results if layout.is_complete else binding.completed(results)
         return made[: len(made) - len(self.interface.checks)]
-
-    def _failed_check(self, inputs: Sequence[Tensor]) -> str | None:
-        """What the first check of the model says that fails for ``inputs``, for which a kernel has failed.
-
-        Checks that need what failed cannot be looked at.
-        """
-        options = onnxruntime.RunOptions()
-        options.only_execute_path_to_fetches = True
-        checks = self.interface.checks
-        for port, message in zip(self._outputs[len(self._outputs) - len(checks) :], checks, strict=True):
-            flag = lasting_flag()
-            binding = _Binding(self._session, [*self._inputs, *self._size_inputs], [port], [flag], ())
-            binding.bind_inputs(inputs)
-            try:
-                self._session.run_with_iobinding(binding.io, options)
-            except Exception:
-                continue
-            if not byte_of(flag)[0]:
-                return message or _NAMELESS
-        return None
 
     def _remember(self, sizes: Mapping[str, int]) -> _Layout:
         if len(self._layouts) >= _REMEMBERED:
@@ -451,7 +426,7 @@ class _Binding:
         """
         for byte, message in self._checks:
             if not byte[0]:
-                raise RegraftError(message or _NAMELESS)
+                raise RegraftError(message or "a check of the model failed")
 
     def owned(self, results: Sequence[Tensor]) -> list[Tensor]:
         """``results``, copies of those that stay."""
