@@ -189,9 +189,13 @@ def siblings(
 
 
 @app.command()
-def steps(rounds: Rounds = 20, patience: Annotated[float, typer.Option(help="As above.")] = 60.0) -> None:
+def steps(
+    rounds: Rounds = 20,
+    patience: Annotated[float, typer.Option(help="As above.")] = 60.0,
+    threads: Annotated[int, typer.Option(min=1, help="With 1, by CPU time: for a machine in use.")] = 2,
+) -> None:
     """A diffusion transformer over 50 steps, with and without step caching."""
-    steps_benchmark.run(rounds, patience)
+    steps_benchmark.run(rounds, patience, threads)
 
 
 @app.command()
