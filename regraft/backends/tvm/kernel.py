@@ -45,6 +45,9 @@ TVM_TYPES: Mapping[DType, str] = {
 #: What memory holds: of bf16 the bits (``templates.functions``).
 MEMORY_TYPES: Mapping[DType, str] = {**TVM_TYPES, DType.BF16: "uint16"}
 
+#: Bools are bytes: TVM has vectors of them, but chooses by none that has a name, and has no memory for one.
+BYTES: Mapping[DType, DType] = {DType.BOOL: DType.I8}
+
 #: Numbers that are computed side by side.
 LANES = 16
 
@@ -270,7 +273,17 @@ class Kernel:
         """``value``, computed once; but not where it may not be computed at all."""
         if self._is_lazy or isinstance(value, (int, float, tirx.Var, tirx.IntImm, tirx.FloatImm)):
             return value
+        if hasattr(value, "ty") and functions.scalar_type(value) == "bool":
+            return self.of_byte(T.bind(self.byte(value)))
         return T.bind(value)
+
+    def byte(self, value: Expr) -> Expr:
+        """A bool as the number that stands for it where it has a name or memory."""
+        return self.cast(value, DType.BOOL, BYTES[DType.BOOL])
+
+    def of_byte(self, value: Expr) -> Expr:
+        """The bool that ``byte`` gave ``value`` for."""
+        return value > self.like(0, value)
 
     def settle(self, value: Expr) -> Expr:
         """``value``, computed once and read from memory.

@@ -72,21 +72,26 @@ class Scalars:
     def equal(self, x: Expr, y: Expr) -> Expr:
         # Python's == gives an object that is no expression yet.
         x, y = _matched(x, y)
-        return tirx.EQ(*((self._as_number(x), self._as_number(y)) if _is_bool(x) else (x, y)))
+        return tirx.EQ(self.ordered(x), self.ordered(y))
 
     def differ(self, x: Expr, y: Expr) -> Expr:
         x, y = _matched(x, y)
         if _is_float(x):  # TVM's question is false for nan, which is no number's equal
             x, y = self.bind(x), self.bind(y)
             return tirx.Or(tirx.NE(x, y), tirx.Or(self.isnan(x), self.isnan(y)))
-        return tirx.NE(*((self._as_number(x), self._as_number(y)) if _is_bool(x) else (x, y)))
+        return tirx.NE(self.ordered(x), self.ordered(y))
 
-    def _as_number(self, x: Expr) -> Expr:
-        """TVM compares bools as floats, and has no negation of vectors of them that are known."""
-        return self.cast(x, "int32")
+    def ordered(self, x: Expr) -> Expr:
+        """``x``, bools as numbers: TVM compares them as floats, and has no negation of vectors of them that
+        are known.
+        """
+        return self.cast(x, "int32") if _is_bool(x) else x
 
     def negation(self, x: Expr) -> Expr:
         return tirx.bitwise_not(x) if not _is_bool(x) else tirx.Not(x)
+
+    def is_bool(self, x: Expr) -> bool:
+        return _is_bool(x)
 
     def plus(self, x: Expr, y: Expr) -> Expr:
         return self.either(x, y) if _is_bool(x) else x + y

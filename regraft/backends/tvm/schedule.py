@@ -66,13 +66,13 @@ def pointwise(k: Any, cluster: Cluster) -> None:
     kept = _outer_axes(cluster)
     outer, inner = shape[:kept], dims.product(shape[kept:])
     blocks = dims.ceildiv(inner, BLOCK) if kept == 0 else 1
-    last = [T.int64(0)] * max(len(shape) - kept - 1, 0)
+    before_run, after_run = _around_run(shape[kept:])
 
     def body(place: list[Expr]) -> None:
         *before, block = place
 
         def element(j: Expr) -> None:
-            index = [*before, *last, first + j] if shape else []
+            index = [*before, *before_run, first + j, *after_run] if shape else []
             k.store(index, k.at(root, index))
 
         if blocks == 1:
@@ -83,6 +83,15 @@ def pointwise(k: Any, cluster: Cluster) -> None:
         k.lanes(k.at_most(BLOCK, inner, first), element)
 
     k.rows((*outer, blocks), body, BLOCK if kept == 0 else inner)
+
+
+def _around_run(sizes: Sequence[Dim]) -> tuple[list[Expr], list[Expr]]:
+    """The places before and behind the one that runs over all of ``sizes``: it is on the last axis that is
+    not known to be 1, since broadcasting reads place 0 of one that is.
+    """
+    runs = (axis for axis in reversed(range(len(sizes))) if dims.eq(sizes[axis], 1) is not True)
+    axis = next(runs, len(sizes) - 1)
+    return [T.int64(0)] * axis, [T.int64(0)] * (len(sizes) - axis - 1)
 
 
 def _turned(k: Any, root: Value, axis: int) -> None:

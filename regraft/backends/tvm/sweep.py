@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 
 from regraft.backends.tvm import stack
 from regraft.backends.tvm.cluster import Cluster, Sweep
-from regraft.backends.tvm.kernel import LANES, TVM_TYPES, Built, Kernel, written
+from regraft.backends.tvm.kernel import BYTES, LANES, TVM_TYPES, Built, Kernel, written
 from regraft.backends.tvm.lower.apart import Axis
 from regraft.backends.tvm.lower.indexing import ravel
 from regraft.backends.tvm.lower.inside import PRODUCT
@@ -24,12 +24,8 @@ from regraft.backends.tvm.lower.matmul import factors
 from regraft.backends.tvm.lower.reduce import REDUCTIONS, Fold, axes_of, sum_of
 from regraft.backends.tvm.lower.scan import Strands
 from regraft.backends.tvm.lower.trip import Emit, Event, Hold
-from regraft.backends.tvm.templates import functions
 from regraft.errors import BackendError
 from regraft.ir import Dim, DType, Op, Symbol, Value, dims
-
-#: Bools are bytes: TVM has vectors of them, but no memory that takes one.
-_ON_STACK: Mapping[DType, DType] = {DType.BOOL: DType.I8}
 
 
 def build(sweep: Sweep, symbols: Sequence[Symbol], name: str) -> Built:
@@ -164,23 +160,11 @@ class _SweepKernel(Kernel):
 
     # -- memory ----------------------------------------------------------------------------------
 
-    def bind(self, value: Expr) -> Expr:
-        """As in every kernel; of a bool the byte: TVM chooses by no vector of bools that has a name."""
-        if not hasattr(value, "ty") or functions.scalar_type(value) != "bool":
-            return super().bind(value)
-        return self._of_byte(super().bind(self._byte(value)))
-
-    def _byte(self, value: Expr) -> Expr:
-        return self.cast(value, DType.BOOL, _ON_STACK[DType.BOOL])
-
-    def _of_byte(self, value: Expr) -> Expr:
-        return value > self.like(0, value)
-
     def at(self, value: Value, index: Sequence[Expr]) -> Expr:
         """The element of ``value`` at ``index``: on the stack, in memory, or computed."""
         if value in self._stacks:
             found = self._stacks[value][self._slot(value, index)]
-            return self._of_byte(found) if _is_bool(value) else found
+            return self.of_byte(found) if _is_bool(value) else found
         if value.owner is not self.scan.body:
             return super().at(value, index)
         before = [self._number] if value in self.scan.slices else []
@@ -192,11 +176,11 @@ class _SweepKernel(Kernel):
         for axis in self.strands.inner(value):
             count *= value.tensor.shape[axis]
         dtype = value.tensor.dtype
-        return stack.on_stack((count,), TVM_TYPES[_ON_STACK.get(dtype, dtype)])
+        return stack.on_stack((count,), TVM_TYPES[BYTES.get(dtype, dtype)])
 
     def _keep(self, value: Value, memory: Any, index: Sequence[Expr], element: Expr) -> None:
         """Let ``memory`` have ``element`` at the place ``index`` of ``value``."""
-        kept = self._byte(element) if _is_bool(value) else element
+        kept = self.byte(element) if _is_bool(value) else element
         T.buffer_store(memory, kept, [self._slot(value, index)])
 
     def _fill(

@@ -37,12 +37,12 @@ def bert() -> nn.Module:
     return randomise(BertModel(config, add_pooling_layer=False)).eval()
 
 
-def llama() -> nn.Module:
+def llama(layers: int = 1) -> nn.Module:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=50,
         hidden_size=32,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         intermediate_size=48,
@@ -207,3 +207,16 @@ def test_conditions_and_loops_are_the_plans(tvm: Any) -> None:
     assert set(compiled.report.to_dict()["executors"]) == {"tvm", "host"}
     for y in (x, 10 * x, 0.01 * x, 3 * x):
         assert_close(compiled(y), model.double()(y.double()), model.float()(y), reassociates=True)
+
+
+def test_a_mask_that_all_layers_read() -> None:
+    model = llama(layers=2)
+    given = {
+        "input_ids": torch.randint(0, 50, (2, 17)),
+        "attention_mask": torch.ones(2, 17, dtype=torch.int64),
+    }
+    given["attention_mask"][1, :4] = 0
+    compiled = regraft.compile(model, kwargs=given, backends=("tvm", "ort"), cache=False)
+    wanted = copy.deepcopy(model).double()(**given).logits
+    seen = given["attention_mask"].bool()
+    assert_close(compiled(**given).logits[seen], wanted[seen])

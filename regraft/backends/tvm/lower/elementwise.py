@@ -250,11 +250,15 @@ def _signed(op: Op) -> str | None:
 
 def larger(k: Any, x: Expr, y: Expr) -> Expr:
     """The larger one; nan if either is."""
+    if k.math.is_bool(x):
+        return k.math.either(x, y)
     return k.math.select(k.math.either(x > y, k.math.isnan(x)), x, y)
 
 
 def smaller(k: Any, x: Expr, y: Expr) -> Expr:
     """The smaller one; nan if either is."""
+    if k.math.is_bool(x):
+        return k.math.both(x, y)
     return k.math.select(k.math.either(x < y, k.math.isnan(x)), x, y)
 
 
@@ -289,10 +293,10 @@ def _bounded(op: Op) -> str | None:
 _COMPARISONS: dict[str, Scalar] = {
     "eq": lambda k, x, y: k.math.equal(x, y),
     "ne": lambda k, x, y: k.math.differ(x, y),
-    "lt": lambda k, x, y: x < y,
-    "le": lambda k, x, y: x <= y,
-    "gt": lambda k, x, y: x > y,
-    "ge": lambda k, x, y: x >= y,
+    "lt": lambda k, x, y: k.math.ordered(x) < k.math.ordered(y),
+    "le": lambda k, x, y: k.math.ordered(x) <= k.math.ordered(y),
+    "gt": lambda k, x, y: k.math.ordered(x) > k.math.ordered(y),
+    "ge": lambda k, x, y: k.math.ordered(x) >= k.math.ordered(y),
 }
 
 

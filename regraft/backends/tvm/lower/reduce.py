@@ -108,11 +108,11 @@ def _across_rows(k: Any, axes: Axes, how: Fold, term: Any, finish: Any) -> None:
 
 
 def _plus(k: Any, a: Expr, b: Expr) -> Expr:
-    return a + b
+    return k.math.plus(a, b)
 
 
 def _times(k: Any, a: Expr, b: Expr) -> Expr:
-    return a * b
+    return k.math.both(a, b) if k.math.is_bool(a) else a * b
 
 
 def element(k: Any, op: Op, place: list[Expr], dtype: DType) -> Expr:
