@@ -6,8 +6,9 @@ made of one line. A path that the compiler proved away is none.
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path as FilePath
 
 import onnxruntime
 import pytest
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 import regraft
-from regraft.testing import PathCounts
+from regraft.testing import Path, PathCounts
 from tests.zoo.dynamic.networks import DYNAMIC
 from tests.zoo.dynamic.record import DynamicNetwork
 
@@ -36,7 +37,10 @@ COUNTED = (
     "captioning_googlenet",
     "skipnet_ff_skipping",
     "shallow_deep_resnet",
+    "shrinking_beams",
 )
+#: Lines with an arm that a nan alone enters, by network: no tokens give one.
+OF_NAN = {"shrinking_beams": ("i = complete_seqs_scores.index(max(complete_seqs_scores))",)}
 #: How many seeds are tried beyond those of the table.
 MORE = 200
 
@@ -46,9 +50,20 @@ def inputs(network: DynamicNetwork, paths: PathCounts) -> Iterator[tuple[Tensor,
     for seed in network.small.paths.values():
         yield network.inputs(seed)
     for seed in range(MORE):
-        if not paths.missed:
+        if not missed(network, paths):
             return
         yield network.inputs(seed)
+
+
+def missed(network: DynamicNetwork, paths: PathCounts) -> list[str]:
+    """The paths that never ran, but for those that a nan alone enters."""
+    return [str(path) for path in paths.missed if source(path) not in OF_NAN.get(network.name, ())]
+
+
+def source(path: Path) -> str:
+    """The line of the model that a path comes from."""
+    file, _, line = path.location.rpartition(":")
+    return linecache.getline(file, int(line)).strip()
 
 
 def example(network: DynamicNetwork) -> tuple[Tensor, ...]:
@@ -62,12 +77,12 @@ def test_every_path_of_the_compiled_network_runs(name: str) -> None:
     compiled = regraft.compile(network.make(), example(network), passes=paths.passes)
     for arguments in inputs(network, paths):
         compiled(*arguments)
-    paths.assert_all_ran()
+    assert missed(network, paths) == []
 
 
 @pytest.mark.conformance
 @pytest.mark.parametrize("name", COUNTED)
-def test_every_path_of_the_file_runs(name: str, tmp_path: Path) -> None:
+def test_every_path_of_the_file_runs(name: str, tmp_path: FilePath) -> None:
     network, paths, path = DYNAMIC[name], PathCounts(), tmp_path / "model.onnx"
     report = regraft.export_onnx(network.make(), example(network), path, passes=paths.passes)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -78,4 +93,4 @@ def test_every_path_of_the_file_runs(name: str, tmp_path: Path) -> None:
         feed = dict(zip(names, tensors, strict=True)) | {"path_counts": zeros}
         (counts,) = session.run(["path_counts_out"], feed)
         paths.add(counts)
-    paths.assert_all_ran()
+    assert missed(network, paths) == []

@@ -27,6 +27,7 @@ from regraft.compiler.capture.control.growing import Growing, Ragged
 from regraft.compiler.capture.control.lists import append, listed
 from regraft.compiler.capture.control.mathematics import form_of
 from regraft.compiler.capture.control.number import (
+    SYMBOLIC,
     Array,
     Number,
     as_kind,
@@ -90,7 +91,7 @@ class Functions:
     # -- truth and numbers -----------------------------------------------------------------------
 
     def _isinstance(self, value: Any, kinds: Any) -> bool:
-        return isinstance(_example(value), kinds)
+        return isinstance(value, kinds) or isinstance(_example(value), kinds)
 
     def _type(self, *args: Any) -> Any:
         return type(_example(args[0])) if len(args) == 1 else type(*args)
@@ -372,6 +373,8 @@ def _example(value: Any) -> Any:
     """Something of the type that ``value`` has in eager, where that is one of Python's or NumPy's."""
     if isinstance(value, Array):
         return arrays.example(value)
+    if isinstance(value, SYMBOLIC):
+        return False if isinstance(value, torch.SymBool) else 0
     ours = (kind for cls, kind in _STANDS_FOR.items() if isinstance(value, cls))
     kind = value.kind if isinstance(value, Number) else next(ours, None)
     return value if kind is None else range(0) if kind is range else kind()

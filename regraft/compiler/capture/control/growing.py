@@ -207,8 +207,11 @@ class Growing:
         return Number(self._equal_to(value).any()) if is_carried(unwrapped(value)) else False
 
     def _equal_to(self, value: Any) -> Tensor:
-        """Which elements equal ``value``, a number or a tensor without dims."""
-        rows, wanted = self._scalars("is searched for a value"), as_tensor(unwrapped(value))
+        """Which elements equal ``value``: none, unless it is a number or a tensor without dims."""
+        rows = self._scalars("is searched for a value")
+        if not is_carried(unwrapped(value)):
+            return torch.zeros_like(rows, dtype=torch.bool)
+        wanted = as_tensor(unwrapped(value))
         if wanted.dim():
             self.refuse("is searched for a tensor that has dims")
         if isinstance(value, Tensor) and self.kind is not None:  # beside it, a number has its type
