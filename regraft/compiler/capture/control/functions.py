@@ -100,7 +100,7 @@ class Functions:
         values = tuple(map(asked, values))
         if len(values) != 1 or not self._undecided(values[0]):
             return bool(*values)
-        return Number(as_truth(unwrapped(values[0])))
+        return Number(as_truth(unwrapped(values[0])).clone())
 
     def _int(self, *args: Any) -> Any:
         return self._number(int, *args)
@@ -298,11 +298,14 @@ class Functions:
 
     def _listed(self, tensor: Tensor) -> Any:
         """``tensor.tolist()``"""
+        return self._lists_of(tensor.clone())
+
+    def _lists_of(self, tensor: Tensor) -> Any:
         if not tensor.dim():
             return Number(tensor)
         if tensor.dim() < 3 and free_unbacked_symbols(tensor.shape[0]):
             return Growing.held(tensor) if tensor.dim() == 1 else Ragged.rows_of(tensor)
-        return [self._listed(part) for part in tensor.unbind(0)]
+        return [self._lists_of(part) for part in tensor.unbind(0)]
 
     # -- tensors ---------------------------------------------------------------------------------
 
@@ -324,7 +327,9 @@ class Functions:
         return collected.movedim(0, dim).flatten(dim, dim + 1)
 
     def _collected(self, tensors: Any) -> Tensor | None:
-        return tensors.stacked if isinstance(tensors, Growing) else self.context.collected_in(tensors)
+        """All that the list ``tensors`` holds, in a tensor of its own."""
+        found = tensors.stacked if isinstance(tensors, Growing) else self.context.collected_in(tensors)
+        return None if found is None else found.clone()
 
     def _tensor(self, data: Any, *args: Any, **kwargs: Any) -> Tensor:
         """``torch.tensor``"""
@@ -347,7 +352,9 @@ class Functions:
         if not unknown or args or not set(kwargs) <= {"dtype", "device"}:
             return function(data, *args, **kwargs)
         made = stacked(data, kwargs.get("dtype"))
-        return made.to(kwargs.get("device") or made.device, copy=function is torch.tensor)
+        # Numbers have no memory that a tensor could share; a tensor that is the data shares its own.
+        shares = function is torch.as_tensor and isinstance(data, (Tensor, Array))
+        return made.to(kwargs.get("device") or made.device, copy=not shares)
 
     # -- NumPy -----------------------------------------------------------------------------------
 
@@ -365,8 +372,8 @@ class Functions:
 
 
 def one(tensor: Tensor) -> Tensor:
-    """The only element of a tensor, without dims."""
-    return tensor.reshape(()) if tensor.dim() else tensor
+    """The only element of a tensor, without dims, in memory of its own: no later write shows in it."""
+    return tensor.reshape(()).clone()
 
 
 def _example(value: Any) -> Any:

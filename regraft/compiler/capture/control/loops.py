@@ -308,7 +308,7 @@ class Region:
             on.append(as_truth(self.loop.on()))
             self._check_changed()
 
-        return run_arm(self.loop.context, trip, self.variables, self.saved, self.watch)
+        return run_arm(self.loop.context, trip, self.variables, self.saved, self.watch, self.saved)
 
     def _load(self, tensors: Sequence[Tensor], *, left: bool = False) -> None:
         """Give the variables the values that ``tensors`` carry, in a trip or after the loop was ``left``."""

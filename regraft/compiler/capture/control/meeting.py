@@ -76,13 +76,13 @@ def meet(
     lifted = _lifted(context, otherwise, variables, before, optional)
 
     def first() -> Sequence[Tensor]:
-        outcomes.append(run_arm(context, then, variables, before))
+        outcomes.append(run_arm(context, then, variables, before, live=saved))
         for index, other in lifted.items():
             outcomes[0].lift(index, other.values[index], _leaves(variables, goes_on, outcomes[0], other))
         return outcomes[0].tensors()
 
     def second() -> Sequence[Tensor]:
-        outcomes.append(run_arm(context, otherwise, variables, before))
+        outcomes.append(run_arm(context, otherwise, variables, before, live=saved))
         leaves = _leaves(variables, goes_on, outcomes[1], outcomes[0])
         for index in lifted:
             outcomes[1].lift(index, outcomes[0].rebuilt()[index], leaves)
@@ -216,12 +216,26 @@ def _refuse_growth(name: str) -> NoReturn:
 
 
 def run_arm(
-    context: Context, arm: _Arm, variables: Variables, saved: Saved, watch: Watch | None = None
+    context: Context,
+    arm: _Arm,
+    variables: Variables,
+    saved: Saved,
+    watch: Watch | None = None,
+    live: Saved | None = None,
 ) -> Outcome:
-    """The variables after ``arm``; afterwards everything is as ``saved``, when ``watch`` was set."""
+    """The variables after ``arm``; afterwards everything is as ``saved``, when ``watch`` was set.
+
+    ``live`` is what is read later whichever way the call goes; a set in it must not change.
+    """
     watch = watch or Watch.of(context)
     with context.arm():
         arm()
+    container = None if live is None else live.changed()
+    if container is not None:
+        refuse(
+            f"{shown(container)} changes where a tensor decides",
+            "make a new one where nothing decides, or keep what it says in numbers, lists or dicts",
+        )
     outcome = Outcome.of(variables)
     saved.restore()
     changed = watch.changed()

@@ -11,6 +11,7 @@ that does not hold has no value afterwards, which is an error only if it is read
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,8 @@ UNBOUND = _Mark("UNBOUND")
 KEPT = _Mark("KEPT")
 
 CONTAINERS = (list, dict, set, Growing)
+#: The containers of which the parts go where the call goes. What becomes of others must not depend on it.
+_IN_PARTS = (list, dict, OrderedDict, defaultdict)
 _BY_VALUE = (str, bytes, type(None), torch.dtype, torch.device, torch.Size, complex, slice, range)
 
 
@@ -111,8 +114,17 @@ class Saved:
 
     def restore(self) -> None:
         for container, content in self.contents:
-            fill(container, content)
+            if not _hold_the_same(container, content):
+                fill(container, content)
         self.variables.write(self.values)
+
+    def changed(self) -> Any:
+        """A container that has changed since and of which no parts are known, as a set; None without one."""
+        for container, content in self.contents:
+            in_parts = type(container) in _IN_PARTS or isinstance(container, Growing)
+            if not in_parts and not _hold_the_same(container, content):
+                return container
+        return None
 
 
 def _save(value: Any, contents: dict[int, tuple[Any, Any]]) -> None:
@@ -123,8 +135,17 @@ def _save(value: Any, contents: dict[int, tuple[Any, Any]]) -> None:
             _save(each, contents)
 
 
+def _hold_the_same(container: Any, content: Any) -> bool:
+    """Whether two containers of one type hold the very same parts; those of a set have no order."""
+    if isinstance(container, set):
+        return set(map(id, container)) == set(map(id, content))
+    return still_holds(container, holding(content))
+
+
 def fill(container: Any, content: Any) -> None:
     """Make ``container``, a list, dict or set, hold what ``content``, of the same type, holds."""
+    if container is content:
+        return
     if isinstance(container, Growing):
         vars(container).update(vars(content))
     elif isinstance(container, list):

@@ -108,10 +108,18 @@ _OBJECT = "return the new value instead, or change it in the function where the 
 
 
 def is_shared(context: Context, name: str, container: Any) -> bool:
-    """Whether more than the variable ``name`` of running functions leads to ``container``."""
-    names = ((k, v) for frame in context.frames() for k, v in frame.f_locals.items())
-    if any(value is container and key != name and not key.startswith(PREFIX) for key, value in names):
-        return True
+    """Whether more than the variable ``name`` of the function that is running leads to ``container``.
+
+    A variable of that name in a function further out is another one.
+    """
+    is_own = True
+    for frame in context.frames():
+        for key, value in frame.f_locals.items():
+            if value is container and not key.startswith(PREFIX) and not (is_own and key == name):
+                return True
+        # The arms and trips within the function that has the variable share it.
+        code = frame.f_code
+        is_own = is_own and name not in (*code.co_cellvars, *code.co_varnames)
     if context.is_given(container):
         return True
     # A function that closes over the variable sees whatever the variable holds.
