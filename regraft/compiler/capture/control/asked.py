@@ -28,7 +28,9 @@ _ASKS = frozenset(
 #: What takes the numbers that tensors in a list hold.
 _TAKES = frozenset([torch.tensor, torch.as_tensor])
 #: What may stand between the code that asks and the mode: torch's methods and indexing in Python, and NumPy.
-_BETWEEN = frozenset(["torch._tensor", "torch.overrides", "torch._export.non_strict_utils"])
+_BETWEEN = frozenset(
+    ["torch._tensor", "torch.overrides", "torch._export.non_strict_utils", "torch._subclasses.fake_tensor"]
+)
 
 
 def _asking() -> FrameType | None:

@@ -19,6 +19,7 @@ from regraft.compiler.capture.control.number import (
     dtype_of,
     is_carried,
     kind_of,
+    type_beside,
 )
 from regraft.compiler.capture.control.optional import Unlike, in_place_of
 from regraft.compiler.capture.control.state import UNBOUND, Lost, same, shown
@@ -92,9 +93,9 @@ def settled(start: Any, after: Any) -> Any | Lost:
     if isinstance(start, Tensor) and isinstance(after, Tensor):
         return start if before.dtype == dtype else lost
     if isinstance(start, Tensor):  # and a number after a trip
-        return start if torch.result_type(before, kind_of(dtype)(1)) == before.dtype else lost
+        return start if type_beside(before, kind_of(dtype)) == before.dtype else lost
     if isinstance(after, Tensor):
-        return before.to(dtype) if torch.result_type(after, kind_of(before.dtype)(1)) == dtype else lost
+        return before.to(dtype, copy=True) if type_beside(after, kind_of(before.dtype)) == dtype else lost
     wider = torch.promote_types(before.dtype, dtype)
     return start if _varies(start) and wider == before.dtype else Number(before.to(wider))
 

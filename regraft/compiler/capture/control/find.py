@@ -34,7 +34,7 @@ from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.jumps import Note
 from regraft.compiler.capture.control.meeting import run_arm
 from regraft.compiler.capture.control.number import UnknownNumber, unwrapped
-from regraft.compiler.capture.control.swap import nested, owners, swapped
+from regraft.compiler.capture.control.swap import around, nested, owners, swapped
 from regraft.compiler.capture.source import is_users
 from regraft.compiler.owners import Owner, owner_of
 from regraft.errors import CaptureError
@@ -145,8 +145,10 @@ class FrontEnd:
     def _convertible(self, code: CodeType) -> list[CodeType]:
         """The functions that are still to be converted for ``code``, where a tensor decided."""
         converted = {each for made in self.codes.values() for each in nested(made)}
-        found = [] if code in converted else owners(code)
-        return [each for each in found if each not in self.codes]
+        if code in converted:
+            return []
+        found = [each for each in owners(code) if each not in self.codes]
+        return found or [each for each in around(code) if each not in self.codes]
 
     def _convert(self, code: CodeType, deciding: CodeType, line: int) -> None:
         try:

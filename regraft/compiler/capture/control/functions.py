@@ -201,7 +201,7 @@ class Functions:
 
     def _range(self, *args: Any) -> Any:
         """``range``; of a bound that only a call knows, a ``Span``."""
-        if not any(self._undecided(each) for each in args):
+        if not any(self._undecided(each) or _is_unknown_size(each) for each in args):
             return range(*args)
         start, stop, step = (0, args[0], 1) if len(args) == 1 else (*args, 1)[:3]
         if self._undecided(step) or step == 0:
@@ -369,6 +369,11 @@ class Functions:
 
     def _undecided(self, value: Any) -> bool:
         return self.context.tracer.undecided(unwrapped(value))
+
+
+def _is_unknown_size(value: Any) -> bool:
+    """Whether ``value`` is a size that only a call knows, be it known that it is not 0."""
+    return isinstance(value, torch.SymInt) and bool(free_unbacked_symbols(value))
 
 
 def one(tensor: Tensor) -> Tensor:

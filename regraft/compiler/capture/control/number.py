@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch._numpy._ndarray import ndarray
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
@@ -46,6 +47,12 @@ def number_tensor(value: Any, device: torch.device | None = None) -> Tensor:
     if isinstance(value, torch.SymInt):
         return markers.SIZE(value)
     return torch.full((), value, dtype=_DTYPES[type(value)], device=device)
+
+
+def type_beside(tensor: Tensor, kind: Kind) -> torch.dtype:
+    """The type that ``tensor`` has next to a number of ``kind``; a question, which no graph records."""
+    with disable_proxy_modes_tracing():
+        return torch.result_type(tensor, kind(1))
 
 
 def is_carried(leaf: Any) -> bool:
@@ -135,7 +142,7 @@ class Number:
         if not tensors:
             return self.tensor
         counted = [tensor for tensor in tensors if tensor.dtype != torch.bool]  # the others are masks
-        dtypes = [torch.result_type(tensor, self.kind(1)) for tensor in counted or tensors]
+        dtypes = [type_beside(tensor, self.kind) for tensor in counted or tensors]
         found = dtypes[0]
         for dtype in dtypes[1:]:
             found = torch.promote_types(found, dtype)

@@ -27,6 +27,7 @@ from regraft.compiler.capture.control.number import (
     dtype_of,
     is_carried,
     kind_of,
+    type_beside,
 )
 from regraft.compiler.capture.control.optional import Maybe, Unlike, are_unlike, in_place_of
 from regraft.compiler.capture.control.structure import flatten, mapped, unflatten
@@ -298,7 +299,7 @@ def _met_mixed(first: Any, second: Any) -> Part | None:
     """A number on one path, a tensor on the other: a tensor without dims takes the number in."""
     tensor, number = (first, second) if isinstance(first, Tensor) else (second, first)
     held = as_tensor(number)
-    if tensor.dim() or torch.result_type(tensor, kind_of(held.dtype)(1)) != tensor.dtype:
+    if tensor.dim() or type_beside(tensor, kind_of(held.dtype)) != tensor.dtype:
         return None
     if tensor is first:
         return Part.only(first, 0, held.to(tensor.dtype), lambda found: found)

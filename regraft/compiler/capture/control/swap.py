@@ -37,6 +37,13 @@ def owners(code: CodeType) -> Sequence[CodeType]:
     return [each for each in found if code in nested(each)]
 
 
+def around(code: CodeType) -> Sequence[CodeType]:
+    """The codes of living functions that define ``code`` in them: each of their calls makes it anew."""
+    same_file = {f.__code__ for f in _functions() if f.__code__.co_filename == code.co_filename}
+    named = (each for each in same_file if each.co_name not in _PARTS and each is not code)
+    return [each for each in named if code in nested(each)]
+
+
 def nested(code: CodeType) -> Iterator[CodeType]:
     """``code`` and the codes of the functions defined in it."""
     yield code
