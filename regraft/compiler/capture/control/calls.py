@@ -289,6 +289,11 @@ class Calls:
         if name in _OPERATORS:
             return _OPERATORS[name](first, second)
         if name in ("Is", "IsNot"):
+            if first is not second and all(map(self.context.is_given, (first, second))):
+                refuse(
+                    "a tensor decides whether two lists, dicts or records are one object",
+                    "compare the numbers that decide, or what they hold with ==",
+                )
             found = identical(first, second)
             return found if name == "Is" else self.negate(found)
         found = self._contained(first, second)

@@ -144,7 +144,8 @@ class Context:
         grows: the places (file, line, variable) at which a list has to be a ``Growing``.
         optional: those at which a variable may be a ``Maybe``, or only the second arm returns.
         copies: what was taken by an index that only a call knows.
-        given: the lists that are elements of lists of unknown length.
+        given: the lists that are elements of lists of unknown length, and containers that may be others.
+        changed: the first of them that was changed since.
         collected: lists that such loops have filled, and the tensors that hold all of a list.
     """
 
@@ -158,6 +159,7 @@ class Context:
     collected: list[tuple[list[Tensor], Tensor]] = field(default_factory=list[tuple[list[Tensor], Tensor]])
     copies: list[Copy] = field(default_factory=list["Copy"])
     given: list[Given] = field(default_factory=list["Given"])
+    changed: Given | None = None
     _arms: threading.local = field(default_factory=threading.local)
     _thread: int | None = None
     _outermost: FrameType | None = None
@@ -195,6 +197,14 @@ class Context:
     def _given(self, container: Any) -> Given:
         site = self.folded[-1] if self.folded else None
         return Given(container, holding(container), site, where())
+
+    def note_changes(self) -> None:
+        """Remember the first change of a container that is given, before paths are set back or meet."""
+        self.changed = self.changed or next((each for each in self.given if each.is_written), None)
+
+    def renew(self) -> None:
+        """The containers that are given hold what they do by no change of the model's."""
+        self.given[:] = [replace(each, parts=holding(each.values)) for each in self.given]
 
     def is_given(self, container: Any) -> bool:
         """Whether ``container`` is, in eager, an element of a list of unknown length."""

@@ -75,12 +75,13 @@ class FrontEnd:
             self.context.collected.clear()
             self.context.copies.clear()
             self.context.given.clear()
+            self.context.changed = None
             hook = module.register_forward_hook(_as_tensors)
             try:
                 with swapped(self.codes), self.context.tracing(), Asked(self._asks), self._quiet():
                     found = traced()
-                changed = next((each for each in self.context.given if each.is_written), None)
-                written = changed or self.context.written_copy(found)
+                self.context.note_changes()
+                written = self.context.changed or self.context.written_copy(found)
                 if written is None:
                     return found
                 error = self._written(written)

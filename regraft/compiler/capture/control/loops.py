@@ -313,6 +313,7 @@ class Region:
     def _load(self, tensors: Sequence[Tensor], *, left: bool = False) -> None:
         """Give the variables the values that ``tensors`` carry, in a trip or after the loop was ``left``."""
         self.loaded = [(tensor, tensor._version) for tensor in tensors]
+        self.loop.context.note_changes()
         rest = iter(tensors[1:] if self.loop.leaves else tensors)
         values: list[Any] = []
         for name, start, before in zip(self.variables.names, self.start, self.saved.values, strict=True):
@@ -327,6 +328,7 @@ class Region:
                 value = before
             values.append(value)
         self.variables.write(values)
+        self.loop.context.renew()
         named = zip(self.variables.names, values, strict=True)
         self.contents = {
             name: (value, holding(value)) for name, value in named if isinstance(value, CONTAINERS)

@@ -27,17 +27,18 @@ from regraft.compiler.capture.control.context import (
 )
 from regraft.compiler.capture.control.convert import original
 from regraft.compiler.capture.control.growing import Element, Growing
+from regraft.compiler.capture.control.merging import Merging
 from regraft.compiler.capture.control.number import SYMBOLIC, Number, as_tensor, is_carried, unwrapped
 from regraft.compiler.capture.control.optional import are_unlike, in_place_of, may_be_none
 from regraft.compiler.capture.control.state import (
     CONTAINERS,
     UNBOUND,
     Lost,
+    Node,
     Outcome,
     Part,
     Saved,
     Variables,
-    fill,
     forms,
     met,
     shown,
@@ -97,13 +98,15 @@ def meet(
         each.finished(context, name, results) for name, each in zip(variables.names, joined, strict=True)
     ]
     _hand_on(context, values, outcomes)
-    _note_shared(context, variables.names, values, outcomes)
     note_choices(values, [outcome.values for outcome in outcomes], test)
+    merging = Merging()
     kept = [
-        _in_place(context, name, value, saved.values[i], [o.values[i] for o in outcomes])
+        _in_place(context, merging, name, value, saved.values[i], [o.nodes[i] for o in outcomes])
         for i, (name, value) in enumerate(zip(variables.names, values, strict=True))
     ]
     variables.write(kept)
+    context.renew()
+    merging.note(context)
 
 
 def _hand_on(context: Context, values: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
@@ -116,18 +119,6 @@ def _hand_on(context: Context, values: Sequence[Any], outcomes: Sequence[Outcome
             for given, result in zip(leaves, results, strict=True):
                 if isinstance(given, Tensor):
                     context.hand_on(given, result)
-
-
-def _note_shared(
-    context: Context, names: Sequence[str], values: Sequence[Any], outcomes: Sequence[Outcome]
-) -> None:
-    """A container that is another one on each path is, in eager, that very one, which others may hold."""
-    for i, (name, value) in enumerate(zip(names, values, strict=True)):
-        sides = [o.values[i] for o in outcomes if isinstance(o.values[i], CONTAINERS)]
-        if not isinstance(value, CONTAINERS) or all(side is sides[0] for side in sides):
-            continue
-        if any(is_shared(context, name, side) for side in sides):
-            context.may_be(value, *sides)
 
 
 def _lifted(
@@ -228,8 +219,10 @@ def run_arm(
     ``live`` is what is read later whichever way the call goes; a set in it must not change.
     """
     watch = watch or Watch.of(context)
+    context.note_changes()
     with context.arm():
         arm()
+    context.note_changes()
     container = None if live is None else live.changed()
     if container is not None:
         refuse(
@@ -238,6 +231,7 @@ def run_arm(
         )
     outcome = Outcome.of(variables)
     saved.restore()
+    context.renew()
     changed = watch.changed()
     if changed is not None:
         refuse(changed.reason, changed.hint)
@@ -304,16 +298,16 @@ def _structures(one: Any, other: Any) -> str:
     return f"is {sizes[0]} on one path and {sizes[1]} on the other"
 
 
-def _in_place(context: Context, name: str, value: Any, before: Any, after: Sequence[Any]) -> Any:
-    """``value``, put into the container that the variable held all along, where it did."""
-    others = [each for each in after if each is not before]
+def _in_place(
+    context: Context, merging: Merging, name: str, value: Any, before: Any, after: Sequence[Node]
+) -> Any:
+    """``value``, in which the containers that are the same on both paths are these themselves."""
+    others = [each.value for each in after if each.value is not before]
     grew = value is UNBOUND and all(isinstance(each, Growing) for each in others)
-    if not isinstance(before, CONTAINERS) or (others and not grew):
-        return value
-    if value is UNBOUND or type(value) is not type(before):
+    held = isinstance(before, CONTAINERS) and (not others or grew)
+    if held and (value is UNBOUND or type(value) is not type(before)):
         place = (*where(), name)
         if not isinstance(before, list) or place in context.grows:
             _refuse_growth(name)
         raise Grows(place)
-    fill(before, value)
-    return before
+    return value if value is UNBOUND else merging.merged(value, *after)

@@ -11,7 +11,7 @@ that does not hold has no value afterwards, which is an error only if it is read
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +30,14 @@ from regraft.compiler.capture.control.number import (
     type_beside,
 )
 from regraft.compiler.capture.control.optional import Maybe, Unlike, are_unlike, in_place_of
-from regraft.compiler.capture.control.structure import flatten, mapped, unflatten
+from regraft.compiler.capture.control.structure import (
+    flatten,
+    is_atom,
+    is_record,
+    mapped,
+    parted,
+    unflatten,
+)
 
 
 class _Mark:
@@ -144,11 +151,17 @@ def _hold_the_same(container: Any, content: Any) -> bool:
 
 
 def fill(container: Any, content: Any) -> None:
-    """Make ``container``, a list, dict or set, hold what ``content``, of the same type, holds."""
+    """Make ``container``, a list, dict, set, deque or record, hold what ``content``, of its type, holds."""
     if container is content:
         return
     if isinstance(container, Growing):
         vars(container).update(vars(content))
+    elif is_record(container):
+        for part, value in vars(content).items():
+            object.__setattr__(container, part, value)
+    elif isinstance(container, deque):
+        container.clear()
+        container.extend(content)
     elif isinstance(container, list):
         container[:] = content
     else:
@@ -158,7 +171,7 @@ def fill(container: Any, content: Any) -> None:
 
 def holding(container: Any) -> tuple[Any, ...]:
     """What ``container`` holds at this moment; the parts of a list of unknown length are its tensors."""
-    if isinstance(container, Growing):
+    if isinstance(container, Growing) or is_record(container):
         return tuple(vars(container).values())
     return (*container, *container.values()) if isinstance(container, dict) else tuple(container)
 
@@ -167,6 +180,19 @@ def still_holds(container: Any, parts: tuple[Any, ...]) -> bool:
     """Whether ``container`` holds the very ``parts``, as ``holding`` has them."""
     now = holding(container)
     return len(now) == len(parts) and all(a is b for a, b in zip(now, parts, strict=True))
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value, and its parts as they were when it was looked at."""
+
+    value: Any
+    parts: tuple[Node, ...]
+
+    @staticmethod
+    def of(value: Any) -> Node:
+        parts = () if is_atom(value) else tuple(map(Node.of, parted(value)[0]))
+        return Node(value, parts)
 
 
 @dataclass(frozen=True)
@@ -184,17 +210,20 @@ class Outcome:
     Fields:
         values: of each variable, as they are.
         leaves, specs: their parts; None for a variable without a value.
+        nodes: the containers in them, and what each held.
         tensors: what the arm yields for each part that can be yielded, in order.
     """
 
     values: tuple[Any, ...]
     leaves: list[list[Any]] = field(default_factory=list[list[Any]])
     specs: list[Any] = field(default_factory=list[Any])
+    nodes: list[Node] = field(default_factory=list[Node])
 
     @staticmethod
     def of(variables: Variables) -> Outcome:
         found = Outcome(variables.read())
         for value in found.values:
+            found.nodes.append(Node.of(value))
             leaves, spec = ([], None) if value is UNBOUND else flatten(value)
             found.leaves.append(leaves)
             found.specs.append(spec)

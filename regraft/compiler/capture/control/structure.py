@@ -34,7 +34,7 @@ def flatten(value: Any) -> tuple[list[Any], Structure]:
     parts: list[Any] = []
     records: list[tuple[type, Structure] | None] = []
     for leaf in leaves:
-        if _is_record(leaf):
+        if is_record(leaf):
             own, structure = flatten({name: getattr(leaf, name) for name in _fields(leaf)})
             parts += own
             records.append((type(leaf), structure))
@@ -51,12 +51,32 @@ def unflatten(parts: Sequence[Any], structure: Structure) -> Any:
         if record is None:
             return next(rest)
         cls, inner = record
-        made = object.__new__(cls)
-        for name, value in unflatten([next(rest) for _ in range(_size(inner))], inner).items():
-            object.__setattr__(made, name, value)
-        return made
+        fields = unflatten([next(rest) for _ in range(_size(inner))], inner)
+        return _record(cls, list(fields), list(fields.values()))
 
     return pytree.tree_unflatten([leaf(record) for record in structure.records], structure.spec)
+
+
+def parted(value: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """The parts that ``value`` holds itself, and what makes a new one of its type of others."""
+    if is_record(value):
+        names = _fields(value)
+        return [getattr(value, name) for name in names], lambda new: _record(type(value), names, new)
+    parts, spec = pytree.tree_flatten(value, is_leaf=lambda each: each is not value)
+    return parts, lambda new: pytree.tree_unflatten(new, spec)
+
+
+def is_atom(value: Any) -> bool:
+    """Whether ``value`` is a part that has no parts."""
+    parts, _ = parted(value)
+    return len(parts) == 1 and parts[0] is value
+
+
+def _record(cls: type, names: Sequence[str], values: Sequence[Any]) -> Any:
+    made = object.__new__(cls)
+    for name, value in zip(names, values, strict=True):
+        object.__setattr__(made, name, value)
+    return made
 
 
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:
@@ -69,7 +89,7 @@ def _size(structure: Structure) -> int:
     return sum(1 if record is None else _size(record[1]) for record in structure.records)
 
 
-def _is_record(value: Any) -> bool:
+def is_record(value: Any) -> bool:
     """Whether ``value`` is nothing but its fields."""
     names = _fields(value)
     return bool(names) and set(getattr(value, "__dict__", ())) == set(names)
