@@ -197,6 +197,22 @@ def test_a_size_that_an_arm_needs_is_checked_in_it(backend: str) -> None:
         made(torch.tensor([2.0, -1.0, -3.0]))
 
 
+def four_twice(x: Tensor) -> Any:
+    """What the arm needs of a size the code behind it needs too."""
+    kept = x[x > 0]
+    (found,) = control.cond(x[0] > 1, lambda: ((kept + torch.ones(4)).sum(),), lambda: (x.sum(),))
+    return found, kept + torch.ones(4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_an_arm_needed_of_a_size_is_asked_behind_it_too(backend: str) -> None:
+    made = compiled(four_twice, (torch.ones(4) * 2,), backend)
+    assert [t.tolist() for t in made(torch.ones(4))] == [4, [2.0] * 4]
+    for first in (1.0, 2.0):
+        with pytest.raises((RegraftError, RuntimeError)):  # torch's own, where torch runs it
+            made(torch.tensor([first, 1.0, 1.0, -1.0]))
+
+
 def many_or_few(x: Tensor) -> Any:
     return control.cond(positive(x), lambda: (x[:4] if x.shape[0] > 3 else x,), lambda: (x * 2,))
 

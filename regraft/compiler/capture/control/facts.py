@@ -71,6 +71,9 @@ class Known:
         env._version_counter += 1
         env._replacements_version_counter += 1
         env._resimplify_floor_div_axioms = True
+        # What was asked or asserted before torch answers at once, and asserts nothing.
+        for answers in (env._inner_evaluate_expr, env.guard_or_defer_runtime_assert, env._maybe_guard_rel):
+            answers.cache_clear()
 
     def _is_outer(self, expression: Any) -> bool:
         """Whether a condition is about sizes that were known, and no others of those that values decide."""
