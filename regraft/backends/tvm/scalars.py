@@ -69,17 +69,41 @@ class Scalars:
     def exclusive(self, x: Expr, y: Expr) -> Expr:
         return tirx.bitwise_xor(x, y) if not _is_bool(x) else self.differ(x, y)
 
+    def less(self, x: Expr, y: Expr) -> Expr:
+        x, y = _matched(self.ordered(x), self.ordered(y))
+        return self._opaque(x < y) if _is_float(x) else x < y
+
+    def at_most(self, x: Expr, y: Expr) -> Expr:
+        x, y = _matched(self.ordered(x), self.ordered(y))
+        return self._same(x, y, tirx.LE) if _is_float(x) else x <= y
+
     def equal(self, x: Expr, y: Expr) -> Expr:
         # Python's == gives an object that is no expression yet.
-        x, y = _matched(x, y)
-        return tirx.EQ(self.ordered(x), self.ordered(y))
+        x, y = _matched(self.ordered(x), self.ordered(y))
+        return self._same(x, y, tirx.EQ) if _is_float(x) else tirx.EQ(x, y)
 
     def differ(self, x: Expr, y: Expr) -> Expr:
-        x, y = _matched(x, y)
-        if _is_float(x):  # TVM's question is false for nan, which is no number's equal
-            x, y = self.bind(x), self.bind(y)
-            return tirx.Or(tirx.NE(x, y), tirx.Or(self.isnan(x), self.isnan(y)))
-        return tirx.NE(self.ordered(x), self.ordered(y))
+        x, y = _matched(self.ordered(x), self.ordered(y))
+        return self.negation(self.equal(x, y)) if _is_float(x) else tirx.NE(x, y)
+
+    def _same(self, x: Expr, y: Expr, question: Callable[[Expr, Expr], Expr]) -> Expr:
+        """A question about floats whose answer is yes where they are one number, and not where one is nan.
+
+        TVM takes it for answered where both are one expression.
+        """
+        if _is_number(x) or _is_number(y):
+            return self._opaque(question(x, y))
+        x = self.bind(x)
+        return tirx.And(self._opaque(question(x, y)), tirx.Not(self.isnan(x)))
+
+    def _opaque(self, question: Expr) -> Expr:
+        """A comparison of floats that TVM's simplifier does not know for one.
+
+        It takes floats as ordered: of ``not x < y`` it makes ``y <= x``, of ``x <= y or y < x`` true, and
+        asks no more for ``y <= x`` where ``x < y`` was false. LLVM sees through it.
+        """
+        answer = self.ordered(question)
+        return tirx.NE(answer, self.like(0, answer))
 
     def ordered(self, x: Expr) -> Expr:
         """``x``, bools as numbers: TVM compares them as floats, and has no negation of vectors of them that
@@ -95,6 +119,10 @@ class Scalars:
 
     def plus(self, x: Expr, y: Expr) -> Expr:
         return self.either(x, y) if _is_bool(x) else x + y
+
+    def minus(self, x: Expr, y: Expr) -> Expr:
+        # Of floats TVM makes 0 of x - x, which is nan for some, and x of x + y - y.
+        return x + y * self.like(-1, y) if _is_float(x) else x - y
 
     def times(self, x: Expr, y: Expr) -> Expr:
         return self.both(x, y) if _is_bool(x) else self.unfolded(x) * self.unfolded(y)
@@ -119,9 +147,9 @@ class Scalars:
         if _is_float(x):
             return tirx.abs(x)
         x = self.bind(x)
-        return (
-            x if scalar_type(x).startswith(("uint", "bool")) else self.select(x < 0, self.like(0, x) - x, x)
-        )
+        if scalar_type(x).startswith(("uint", "bool")):
+            return x
+        return self.select(x < 0, self.like(0, x) - x, x)
 
     def floor(self, x: Expr) -> Expr:
         return tirx.floor(x) if _is_float(x) else x
@@ -137,13 +165,33 @@ class Scalars:
         return tirx.trunc(x) if _is_float(x) else x
 
     def floordiv(self, x: Expr, y: Expr) -> Expr:
-        return tirx.floordiv(x, y)
+        """TVM's own adds a number of the size of ``y`` first, which may leave the type."""
+        quotient = self.bind(self.truncdiv(x, y))
+        return self.select(self._is_above(x, y), quotient - self.like(1, x), quotient)
 
     def floormod(self, x: Expr, y: Expr) -> Expr:
-        return tirx.floormod(x, y)
+        rest = self.bind(self._truncmod(x, y))
+        return self.select(self._is_above(x, y), rest + y, rest)
+
+    def _is_above(self, x: Expr, y: Expr) -> Expr:
+        """Whether the quotient that is rounded towards 0 is above the one that is rounded down."""
+        rest = self.bind(self._truncmod(x, y))
+        zero = self.like(0, x)
+        return tirx.And(tirx.NE(rest, zero), tirx.NE(self.ordered(rest < zero), self.ordered(y < zero)))
 
     def truncdiv(self, x: Expr, y: Expr) -> Expr:
+        if _is_least(y):  # TVM would negate it
+            return self.select(
+                tirx.EQ(tirx.bitwise_xor(x, y), self.like(0, x)), self.like(1, x), self.like(0, x)
+            )
+        if _is_minus_one(y):  # the CPU traps where the least number is divided
+            return self.like(0, x) - x
         return tirx.truncdiv(x, y)
+
+    def _truncmod(self, x: Expr, y: Expr) -> Expr:
+        if _is_least(y):
+            return self.select(tirx.EQ(tirx.bitwise_xor(x, y), self.like(0, x)), self.like(0, x), x)
+        return self.like(0, x) if _is_minus_one(y) else tirx.truncmod(x, y)
 
     def fmod(self, x: Expr, y: Expr) -> Expr:
         """What is left of ``x``, with its sign, exactly."""
@@ -158,7 +206,9 @@ class Scalars:
         return tirx.exp2(x)
 
     def expm1(self, x: Expr) -> Expr:
-        """``(e^x + 1) tanh(x / 2)``: nothing is lost near 0."""
+        """In f32 ``(e^x + 1) tanh(x / 2)``: nothing is lost near 0."""
+        if is_double(x):
+            return self._external("expm1", x)
         x = self.bind(x)
         one = self.like(1, x)
         # Beyond, tanh is 1 and the product would be infinity times what is not quite 1.
@@ -214,6 +264,20 @@ class Scalars:
 
 def _is_bool(value: Expr) -> bool:
     return scalar_type(value) == "bool"
+
+
+def _is_number(value: Expr) -> bool:
+    return isinstance(value.value if isinstance(value, tirx.Broadcast) else value, tirx.FloatImm)
+
+
+def _is_minus_one(value: Expr) -> bool:
+    return isinstance(value, tirx.IntImm) and value.value == -1
+
+
+def _is_least(value: Expr) -> bool:
+    """Whether ``value`` is the least number of a type with a sign."""
+    kind, _, bits = scalar_type(value).partition("int")
+    return isinstance(value, tirx.IntImm) and not kind and value.value == -(1 << (int(bits) - 1))
 
 
 def _is_float(value: Expr) -> bool:

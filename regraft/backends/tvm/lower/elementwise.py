@@ -286,17 +286,18 @@ def _comparable(op: Op) -> str | None:
 
 def _bounded(op: Op) -> str | None:
     dtype = op.result.tensor.dtype
-    wrong = [op.attr(n) for n in ("min", "max") if op.attr(n) is not None and not _fits(op.attr(n), dtype)]
+    given = [op.attr(name) for name in ("min", "max") if op.attr(name) is not None]
+    wrong = [bound for bound in given if not _fits(bound, dtype) or bound != bound]
     return f"{dtype} is clamped at {wrong[0]}" if wrong else None
 
 
 _COMPARISONS: dict[str, Scalar] = {
     "eq": lambda k, x, y: k.math.equal(x, y),
     "ne": lambda k, x, y: k.math.differ(x, y),
-    "lt": lambda k, x, y: k.math.ordered(x) < k.math.ordered(y),
-    "le": lambda k, x, y: k.math.ordered(x) <= k.math.ordered(y),
-    "gt": lambda k, x, y: k.math.ordered(x) > k.math.ordered(y),
-    "ge": lambda k, x, y: k.math.ordered(x) >= k.math.ordered(y),
+    "lt": lambda k, x, y: k.math.less(x, y),
+    "le": lambda k, x, y: k.math.at_most(x, y),
+    "gt": lambda k, x, y: k.math.less(y, x),
+    "ge": lambda k, x, y: k.math.at_most(y, x),
 }
 
 
@@ -307,15 +308,17 @@ def calls_library(op: Op) -> bool:
     """
     if op.name == "aten.atan2":
         return True
-    if op.name in ("aten.log1p", "aten.softplus"):
-        return op.result.tensor.dtype == DType.F64
     if op.name == "aten.round":
         return op.result.tensor.dtype.is_float
     is_floored = op.name.startswith("aten.div.") and op.attrs.get("rounding_mode") == "floor"
     if is_floored or op.name.startswith("aten.remainder."):
         return op.result.tensor.dtype.is_float
-    is_exact_gelu = op.name == "aten.gelu" and op.attr("approximate") == "none"
-    return (op.name == "aten.erf" or is_exact_gelu) and op.result.tensor.dtype == DType.F64
+    return op.name in _OF_LIBRARY_IN_F64 and op.result.tensor.dtype == DType.F64
+
+
+_OF_LIBRARY_IN_F64 = frozenset(
+    f"aten.{name}" for name in ("elu", "erf", "expm1", "gelu", "log1p", "softplus", "tanh")
+)
 
 
 #: Functions of one float that ``scalars.py`` has under the name of the op.
@@ -348,7 +351,7 @@ LOWERINGS: dict[str, Pointwise] = {
     "aten.softplus": elementwise(_softplus),
     "aten.clamp": elementwise(_clamp, _bounded),
     "aten.add.Tensor": elementwise(lambda k, op, x, y: k.math.plus(x, _scaled(k, op, y))),
-    "aten.sub.Tensor": elementwise(lambda k, op, x, y: x - _scaled(k, op, y)),
+    "aten.sub.Tensor": elementwise(lambda k, op, x, y: k.math.minus(x, _scaled(k, op, y))),
     "aten.mul.Tensor": elementwise(lambda k, op, x, y: k.math.times(x, y)),
     "aten.div.Tensor": elementwise(lambda k, op, x, y: k.math.over(x, y)),
     "aten.div.Tensor_mode": elementwise(_quotient, _no_zero_divisor),
