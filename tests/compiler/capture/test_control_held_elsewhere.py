@@ -254,3 +254,42 @@ def a_set_in_a_long_loop(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("model", [a_set_after_an_exit, a_set_that_stays, a_set_in_a_long_loop])
 def test_sets_that_do_not_depend_on_a_tensor(model: Any) -> None:
     check_calls(model, (UP,), CALLS, backends=("ort",))
+
+
+# -- lists that += extends -----------------------------------------------------------------------
+
+
+def another_name_of_what_is_added_to(x: Tensor) -> Tensor:
+    values = [1.0]
+    other = values
+    values += x[x > 0].tolist()
+    return x + len(other) + len(values)
+
+
+def a_dict_holds_what_is_added_to(x: Tensor) -> Tensor:
+    held = {"a": [1.0]}
+    values = held["a"]
+    values += x[x > 0].tolist()
+    return x + len(held["a"])
+
+
+@pytest.mark.parametrize("model", [another_name_of_what_is_added_to, a_dict_holds_what_is_added_to])
+def test_a_list_that_others_hold_is_not_added_to(model: Any) -> None:
+    with pytest.raises(CaptureError, match="the variable 'values' is extended") as caught:
+        regraft.capture(model, (UP,))
+    assert HERE in str(caught.value.location)
+    assert caught.value.hint is not None
+
+
+def a_list_of_ones_own_is_added_to(x: Tensor) -> Tensor:
+    values, count, text = [1.0], 0, "a"
+    values += x[x > 0].tolist()
+    count += len(values)
+    text += "b"
+    values += [2.0]
+    x += 1
+    return x + sum(values) + count + len(text)
+
+
+def test_a_list_of_ones_own_is_added_to() -> None:
+    check_calls(a_list_of_ones_own_is_added_to, (UP,), CALLS, backends=("ort",))

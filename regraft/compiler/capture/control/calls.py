@@ -333,6 +333,12 @@ class Calls:
         """What the variable ``name`` holds after ``values.extend(others)``."""
         return extended(self.context, name, values, others)
 
+    def added(self, name: str, value: Any, other: Any) -> Any:
+        """What the variable ``name`` holds after ``value += other``."""
+        if isinstance(value, list) and isinstance(other, Growing):
+            return extended(self.context, name, value, other)
+        return operator.iadd(value, other)
+
     # -- functions -------------------------------------------------------------------------------
 
     def of(self, function: Any) -> Any:

@@ -106,11 +106,23 @@ class Emitter:
             return [self._update(node, node.target)]
         if isinstance(node, ast.AugAssign) and isinstance(node.op, _OF_SETS) and _is_place(node.target):
             return [self._in_place(node)]
+        if (
+            isinstance(node, ast.AugAssign)
+            and isinstance(node.op, ast.Add)
+            and isinstance(node.target, ast.Name)
+        ):
+            return [self._added(node, node.target.id)]
         return [self.expressions.of(node)]
 
     def _extended(self, node: Extended) -> ast.stmt:
         target, held = (ast.Name(node.name, context) for context in (ast.Store(), ast.Load()))
         made = call("extended", ast.Constant(node.name), held, self._value(node.call.args[0]))
+        return located(ast.Assign([target], made), node)
+
+    def _added(self, node: ast.AugAssign, name: str) -> ast.stmt:
+        """``name += value``, which extends a list."""
+        target, held = (ast.Name(name, context) for context in (ast.Store(), ast.Load()))
+        made = call("added", ast.Constant(name), held, self._value(node.value))
         return located(ast.Assign([target], made), node)
 
     def _in_place(self, node: ast.AugAssign) -> ast.stmt:
