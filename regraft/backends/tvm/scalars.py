@@ -147,7 +147,7 @@ class Scalars:
         if _is_float(x):
             return tirx.abs(x)
         x = self.bind(x)
-        if scalar_type(x).startswith(("uint", "bool")):
+        if _is_unsigned(x) or _is_bool(x):
             return x
         return self.select(x < 0, self.like(0, x) - x, x)
 
@@ -165,13 +165,15 @@ class Scalars:
         return tirx.trunc(x) if _is_float(x) else x
 
     def floordiv(self, x: Expr, y: Expr) -> Expr:
-        """TVM's own adds a number of the size of ``y`` first, which may leave the type."""
+        """By the quotient rounded towards 0: TVM negates ``y``, which the least of a type cannot be."""
         quotient = self.bind(self.truncdiv(x, y))
+        if _is_unsigned(x):
+            return quotient
         return self.select(self._is_above(x, y), quotient - self.like(1, x), quotient)
 
     def floormod(self, x: Expr, y: Expr) -> Expr:
         rest = self.bind(self._truncmod(x, y))
-        return self.select(self._is_above(x, y), rest + y, rest)
+        return rest if _is_unsigned(x) else self.select(self._is_above(x, y), rest + y, rest)
 
     def _is_above(self, x: Expr, y: Expr) -> Expr:
         """Whether the quotient that is rounded towards 0 is above the one that is rounded down."""
@@ -264,6 +266,10 @@ class Scalars:
 
 def _is_bool(value: Expr) -> bool:
     return scalar_type(value) == "bool"
+
+
+def _is_unsigned(value: Expr) -> bool:
+    return scalar_type(value).startswith("uint")
 
 
 def _is_number(value: Expr) -> bool:

@@ -225,9 +225,15 @@ def _division(e: Emitter, op: Op) -> ir.Value:
         quotient = e.op("Div", a, b)
         return trunc(e, quotient, dtype) if mode == "trunc" else _floor_quotient(e, op, a, b)
     b = nonzero(e, op, b, dtype)
-    if mode == "floor":
-        a = e.kernel("Sub", dtype, a, e.op("Mod", a, b))
-    return e.kernel("Div", dtype, a, b)
+    return _floor_division(e, a, b, dtype) if mode == "floor" else e.kernel("Div", dtype, a, b)
+
+
+def _floor_division(e: Emitter, a: ir.Value, b: ir.Value, dtype: DType) -> ir.Value:
+    """The quotient of integers: what is left without the remainder may be beyond the least of few bits."""
+    wide = DType.I64 if dtype.kind == "int" else dtype
+    a, b = e.cast(a, dtype, wide), e.cast(b, dtype, wide)
+    quotient = e.kernel("Div", wide, e.kernel("Sub", wide, a, e.op("Mod", a, b)), b)
+    return e.cast(quotient, wide, dtype)
 
 
 def nonzero(e: Emitter, op: Op, divisor: ir.Value, dtype: DType) -> ir.Value:
