@@ -165,7 +165,8 @@ def test_math(model: Model) -> None:
 
 
 def test_math_of_what_a_number_may_be() -> None:
-    check_calls(MATH["tests"], (ROW,), [(torch.tensor([math.inf, 1.0]),), (torch.tensor([math.nan, 1.0]),)])
+    calls = [(torch.tensor([value, 1.0, 1.0, 1.0]),) for value in (math.inf, math.nan)]
+    check_calls(MATH["tests"], (ROW,), calls)
 
 
 # -- lists, ranges and sets --------------------------------------------------------------------
