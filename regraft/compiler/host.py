@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from regraft.backends import Backend, ConstantStore, LowerOptions
+from regraft.compiler.choose import WORTH_A_CUT
 from regraft.compiler.partition import (
     Assignment,
     Prefers,
@@ -22,9 +23,6 @@ from regraft.compiler.partition import (
 )
 from regraft.ir import Dim, Function, Op, OpTable, Region, Trait, Value, clone_region, symbols_in
 from regraft.runtime import HOST, Block, Executable, HostExecutable
-
-#: Microseconds of work in a region from which on a call of its own pays (docs/risks_tvm.md).
-_WORTH_A_CALL = 100.0
 
 
 class HostBackend:
@@ -59,7 +57,7 @@ class HostBackend:
             return False
         work = self._work(op)
         earlier = sum(work.get(backend.name, 0.0) for backend in order[:whole])
-        return earlier >= max(_WORTH_A_CALL, sum(work.values()) / 2)
+        return earlier >= max(WORTH_A_CUT, sum(work.values()) / 2)
 
     def _work(self, op: Op) -> dict[str, float]:
         """Estimated microseconds in the region of ``op`` with the most, by the back end that would run it."""

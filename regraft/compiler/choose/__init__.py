@@ -11,13 +11,14 @@ from regraft.compiler.choose.machine import (
     measure_profile,
     store_profile,
 )
-from regraft.compiler.choose.model import RooflineModel
+from regraft.compiler.choose.model import WORTH_A_CUT, RooflineModel
 from regraft.compiler.choose.placement import Kind, Layout, Picks, Prices
 from regraft.compiler.choose.sections import Section
 from regraft.compiler.choose.tune import Executors, Timetable, Tuner, measured
 from regraft.timing import Measured
 
 __all__ = [
+    "WORTH_A_CUT",
     "Choice",
     "ChooseForms",
     "Executors",

@@ -19,7 +19,7 @@ _LOOKUPS = ("aten.embedding",)
 _PRODUCTS = ("aten.linear", "aten.matmul", "rg.ffn")
 #: Microseconds that are saved at least where a part of a function pays that another library runs: a call of
 #: each, and what one leaves in the caches.
-_WORTH_A_CUT = 100.0
+WORTH_A_CUT = 100.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RooflineModel:
         """
         if op.name != "cf.scan" or not isinstance(Scan.of(op).length, int):
             return True
-        return self.estimate(op, "cpu", sizes).us >= _WORTH_A_CUT
+        return self.estimate(op, "cpu", sizes).us >= WORTH_A_CUT
 
     def _trips(self, scan: Scan, sizes: Mapping[Symbol, int]) -> Cost:
         """All trips of ``scan``, each op of a trip a kernel."""

@@ -333,14 +333,6 @@ class Calls:
         """What the variable ``name`` holds after ``values.extend(others)``."""
         return extended(self.context, name, values, others)
 
-    def added(self, name: str, value: Any, other: Any) -> Any:
-        """What the variable ``name`` holds after ``value += other``."""
-        if isinstance(value, list) and isinstance(other, Growing):
-            return extended(self.context, name, value, other)
-        return operator.iadd(value, other)
-
-    # -- functions -------------------------------------------------------------------------------
-
     def of(self, function: Any) -> Any:
         """``function``, or what stands for it where an argument may be an unknown number."""
         return self.functions.of(function)
@@ -413,10 +405,12 @@ class Calls:
         else:
             update_element(value, index, lambda old: in_place(old, operand()), self._undecided)
 
-    def in_place(self, value: Any, name: str, operand: Any) -> Any:
-        """What a variable holds after ``value op= operand``."""
+    def in_place(self, variable: str | None, value: Any, name: str, operand: Any) -> Any:
+        """What ``variable``, None for an attribute, holds after ``value op= operand``."""
         if isinstance(value, set) and isinstance(operand, Unordered):
             operand.refuse_in_place()
+        if variable is not None and isinstance(value, list) and isinstance(operand, Growing):
+            return extended(self.context, variable, value, operand)
         return _IN_PLACE[name](value, operand)
 
     def _undecided(self, value: Any) -> bool:

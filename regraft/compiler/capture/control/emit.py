@@ -104,14 +104,8 @@ class Emitter:
             return [located(ast.Expr(written), node)]
         if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript):
             return [self._update(node, node.target)]
-        if isinstance(node, ast.AugAssign) and isinstance(node.op, _OF_SETS) and _is_place(node.target):
+        if isinstance(node, ast.AugAssign) and _may_hold_others(node):
             return [self._in_place(node)]
-        if (
-            isinstance(node, ast.AugAssign)
-            and isinstance(node.op, ast.Add)
-            and isinstance(node.target, ast.Name)
-        ):
-            return [self._added(node, node.target.id)]
         return [self.expressions.of(node)]
 
     def _extended(self, node: Extended) -> ast.stmt:
@@ -119,18 +113,14 @@ class Emitter:
         made = call("extended", ast.Constant(node.name), held, self._value(node.call.args[0]))
         return located(ast.Assign([target], made), node)
 
-    def _added(self, node: ast.AugAssign, name: str) -> ast.stmt:
-        """``name += value``, which extends a list."""
-        target, held = (ast.Name(name, context) for context in (ast.Store(), ast.Load()))
-        made = call("added", ast.Constant(name), held, self._value(node.value))
-        return located(ast.Assign([target], made), node)
-
     def _in_place(self, node: ast.AugAssign) -> ast.stmt:
-        """``target op= value``, of what may be a set."""
+        """``target op= value``, of what may be a list or a set."""
         held = copy.deepcopy(node.target)
         held.ctx = ast.Load()
-        operands = self._value(held), ast.Constant(type(node.op).__name__), self._value(node.value)
-        return located(ast.Assign([node.target], call("in_place", *operands)), node)
+        variable = node.target.id if isinstance(node.target, ast.Name) else None
+        name, operator = ast.Constant(variable), ast.Constant(type(node.op).__name__)
+        made = call("in_place", name, self._value(held), operator, self._value(node.value))
+        return located(ast.Assign([node.target], made), node)
 
     def _update(self, node: ast.AugAssign, target: ast.Subscript) -> ast.stmt:
         """``target op= value``: its operand is evaluated after what it changes is read."""
@@ -281,11 +271,15 @@ class Emitter:
         return self.count
 
 
-def _is_place(target: ast.expr) -> bool:
-    """Whether ``target`` is a variable, or an attribute of one that can hold a set."""
-    if isinstance(target, ast.Attribute):
-        return target.attr != "data" and isinstance(target.value, ast.Name)
-    return isinstance(target, ast.Name)
+def _may_hold_others(node: ast.AugAssign) -> bool:
+    """Whether ``target op= value`` may change a list or set that others hold: a variable's, or, of a set, an
+    attribute's of a variable.
+    """
+    if isinstance(node.target, ast.Name):
+        return isinstance(node.op, (ast.Add, *_OF_SETS))
+    if not isinstance(node.op, _OF_SETS) or not isinstance(node.target, ast.Attribute):
+        return False
+    return node.target.attr != "data" and isinstance(node.target.value, ast.Name)
 
 
 def _texts(names: Iterable[str]) -> str:
