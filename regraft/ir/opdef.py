@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, Flag, auto
 from typing import Any, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
 
 from regraft.errors import OptionError
 from regraft.ir.dims import Dim, Expr
@@ -320,9 +321,14 @@ def flatten_operands(definition: OpDef, bound: Mapping[str, Any]) -> tuple[list[
 
 
 class OpTable(Mapping[str, OpDef]):
-    """An immutable set of definitions by name."""
+    """An immutable set of definitions by name.
+
+    Fields:
+        traced: the patterns of rewrites over these ops, kept as long as both live.
+    """
 
     def __init__(self, definitions: Sequence[OpDef]) -> None:
+        self.traced: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self._by_name: dict[str, OpDef] = {}
         for definition in definitions:
             if definition.name in self._by_name:

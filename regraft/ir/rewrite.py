@@ -152,15 +152,21 @@ class Rewrite:
         raise NotImplementedError(f"{self.name}.rewrite")
 
     def patterns(self, table: OpTable) -> tuple[Pattern, ...]:
-        """The patterns of ``pattern``, over the ops of ``table``.
+        """The patterns of ``pattern``, over the ops of ``table``, traced once where the rewrite is hashable.
 
         Raises:
             RewriteError: it cannot be traced: it raises, names an op that is not there, or returns none.
         """
+        is_kept = getattr(self, "__hash__", None) is not None
+        if is_kept and self in table.traced:
+            return table.traced[self]
         try:
-            return Pattern.trace(self.pattern, table)
+            patterns = Pattern.trace(self.pattern, table)
         except Exception as error:
             raise failure_of(self, "pattern", error) from error
+        if is_kept:
+            table.traced[self] = patterns
+        return patterns
 
     def fingerprint(self) -> str:
         """Identifies the rewrite's behaviour in cache keys: a hash of its source."""

@@ -48,6 +48,18 @@ def writes(x: Tensor) -> None:
     x.add_(1)
 
 
+def _make_wave(x: Tensor) -> None:
+    x.copy_(torch.ops.mycomposites.wave(x))
+
+
+#: Ops that torch takes apart, the second one by the first.
+COMPOSITES = torch.library.Library("mycomposites", "DEF")
+COMPOSITES.define("wave(Tensor x) -> Tensor")
+COMPOSITES.impl("wave", lambda x: x.sin() + 1, "CompositeImplicitAutograd")
+COMPOSITES.define("make_wave(Tensor(a!) x) -> ()")
+COMPOSITES.impl("make_wave", _make_wave, "CompositeImplicitAutograd")
+
+
 def model(x: Tensor) -> Tensor:
     return torch.ops.mylib.fancy(x * 2, 3) + 1
 

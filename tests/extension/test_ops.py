@@ -190,6 +190,24 @@ def test_capture_takes_ops() -> None:
     assert "mylib.fancy(%mul) {alpha = 3.0} : f32[3, 8]" in text
 
 
+def test_a_composite_is_whole_where_the_model_or_an_op_says_so() -> None:
+    """One that another composite calls is taken apart, unless there is an op for it."""
+    wave = torch.ops.mycomposites.wave.default
+
+    def within(x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        torch.ops.mycomposites.make_wave(y)
+        return y
+
+    def text(model: Any, *ops: OpDef) -> str:
+        return print_module(regraft.capture(model, (rows(),), ops=ops))
+
+    assert "mycomposites.wave(%x)" in text(lambda x: wave(x))
+    assert "mycomposites.wave(%mul)" in text(within, op_from_torch(wave))
+    assert "aten.sin(%mul)" in text(within)
+    torch.testing.assert_close(regraft.compile(within, (rows(),))(rows()), within(rows()))
+
+
 # -- export ------------------------------------------------------------------------------------
 
 

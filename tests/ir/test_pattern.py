@@ -218,6 +218,29 @@ def test_optional_operand() -> None:
     assert refused == Declined("'bias' is absent", None)
 
 
+def test_a_pattern_is_traced_once_over_a_table() -> None:
+    traced: list[PatternBuilder] = []
+
+    def pattern(op: PatternBuilder, a: Var) -> Any:
+        traced.append(op)
+        return op.aten.neg(a)
+
+    rewrite = Custom(pattern)
+    (first,), (second,) = rewrite.patterns(TABLE), rewrite.patterns(TABLE)
+    assert first is second
+    (other,) = rewrite.patterns(TABLE.extended([]))
+    assert other is not first
+    assert len(traced) == 2
+
+
+def test_a_pattern_of_a_rewrite_that_has_no_hash() -> None:
+    class Unhashable(Custom):
+        __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    (traced,) = Unhashable(lambda op, a: op.aten.neg(a)).patterns(TABLE)
+    assert traced.root.definition.name == "aten.neg"
+
+
 def test_an_opaque_use_is_not_the_op() -> None:
     """A use that the op table does not cover has an op's name, and not its types."""
     use = replace(TABLE["aten.relu"], opaque=True)

@@ -12,22 +12,33 @@ decomposes into core ATen ops is decomposed by torch, at capture, where its size
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import _core_aten_decompositions_post_autograd
+from torch._export.utils import (
+    _collect_all_valid_cia_ops_for_aten_namespace,
+    _is_preservable_cia_op,
+    _special_op_to_preserve_cia,
+)
 from torch._ops import OpOverload
-from torch.export import ExportedProgram, default_decompositions
+from torch.export import ExportedProgram
+from torch.export.decomp_utils import PRESERVED_ATEN_CIA_OPS
+from torch.export.exported_program import _decompose_exported_program
 from torch.fx import GraphModule
 
 from regraft.compiler.capture.arguments import overload_name
 from regraft.ir import OpTable
-from regraft.runtime import is_random
+from regraft.runtime import is_random, torch_op
 
 #: Ops of packed sequences and of complex numbers, but for those of ``torch.fft``.
 _LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _SPECTRA = ("stft", "istft")
+
+Rules = dict[Any, Callable[..., Any]]
 
 
 def functional(program: ExportedProgram, table: OpTable) -> ExportedProgram:
@@ -36,23 +47,59 @@ def functional(program: ExportedProgram, table: OpTable) -> ExportedProgram:
     Random ops stay whole, since what torch makes of them draws other numbers.
 
     An op of the table stays as it is; so does one that torch has no decomposition for.
+
+    This is ``program.run_decompositions``, which looks through all of torch's ops in each call and gives
+    each of its 500 composites 21 kernels for the time of it: most of what a small model took to be captured.
+    Here kernels go to those composites alone that stay whole or have a rule of their own: the others are
+    taken apart by the dispatcher, as in eager.
     """
-    return program.run_decompositions(_decompositions(table) if _has_others(program, table) else {})
+    met = _overloads(program)
+    rules = _rules(table) if any(_may_go(op, table) for op in met) else {}
+    # Rules bring in further ops; without any, there are those of the program.
+    composites = [op for op in _aten_composites() if rules or op in met]
+    kept = [op for op in composites if op not in rules and _stays(op, table)]
+    whole = (*kept, *_others_composites(met, table))
+    of_composites: Rules = dict.fromkeys(whole, _special_op_to_preserve_cia)
+    of_composites.update({op: rules.pop(op) for op in composites if op in rules})
+    return _decompose_exported_program(
+        program,
+        cia_to_decomp=of_composites,
+        python_decomp_table=rules,
+        joint_loss_index=None,
+        decompose_custom_triton_ops=False,
+    )
 
 
-def _has_others(program: ExportedProgram, table: OpTable) -> bool:
-    """Whether an op of ``program`` is outside ``table``; in-place ops count, whatever they become."""
+def _overloads(program: ExportedProgram) -> set[OpOverload]:
+    """The ops of ``program``; in-place ops count, whatever they become."""
     graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, GraphModule)]
     targets = {node.target for graph in graphs for node in graph.nodes if node.op == "call_function"}
-    return any(isinstance(t, OpOverload) and _may_go(t, table) for t in targets)
+    return {target for target in targets if isinstance(target, OpOverload)}
 
 
-def _decompositions(table: OpTable) -> dict[Any, Callable[..., Any]]:
+@functools.cache
+def _aten_composites() -> Collection[OpOverload]:
+    """Functional ops for which torch has a decomposition into others that no autograd knows of."""
+    return tuple(op for op in _collect_all_valid_cia_ops_for_aten_namespace() if isinstance(op, OpOverload))
+
+
+def _others_composites(met: Iterable[OpOverload], table: OpTable) -> set[OpOverload]:
+    """Composites of others than torch, which stay whole: those ``met``, and those that ``table`` names."""
+    named = (torch_op(name) for name in table if name.partition(".")[0] not in ("aten", "rg", "cf"))
+    own = (op for op in (*met, *named) if op is not None and op.namespace != "aten")
+    return {op for op in own if _is_preservable_cia_op(op)}
+
+
+def _rules(table: OpTable) -> Rules:
     return {
         op: rule
-        for op, rule in {**default_decompositions(), **_OWN}.items()
+        for op, rule in {**_core_aten_decompositions_post_autograd(), **_OWN}.items()
         if isinstance(op, OpOverload) and _may_go(op, table) and not is_random(op)
     }
+
+
+def _stays(op: OpOverload, table: OpTable) -> bool:
+    return not _may_go(op, table) or op in PRESERVED_ATEN_CIA_OPS or is_random(op)
 
 
 def _eye(n: int, *, dtype: torch.dtype | None = None, **place: Any) -> Tensor:
@@ -66,7 +113,7 @@ def _eye_m(n: int, m: int, *, dtype: torch.dtype | None = None, **place: Any) ->
 
 
 #: In place of torch's decompositions: of 256 rows and more, torch counts in 16 bits without a sign.
-_OWN: dict[Any, Callable[..., Any]] = {
+_OWN: Rules = {
     torch.ops.aten.eye.default: _eye,
     torch.ops.aten.eye.m: _eye_m,
 }

@@ -8,6 +8,7 @@ one computation matter.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -90,9 +91,19 @@ def machine_name(threads: int | None = None, executor: str = "ort") -> str:
     flags = ",".join(sorted(_VECTORS & cpu_features()))
     others = [package for name in executor.split("+") for package in _LIBRARIES.get(name, ())]
     packages = ("torch", "onnxruntime", *others)
-    versions = ",".join(f"{p} {metadata.version(p)}" for p in packages)
+    versions = ",".join(f"{p} {_version(p)}" for p in packages)
     cpu = f"{platform.machine()} {cpu_model()} [{flags}]"
     return f"{executor} on {cpu}; threads {threads or cores()}; {versions}"
+
+
+@functools.cache
+def _version(package: str) -> str:
+    """The version of an installed package, which takes a file to be parsed.
+
+    Raises:
+        PackageNotFoundError: it is not installed.
+    """
+    return metadata.version(package)
 
 
 def holds_here(name: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,3 +110,17 @@ def of_the_module(x: Tensor) -> Tensor:
 )
 def test_what_an_arm_assigns_is_kept_for_those_who_read_at_any_time(model: Any) -> None:
     check_calls(model, (torch.ones(6, 4),), [(x,) for x in SHIFTS], backends=("ort",))
+
+
+def test_functions_of_equal_code(tmp_path: Path) -> None:
+    """A file that is imported under two names: Python takes the codes of its functions for equal."""
+    file = tmp_path / "twin.py"
+    file.write_text("def halved(x):\n    return x / 2 if x.sum() > 0 else x\n")
+    first, second = (runpy.run_path(str(file), {"__name__": name})["halved"] for name in ("one", "other"))
+    assert first.__code__ == second.__code__
+    assert first.__code__ is not second.__code__
+
+    def model(x: Tensor) -> Tensor:
+        return second(first(x) - 2.0)
+
+    check_calls(model, (rows(3),), [(rows(3, shift=8.0),), (rows(3, shift=2.0),)], backends=("eager",))

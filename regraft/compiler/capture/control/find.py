@@ -53,13 +53,13 @@ class FrontEnd:
     """Traces a model, and remembers what had to be converted.
 
     Fields:
-        codes: what was converted, by the original.
+        codes: pairs of the original code, which is told from an equal one, and what it was converted to.
     """
 
     def __init__(self, limit: int | None = None) -> None:
         self.context = Context(trace, limit)
         self.calls = Calls(self.context)
-        self.codes: dict[CodeType, CodeType] = {}
+        self.codes: list[tuple[CodeType, CodeType]] = []
         self.notes: dict[str, list[Note]] = {}
 
     def run(self, module: torch.nn.Module, traced: Callable[[], ExportedProgram]) -> ExportedProgram:
@@ -94,8 +94,9 @@ class FrontEnd:
 
     def _convert_where(self, holds: Callable[[CodeType], bool], module: torch.nn.Module) -> None:
         """Convert those functions of the model of which that ``holds``."""
-        for code in {f.__code__ for f in _reachable(f for each in module.modules() for f in _methods(each))}:
-            if code not in self.codes and holds(code):
+        reached = _reachable(f for each in module.modules() for f in _methods(each))
+        for code in {id(f.__code__): f.__code__ for f in reached}.values():
+            if not self._is_converted(code) and holds(code):
                 with suppress(CaptureError):  # It is traced as it is.
                     self._convert(code, code, code.co_firstlineno)
 
@@ -119,7 +120,7 @@ class FrontEnd:
             _refuse_unset(error)
         elif frame is None:
             if isinstance(error, UnknownNumber):  # found in what the model returns
-                code = next(iter(self.codes))
+                code = self.codes[0][0]
                 _refuse_at(error.message, code.co_filename, code.co_firstlineno, error.hint, error)
             raise error
         else:
@@ -145,11 +146,14 @@ class FrontEnd:
 
     def _convertible(self, code: CodeType) -> list[CodeType]:
         """The functions that are still to be converted for ``code``, where a tensor decided."""
-        converted = {each for made in self.codes.values() for each in nested(made)}
+        converted = {each for _, made in self.codes for each in nested(made)}
         if code in converted:
             return []
-        found = [each for each in owners(code) if each not in self.codes]
-        return found or [each for each in around(code) if each not in self.codes]
+        found = [each for each in owners(code) if not self._is_converted(each)]
+        return found or [each for each in around(code) if not self._is_converted(each)]
+
+    def _is_converted(self, code: CodeType) -> bool:
+        return any(code is original for original, _ in self.codes)
 
     def _convert(self, code: CodeType, deciding: CodeType, line: int) -> None:
         try:
@@ -158,7 +162,7 @@ class FrontEnd:
             error.location = f"{deciding.co_filename}:{line}"
             error.source_line = linecache.getline(deciding.co_filename, line).strip() or None
             raise
-        self.codes[code] = made.code
+        self.codes.append((code, made.code))
         self.notes.setdefault(code.co_filename, []).extend(made.notes)
 
     def _refuse(self, error: Exception, code: CodeType, line: int) -> NoReturn:

@@ -6,7 +6,7 @@ A function keeps everything but its ``__code__``: bound methods, decorators and 
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from types import CodeType, FunctionType
 
@@ -15,13 +15,14 @@ _PARTS = frozenset(["<module>", "<listcomp>", "<setcomp>", "<dictcomp>", "<genex
 
 
 @contextmanager
-def swapped(codes: Mapping[CodeType, CodeType]) -> Generator[None]:
-    """Functions whose code is among ``codes`` have the code that is given for it, in the block."""
-    functions = [f for f in _functions() if f.__code__ in codes] if codes else []
+def swapped(codes: Collection[tuple[CodeType, CodeType]]) -> Generator[None]:
+    """Functions whose code is the first of a pair of ``codes`` have the second one, in the block."""
+    made = {id(original): code for original, code in codes}
+    functions = _functions_of(*(original for original, _ in codes)) if codes else []
     originals = [function.__code__ for function in functions]
     try:
         for function, code in zip(functions, originals, strict=True):
-            function.__code__ = codes[code]
+            function.__code__ = made[id(code)]
         yield
     finally:
         for function, code in zip(functions, originals, strict=True):
@@ -30,11 +31,10 @@ def swapped(codes: Mapping[CodeType, CodeType]) -> Generator[None]:
 
 def owners(code: CodeType) -> Sequence[CodeType]:
     """The codes of living functions that ``code`` belongs to: its own, or that of the function around it."""
-    same_file = {f.__code__ for f in _functions() if f.__code__.co_filename == code.co_filename}
-    found = {each for each in same_file if each.co_name not in _PARTS}
-    if code in found:
+    if code.co_name not in _PARTS and _functions_of(code):
         return [code]
-    return [each for each in found if code in nested(each)]
+    same_file = {f.__code__ for f in _functions() if f.__code__.co_filename == code.co_filename}
+    return [each for each in same_file if each.co_name not in _PARTS and code in nested(each)]
 
 
 def around(code: CodeType) -> Sequence[CodeType]:
@@ -50,6 +50,15 @@ def nested(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from nested(constant)
+
+
+def _functions_of(*codes: CodeType) -> list[FunctionType]:
+    """The living functions that run one of these very ``codes``, not one that is equal.
+
+    To have Python's collector look for them takes a quarter of looking at all functions.
+    """
+    referring = (each for each in gc.get_referrers(*codes) if type(each) is FunctionType)
+    return [function for function in referring if any(function.__code__ is code for code in codes)]
 
 
 def _functions() -> Iterator[FunctionType]:
