@@ -2,10 +2,11 @@
 
 ``backend`` takes ops apart (``expand``) and sends a function to ``worker``, a process in which TVM is loaded.
 There ``cluster`` says which ops make one kernel, ``lower/`` and ``kernel`` write it as TIR, ``schedule`` says
-how its loops run, by what ``neighbours`` finds out about memory. Products have ``templates``, whose
-parameters are in ``space``; ``packing`` is what becomes of weights at load, ``tune`` and ``bench`` choose,
-measure and check. ``run`` runs what comes back and knows nothing of the compiler. ``problems`` and
-``following`` say what a template's kernel has to compute, ``choices`` which config it gets.
+how its loops run, by what ``neighbours`` finds out about memory, and ``program`` puts calls and conditions
+together. Products have ``templates``, whose parameters are in ``space``; ``packing`` is what becomes of
+weights at load, ``tune`` and ``bench`` choose, measure and check. ``run`` runs what comes back (``loaded``)
+over memory (``binding``) and knows nothing of the compiler. ``problems`` and ``following`` say what a
+template's kernel has to compute, ``choices`` which config it gets.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     # Modules, imported when they are asked for: a saved artefact runs without most of them.
     from regraft.backends.tvm import (
         arena,
+        attention,
         bench,
         building,
         built,
@@ -40,6 +42,7 @@ __all__ = [
     "TvmBackend",
     "TvmExecutable",
     "arena",
+    "attention",
     "bench",
     "building",
     "built",

@@ -8,6 +8,7 @@ from typing import Any
 
 from regraft.backends.protocol import ConstantStore, KernelTuning, LowerOptions
 from regraft.backends.tvm.anonymous import forget_names, renamed
+from regraft.backends.tvm.bodies import bodies
 from regraft.backends.tvm.built import BuiltProgram, content_key
 from regraft.backends.tvm.choices import choices_of, reported
 from regraft.backends.tvm.client import Builder
@@ -132,7 +133,7 @@ def _described(function: Function, store: ConstantStore, cpu: Cpu) -> tuple[Func
     names: dict[str, Constant] = {}
     numbered: dict[str, str] = {}
     leaves: dict[str, Leaf] = {}
-    for op in copy.body.ops:
+    for op in (op for body in bodies(copy) for op in body.ops):
         if op.has(Trait.CONSTANT_LIKE):
             constant = op.attr("value")
             name = numbered.setdefault(store.name(constant), f"constant_{len(numbered)}")

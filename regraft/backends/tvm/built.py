@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ _LENGTH = 8
 
 @dataclass(frozen=True)
 class BuiltProgram:
-    """A program as ``run.py`` takes it, and the shared object with its kernels (None: it has none).
+    """A program as ``loaded.py`` takes it, and the shared object with its kernels (None: it has none).
 
     Fields:
         notes: what the user should know of the build.
@@ -37,6 +37,15 @@ class BuiltProgram:
         end = _LENGTH + int.from_bytes(content[:_LENGTH], "little")
         head = json.loads(content[_LENGTH:end])
         return BuiltProgram(head["program"], content[end:] if head["has_library"] else None)
+
+
+def calls_of(steps: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The calls of kernels among ``steps`` of a program, those in arms too."""
+    for step in steps:
+        if "kernel" in step:
+            yield step
+        for arm in step.get("arms", ()):
+            yield from calls_of(arm)
 
 
 def content_key(text: str, cpu: Cpu, configs: Mapping[str, Sequence[str]]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from regraft.backends.protocol import KernelTimes, KernelTuning
+from regraft.backends.tvm.bodies import bodies
+from regraft.backends.tvm.built import calls_of
 from regraft.backends.tvm.cluster import Cluster, form
 from regraft.backends.tvm.cpu import Cpu
 from regraft.backends.tvm.following import kernel_key, problem_of_cluster, title
@@ -30,7 +32,7 @@ class Measures(Protocol):
 
 def problems_of(function: Function) -> dict[str, Problem]:
     """What the kernels of templates in ``function`` have to compute, by their keys."""
-    steps = form(function).steps
+    steps = [step for body in bodies(function) for step in form(body).steps]
     problems = (problem_of_cluster(s) for s in steps if isinstance(s, Cluster) and s.is_closed)
     return {kernel_key(problem): problem for problem in problems}
 
@@ -107,7 +109,7 @@ def reported(program: Mapping[str, Any], choices: Mapping[str, Choice]) -> list[
     """What a report says of each kernel of a template in ``program``."""
     found: list[dict[str, Any]] = []
     for name, facts in program["templates"].items():
-        calls = [call for call in program["calls"] if call["kernel"] == name]
+        calls = [call for call in calls_of(program["calls"]) if call["kernel"] == name]
         choice = choices.get(facts["key"])
         record = {
             "kernel": facts["key"],

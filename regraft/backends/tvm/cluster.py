@@ -1,10 +1,10 @@
 """Which ops make one kernel.
 
-A loop over steps is a kernel by itself, a ``Sweep``. Any other kernel computes one value: that of its *root*.
-Other ops are *inlined*: their elements are computed where they are wanted, and never in memory. One of them,
-the *anchor*, may write loops of its own (a reduction, a product); what precedes it is computed where it
-reads, and what follows it, if that is elementwise, where it has an element. A root may also be a permutation
-of what follows: elements then are stored where it moves them.
+A loop over steps is a kernel by itself, a ``Sweep``; a condition is a ``Branch`` between kernels. Any other
+kernel computes one value: that of its *root*. Other ops are *inlined*: their elements are computed where they
+are wanted, and never in memory. One of them, the *anchor*, may write loops of its own (a reduction, a
+product); what precedes it is computed where it reads, and what follows it, if that is elementwise, where it
+has an element. A root may also be a permutation of what follows: elements are stored where it moves them.
 
 Ops are taken in reverse, so that the users of each are placed when its turn comes. Every op joins the kernel
 of its users where there is one such kernel and nothing would be computed twice; views, and tensors made from
@@ -21,9 +21,9 @@ from typing import Any
 from regraft.backends.tvm.epilogue import can_follow, is_number
 from regraft.backends.tvm.lower import LOWERINGS
 from regraft.backends.tvm.lower.indexing import needs_division
-from regraft.backends.tvm.lower.kinds import Loops, Pointwise, Swept, Templated, is_elementwise
+from regraft.backends.tvm.lower.kinds import Branching, Loops, Pointwise, Swept, Templated, is_elementwise
 from regraft.backends.tvm.lower.views import keeps_rows
-from regraft.ir import Dim, Function, Op, Symbol, Trait, Type, Value, dims, symbols_in
+from regraft.ir import Dim, Op, Region, Symbol, Trait, Type, Value, dims, symbols_in
 
 
 @dataclass(eq=False)
@@ -67,11 +67,11 @@ class Cluster:
 
 
 @dataclass(eq=False)
-class Sweep:
-    """A loop over steps that is a kernel of its own.
+class _Whole:
+    """An op with regions that nothing joins.
 
     Fields:
-        root: the loop.
+        root: the op.
         inputs: what is read from memory, each once.
     """
 
@@ -92,6 +92,17 @@ class Sweep:
         return self.memories.get(value, value)
 
 
+class Sweep(_Whole):
+    """A loop over steps that is a kernel of its own."""
+
+
+class Branch(_Whole):
+    """A condition, whose arms have kernels of their own."""
+
+
+Step = Cluster | Sweep | Branch
+
+
 @dataclass(frozen=True)
 class Check:
     """Values that must lie from ``least`` up to ``size - 1`` before ``op`` reads with them."""
@@ -104,35 +115,39 @@ class Check:
 
 @dataclass(frozen=True)
 class Clusters:
-    """The kernels of a function and the checks before them, in order.
+    """The steps of a body and the checks before them, in order.
 
     Fields:
         memories: a view that is no kernel's -> the value in whose memory it lies.
     """
 
-    steps: tuple[Cluster | Sweep | Check, ...]
+    steps: tuple[Step | Check, ...]
     memories: Mapping[Value, Value]
 
 
-def form(function: Function, alone: Collection[Op] = ()) -> Clusters:
-    """The kernels of ``function``; no op follows the products in ``alone`` in their kernel."""
-    return _Forming(function, alone).run()
+def form(body: Region, alone: Collection[Op] = ()) -> Clusters:
+    """The kernels of ``body``; no op follows the products in ``alone`` in their kernel."""
+    return _Forming(body, alone).run()
+
+
+_WHOLE: Mapping[type, type[Sweep] | type[Branch]] = {Swept: Sweep, Branching: Branch}
 
 
 class _Forming:
-    def __init__(self, function: Function, alone: Collection[Op]) -> None:
-        self.function, self.alone = function, alone
-        self.ops = [op for op in function.body.ops if _is_computed(op)]
+    def __init__(self, body: Region, alone: Collection[Op]) -> None:
+        self.alone = alone
+        self.ops = [op for op in body.ops if _is_computed(op)]
         self.homes: dict[Op, frozenset[Cluster]] = {}
         """The kernels in which an op is inlined; none for a view that is only another shape of memory."""
         self.moved: set[Op] = set()
         """The inlined ops through which a product reads memory, each element many times."""
 
     def run(self) -> Clusters:
-        roots: list[Cluster | Sweep] = []
+        roots: list[Step] = []
         for op in reversed(_beside_siblings(self.ops)):
-            if isinstance(LOWERINGS[op.name], Swept):
-                roots.append(Sweep(op))
+            whole = _WHOLE.get(type(LOWERINGS[op.name]))
+            if whole is not None:
+                roots.append(whole(op))
                 continue
             homes = self._homes(op)
             if homes is None:
@@ -229,9 +244,7 @@ class _Forming:
             value = value.op.operands[0]
         return value
 
-    def _steps(
-        self, kernels: Sequence[Cluster | Sweep], memories: Mapping[Value, Value]
-    ) -> Iterator[Cluster | Sweep | Check]:
+    def _steps(self, kernels: Sequence[Step], memories: Mapping[Value, Value]) -> Iterator[Step | Check]:
         checked: set[tuple[Value, Dim, Dim]] = set()
         for cluster in sorted(kernels, key=lambda kernel: self.ops.index(kernel.root)):
             cluster.memories = memories

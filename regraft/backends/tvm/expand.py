@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from regraft.backends.tvm import attention
+from regraft.backends.tvm.attention import groups_of, scale_of
+from regraft.backends.tvm.bodies import bodies
 from regraft.backends.tvm.cpu import Cpu
 from regraft.backends.tvm.problems import template_of
 from regraft.ir import OPS, DType, Function, Op, Region, Rewriter, Trait, Value, clone_op, dims
@@ -40,8 +43,13 @@ class Expansion:
 
 def expand(function: Function, cpu: Cpu) -> None:
     """Take apart what has no kernel of its own on ``cpu``, in place, until nothing is left to."""
+    for body in bodies(function):
+        _expand(body, cpu)
+
+
+def _expand(body: Region, cpu: Cpu) -> None:
     rewriter = Rewriter(OPS, "tvm")
-    pending = list(function.body.ops)
+    pending = list(body.ops)
     while pending:
         op = pending.pop(0)
         expansion = EXPANSIONS.get(op.name)
@@ -56,7 +64,7 @@ def expand(function: Function, cpu: Cpu) -> None:
 def lift_constants(function: Function) -> None:
     """Give scans the constants in their trips as fixed values, in place: a kernel reads what it is given."""
     rewriter = Rewriter(OPS, "tvm")
-    for op in [op for op in function.body.ops if op.name == "cf.scan"]:
+    for op in [op for body in bodies(function) for op in body.ops if op.name == "cf.scan"]:
         constants = [inner for inner in op.regions[0].ops if inner.has(Trait.CONSTANT_LIKE)]
         if constants:
             builder = rewriter.before(op)
@@ -113,28 +121,19 @@ def _attention(b: Any, op: Op) -> Value:
     query, key, value = (op.operand(name) for name in ("query", "key", "value"))
     mask = op.optional("attn_mask")
     out = op.result.tensor.shape
-    groups = _groups(op)
+    groups = groups_of(op)
     if groups is not None:
         query, key, value = _grouped(b, query, groups), _alone(b, key), _alone(b, value)
         mask = None if mask is None else _mask_of_groups(b, mask, groups)
     rank = key.tensor.rank
     flipped = b.aten.permute(key, (*range(rank - 2), rank - 1, rank - 2))
-    scores = b.aten.mul.Scalar(b.aten.matmul(query, flipped), _scale(op))
+    scores = b.aten.mul.Scalar(b.aten.matmul(query, flipped), scale_of(op))
     weights = _weights(b, op, scores, mask)
     return _as(b, b.aten.matmul(weights, value), out)
 
 
-def _scale(op: Op) -> float:
-    scale, size = op.attr("scale"), op.operand("query").tensor.shape[-1]
-    if scale is not None:
-        return scale
-    assert isinstance(size, int), "checked by supports"
-    return size**-0.5
-
-
-def _known_scale(op: Op) -> str | None:
-    known = op.attr("scale") is not None or isinstance(op.operand("query").tensor.shape[-1], int)
-    return None if known else "the size of a head is not known, and no scale is given"
+def _in_parts(op: Op, cpu: Cpu) -> bool:
+    return not attention.is_one_kernel(op)
 
 
 def _weights(b: Any, op: Op, scores: Value, mask: Value | None) -> Value:
@@ -155,22 +154,6 @@ def _weights(b: Any, op: Op, scores: Value, mask: Value | None) -> Value:
     # A row that sees nothing weighs nothing, where its softmax is nan.
     sees = b.aten.ne.Scalar(b.aten.amax(scores, (last,), True), float("-inf"))
     return b.aten.where.self(sees, b.aten.softmax.int(scores, last), b.aten.full((), 0.0, dtype=dtype))
-
-
-def _groups(op: Op) -> tuple[Any, Any] | None:
-    """How many heads of keys there are, and how many queries share one; None where each has its own."""
-    if not op.attr("enable_gqa"):
-        return None
-    heads, keys = op.operand("query").tensor.shape[-3], op.operand("key").tensor.shape[-3]
-    return None if dims.eq(heads, keys) is True else (keys, dims.floordiv(heads, keys))
-
-
-def _same_heads(op: Op) -> str | None:
-    if op.attr("enable_gqa"):
-        key, value = op.operand("key").tensor.shape[-3], op.operand("value").tensor.shape[-3]
-        if dims.eq(key, value) is not True:
-            return f"{key} heads of keys and {value} of values"
-    return _known_scale(op)
 
 
 def _grouped(b: Any, x: Value, groups: tuple[Any, Any]) -> Value:
@@ -197,5 +180,5 @@ EXPANSIONS: Mapping[str, Expansion] = {
     "rg.ffn": Expansion(_feed_forward, applies=_no_template),
     "aten.linear": Expansion(_linear, applies=_no_template),
     "aten.matmul": Expansion(_matmul, applies=_has_vector),
-    "aten.scaled_dot_product_attention": Expansion(_attention, _same_heads),
+    "aten.scaled_dot_product_attention": Expansion(_attention, attention.refusal, _in_parts),
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regraft.backends.tvm import building, tune
+from regraft.backends.tvm.bodies import bodies
 from regraft.backends.tvm.cluster import Cluster, form
 from regraft.backends.tvm.cpu import Cpu
 from regraft.backends.tvm.following import kernel_key, problem_of_cluster, title
@@ -84,7 +85,7 @@ class Products:
         """The products in ``function`` whose kernel TVM builds with nothing of what would follow them."""
         found: list[Op] = []
         refused: dict[str, bool] = {}
-        for cluster in form(function).steps:
+        for cluster in (step for body in bodies(function) for step in form(body).steps):
             if not (isinstance(cluster, Cluster) and cluster.is_closed) or cluster.root is cluster.anchor:
                 continue
             problem = problem_of_cluster(cluster)

@@ -1,6 +1,6 @@
 """From a function to a program: kernels, buffers, and calls of kernels over buffers. Imports TVM.
 
-The program is JSON, and ``run.py`` says what it means. Calls that compute the same over other memory share
+The program is JSON, and ``loaded.py`` says what it means. Calls that compute the same over other memory share
 one kernel: a model of equal layers has the kernels of one.
 """
 
@@ -15,11 +15,11 @@ from regraft.backends.tvm import cluster as clusters
 from regraft.backends.tvm import kernel as kernels
 from regraft.backends.tvm import sweep as sweeps
 from regraft.backends.tvm.checks import build_check
-from regraft.backends.tvm.cluster import Check, Cluster, Sweep, symbols_of
+from regraft.backends.tvm.cluster import Branch, Check, Cluster, Step, Sweep, symbols_of
 from regraft.backends.tvm.following import values_of
 from regraft.backends.tvm.packing import Packing
 from regraft.backends.tvm.products import BuiltProduct, Products
-from regraft.ir import Constant, Dim, DType, Function, Op, Symbol, Trait, Value, symbols_in
+from regraft.ir import Constant, Dim, DType, Function, Op, Region, Symbol, Trait, Value, symbols_in
 
 #: A kernel that no name tells: kernels are named by their number, calls of them by their ops.
 _KERNEL = "kernel_{}"
@@ -27,7 +27,7 @@ _KERNEL = "kernel_{}"
 
 @dataclass(frozen=True)
 class Program:
-    """What ``run.py`` runs.
+    """What ``loaded.py`` reads.
 
     Fields:
         record: the program as JSON.
@@ -43,60 +43,105 @@ def assemble(function: Function, products: Products, alone: Collection[Op] = ())
 
     No op follows the products in ``alone`` in their kernel.
     """
-    return _Assembly(function, products).run(alone)
+    return _Assembly(function, products, alone).run()
 
 
 @dataclass
 class _Assembly:
     function: Function
     products: Products
+    alone: Collection[Op]
     buffers: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     numbers: dict[Value, int] = field(default_factory=dict[Value, int])
-    packed: dict[tuple[Value, Packing], int] = field(default_factory=dict[Any, int])
+    memories: dict[Value, Value] = field(default_factory=dict[Value, Value])
+    """A view that is no kernel's -> the value in whose memory it lies."""
+    constants: dict[str, int] = field(default_factory=dict[str, int])
+    packed: dict[tuple[int, Packing], int] = field(default_factory=dict[Any, int])
     functions: dict[str, Any] = field(default_factory=dict[str, Any])
     known: dict[str, tuple[str, kernels.Built | BuiltProduct]] = field(default_factory=dict[str, Any])
 
-    def run(self, alone: Collection[Op]) -> Program:
-        formed = clusters.form(self.function, alone)
+    def run(self) -> Program:
         for number, value in enumerate(self.function.args):
             self._buffer(value, {"input": number})
-        for op in self.function.body.ops:
-            if op.has(Trait.CONSTANT_LIKE):
-                self._buffer(op.result, {"constant": _name(op.attr("value"))})
-        made = self._results(formed)
-        steps: list[dict[str, Any]] = []
-        for step in formed.steps:
-            for value in _written(step):
-                self._buffer(value, made.get(value, {}))
-            steps.append(self._call(step, formed.memories))
+        formed = self._formed(self.function.body)
+        for number, value in enumerate(self.function.results):
+            source = self._own(value, formed)
+            if source is not None:
+                self._buffer(source, {"result": number})
+        steps = self._steps(formed)
         results = [
-            {"buffer": self.numbers[formed.memories.get(v, v)], "shape": _texts(v.tensor.shape)}
-            for v in self.function.results
+            {"buffer": self._number(value), "shape": _texts(value.tensor.shape)}
+            for value in self.function.results
         ]
         facts = {name: built.facts for name, built in self.known.values() if isinstance(built, BuiltProduct)}
         record = {"buffers": self.buffers, "calls": steps, "results": results, "templates": facts}
         return Program(record, self.functions)
+
+    def _formed(self, body: Region) -> Sequence[Step | Check]:
+        """The steps of ``body``, whose constants have buffers from then on."""
+        formed = clusters.form(body, self.alone)
+        self.memories |= formed.memories
+        for op in body.ops:
+            if op.has(Trait.CONSTANT_LIKE):
+                self._constant(op.result, _name(op.attr("value")))
+        return formed.steps
+
+    def _own(self, value: Value, steps: Sequence[Step | Check]) -> Value | None:
+        """What ``steps`` compute for ``value`` and have no buffer for yet; None where it is there already."""
+        source = self.memories.get(value, value)
+        is_computed = any(source in _written(step) for step in steps)
+        return source if is_computed and source not in self.numbers else None
+
+    def _number(self, value: Value) -> int:
+        return self.numbers[self.memories.get(value, value)]
+
+    def _constant(self, value: Value, name: str) -> None:
+        """Arms that read the same constant share its buffer."""
+        if name not in self.constants:
+            self._buffer(value, {"constant": name})
+            self.constants[name] = self.numbers[value]
+        self.numbers[value] = self.constants[name]
 
     def _buffer(self, value: Value, origin: Mapping[str, Any]) -> None:
         self.numbers[value] = len(self.buffers)
         tensor = value.tensor
         self.buffers.append({"dtype": tensor.dtype.value, "size": str(tensor.numel), **origin})
 
-    def _results(self, formed: clusters.Clusters) -> dict[Value, dict[str, Any]]:
-        """The values that a call hands out as they are computed; other results are copies."""
-        computed = {value for step in formed.steps for value in _written(step)}
-        found: dict[Value, dict[str, Any]] = {}
-        for number, value in enumerate(self.function.results):
-            source = formed.memories.get(value, value)
-            if source in computed:
-                found.setdefault(source, {"result": number})
+    def _steps(self, steps: Sequence[Step | Check]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for step in steps:
+            for value in _written(step):
+                if value not in self.numbers:
+                    self._buffer(value, {})
+            found.append(self._branch(step) if isinstance(step, Branch) else self._call(step))
         return found
 
-    def _call(self, step: Cluster | Sweep | Check, memories: Mapping[Value, Value]) -> dict[str, Any]:
-        key, values = _described(step, memories)
+    def _branch(self, step: Branch) -> dict[str, Any]:
+        pred, *operands = step.root.operands
+        arms = [self._arm(arm, operands, step.results) for arm in step.root.regions]
+        return {"pred": self._number(pred), "arms": arms}
+
+    def _arm(self, arm: Region, operands: Sequence[Value], results: Sequence[Value]) -> list[dict[str, Any]]:
+        """The steps of ``arm``, which computes the condition's ``results`` where they are read from.
+
+        What the arm only hands on, and what it yields twice, is copied.
+        """
+        for argument, operand in zip(arm.args, operands, strict=True):
+            self.numbers[argument] = self._number(operand)
+        formed = self._formed(arm)
+        for value, result in zip(arm.results, results, strict=True):
+            source = self._own(value, formed)
+            if source is not None:
+                self.numbers[source] = self.numbers[result]
+        steps = self._steps(formed)
+        pairs = [(self._number(v), self.numbers[r]) for v, r in zip(arm.results, results, strict=True)]
+        return steps + [{"copy": source, "to": target} for source, target in pairs if source != target]
+
+    def _call(self, step: Cluster | Sweep | Check) -> dict[str, Any]:
+        key, values = _described(step, self.memories)
         if key not in self.known:
             name = _KERNEL.format(len(self.known))
-            built = self._build(step, name, memories)
+            built = self._build(step, name)
             self.functions[name] = built.function
             self.known[key] = name, built
         name, built = self.known[key]
@@ -122,19 +167,17 @@ class _Assembly:
 
     def _packed(self, value: Value, packing: Packing) -> int:
         """The buffer of the constant ``value`` as ``packing`` lays it out."""
-        if (value, packing) not in self.packed:
-            self.packed[value, packing] = len(self.buffers)
-            constant = self.buffers[self.numbers[value]]
+        key = self.numbers[value], packing
+        if key not in self.packed:
+            self.packed[key] = len(self.buffers)
             size = math.prod(packing.packed_shape)
-            self.buffers.append({**constant, "size": size, "packing": asdict(packing)})
-        return self.packed[value, packing]
+            self.buffers.append({**self.buffers[key[0]], "size": size, "packing": asdict(packing)})
+        return self.packed[key]
 
-    def _build(
-        self, step: Cluster | Sweep | Check, name: str, memories: Mapping[Value, Value]
-    ) -> kernels.Built | BuiltProduct:
+    def _build(self, step: Cluster | Sweep | Check, name: str) -> kernels.Built | BuiltProduct:
         symbols = _symbols(step)
         if isinstance(step, Check):
-            return build_check(step, memories.get(step.value, step.value), symbols, name)
+            return build_check(step, self.memories.get(step.value, step.value), symbols, name)
         if isinstance(step, Sweep):
             return sweeps.build(step, symbols, name)
         if step.is_closed:
@@ -142,8 +185,8 @@ class _Assembly:
         return kernels.build(step, symbols, name)
 
 
-def _written(step: Cluster | Sweep | Check) -> tuple[Value, ...]:
-    """What the kernel of ``step`` computes."""
+def _written(step: Step | Check) -> tuple[Value, ...]:
+    """What ``step`` computes."""
     return () if isinstance(step, Check) else step.results
 
 

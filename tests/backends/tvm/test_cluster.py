@@ -13,7 +13,7 @@ from regraft.ir import DType, Value, parse_type
 
 def kernels(build: Any, *types: str, constants: tuple[int, ...] = ()) -> list[str]:
     """The steps of a function: the ops of each kernel, the anchor in capitals; a check with its op."""
-    formed = cluster.form(Case("", build, types, constants).function())
+    formed = cluster.form(Case("", build, types, constants).function().body)
     return [_text(step) for step in formed.steps]
 
 
@@ -150,7 +150,7 @@ def test_two_products_of_one_input_that_are_joined_are_one_kernel() -> None:
         return op.aten.mul.Tensor(gated, op.aten.linear(x, v, None))
 
     assert kernels(gate, *GATE, constants=(1, 2)) == ["linear silu LINEAR mul"]
-    (step,) = cluster.form(Case("", gate, GATE, (1, 2)).function()).steps
+    (step,) = cluster.form(Case("", gate, GATE, (1, 2)).function().body).steps
     assert isinstance(step, cluster.Cluster)
     assert {op.name for op in step.products} == {"aten.linear"}
     assert len(step.products) == 2

@@ -15,7 +15,7 @@ Build = Any
 
 def axis(build: Build, *types: str) -> int | None:
     """The turned axis of the last kernel of a function."""
-    *_, step = cluster.form(Case("", build, types).function()).steps  # a check may come before
+    *_, step = cluster.form(Case("", build, types).function().body).steps  # a check may come before
     assert isinstance(step, cluster.Cluster)
     return neighbours.turned_axis(step)
 

@@ -40,16 +40,14 @@ def test_sample(tvm: Any, case: Case) -> None:
 
 
 def test_every_lowering_has_samples(tvm: Any) -> None:
-    """The table names ops that exist, and each runs on some sample; those of ``test_scan.py`` are its own."""
+    """The table names ops that exist, and each runs on some sample; scans and conditions have own tests."""
     assert set(TvmBackend.lowerings) <= set(OPS)
     run = {name for name, case in CASES if tvm.supports(op_of(case.function())) is None}
-    assert set(TvmBackend.lowerings) - run == {"rg.dim_value", "cf.scan"}
+    assert set(TvmBackend.lowerings) - run == {"rg.dim_value", "cf.scan", "cf.cond"}
 
 
 def test_built_in_cases(tvm: Any) -> None:
-    assert check_backend(tvm, BUILT_IN) == {
-        "branch": "conditions and loops have no kernels",
-    }
+    assert check_backend(tvm, BUILT_IN) == {}
 
 
 def test_reasons_say_what_is_missing(tvm: Any) -> None:
@@ -61,7 +59,7 @@ def test_reasons_say_what_is_missing(tvm: Any) -> None:
         "integers are divided by a number that may be zero"
     )
     assert reason(lambda op, x: op.aten.remainder.Scalar(x, 3), "i64[4]") is None
-    assert LOWERINGS.keys().isdisjoint({"cf.cond", "rg.const"})
+    assert LOWERINGS.keys().isdisjoint({"cf.while", "rg.const"})
 
 
 def run(tvm: Any, build: Any, x: torch.Tensor, type: str) -> list[torch.Tensor]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from regraft.backends.tvm.expand import EXPANSIONS
 from regraft.backends.tvm.lower import (
+    attention,
+    branch,
     create,
     elementwise,
     gather,
@@ -16,10 +18,10 @@ from regraft.backends.tvm.lower import (
     scan,
     views,
 )
-from regraft.backends.tvm.lower.kinds import Lowering, Swept, untyped
+from regraft.backends.tvm.lower.kinds import Branching, Lowering, Swept, untyped
 from regraft.ir import Op, Trait
 
-_FAMILIES = (elementwise, views, create, gather, parts, reduce, norm, matmul, scan)
+_FAMILIES = (elementwise, views, create, gather, parts, reduce, norm, matmul, attention, scan, branch)
 
 #: Op name -> how its kernel is written.
 LOWERINGS: Mapping[str, Lowering] = {
@@ -38,8 +40,10 @@ def supports(op: Op) -> str | None:
     if op.has(Trait.RANDOM):
         return "it draws from torch's generator"
     lowering = LOWERINGS.get(op.name)
+    if isinstance(lowering, Branching):
+        return lowering.check(op) or _refusal_in_arms(op)
     if op.regions and not isinstance(lowering, Swept):
-        return "conditions and loops have no kernels"
+        return "loops that data end, and forms chosen by size, have no kernels"
     if op.symbols:
         return "the length of its result depends on values"
     expansion = EXPANSIONS.get(op.name)
@@ -50,3 +54,11 @@ def supports(op: Op) -> str | None:
     if op.definition.opaque:
         return "the op table does not cover this use of it"
     return lowering.check(op)
+
+
+def _refusal_in_arms(op: Op) -> str | None:
+    for inner in (inner for arm in op.regions for inner in arm.ops):
+        reason = supports(inner)
+        if reason is not None:
+            return f"in an arm, {inner.name} at {inner.loc}: {reason}"
+    return None

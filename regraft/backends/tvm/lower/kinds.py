@@ -93,7 +93,22 @@ class Swept:
         return op.operands
 
 
-Lowering = Pointwise | Loops | Templated | Swept
+@dataclass(frozen=True)
+class Branching:
+    """A condition: the program calls the kernels of the arm that the predicate chooses.
+
+    Fields:
+        check: why this use of the op cannot be lowered, or None; the ops of its arms apart.
+    """
+
+    check: Check = accept
+
+    def in_memory(self, op: Op) -> Sequence[Value]:
+        """The predicate is read by the program, operands by kernels of the arms."""
+        return op.operands
+
+
+Lowering = Pointwise | Loops | Templated | Swept | Branching
 
 _INTEGERS = (DType.I64, DType.I32, DType.I16, DType.I8, DType.U8, DType.BOOL)
 #: Element types of what kernels read and write; those of bf16 are computed in f32.

@@ -56,6 +56,15 @@ def write(k: Any, product: Product) -> None:
     k.rows((*product.batch, blocks, chunks), task, work, is_large=True)
 
 
+def write_tiles(k: Any, product: Product, batch: list[Expr], rows: int) -> None:
+    """The sums of the first ``rows`` rows, at most ``ROWS``, and all columns, on one thread."""
+    k.tiles(
+        product.columns,
+        (WIDTH, LANES, 1),
+        lambda j, width: _tile(k, product, batch, 0, rows, j, width),
+    )
+
+
 def _tile(
     k: Any, product: Product, batch: list[Expr], row: Expr, count: int, column: Expr, width: int
 ) -> None:
@@ -90,7 +99,7 @@ def _matmul(k: Any, op: Op) -> None:
             left.tensor.shape[-1],
             out.dtype,
             lambda b, row, depth: k.at(left, _left_place(k, left, b, row, depth, merges)),
-            lambda b, depth, column: k.at(right, [*_batch_place(right, b), depth, column]),
+            lambda b, depth, column: k.at(right, [*batch_place(right, b), depth, column]),
             lambda b, row, column, value: k.finish([*b, *k.unraveled(row, lead), column], value),
         ),
     )
@@ -111,7 +120,7 @@ def factors(op: Op, index: Sequence[Expr], depth: Expr) -> tuple[list[Expr], lis
     batch = list(index)
     column = [batch.pop()] if right.tensor.rank > 1 else []
     row = [batch.pop()] if left.tensor.rank > 1 else []
-    return [*_batch_place(left, batch), *row, depth], [*_batch_place(right, batch), depth, *column]
+    return [*batch_place(left, batch), *row, depth], [*batch_place(right, batch), depth, *column]
 
 
 def _left_place(k: Any, value: Value, batch: list[Expr], row: Expr, depth: Expr, merges: bool) -> list[Expr]:
@@ -119,10 +128,11 @@ def _left_place(k: Any, value: Value, batch: list[Expr], row: Expr, depth: Expr,
         return [*k.unraveled(row, value.tensor.shape[:-1]), depth]
     if merges:  # the row runs over all leading axes, as memory does
         return [*[0] * (value.tensor.rank - 2), row, depth]
-    return [*_batch_place(value, batch), row, depth]
+    return [*batch_place(value, batch), row, depth]
 
 
-def _batch_place(value: Value, batch: list[Expr]) -> list[Expr]:
+def batch_place(value: Value, batch: list[Expr]) -> list[Expr]:
+    """The place among the leading axes of ``value`` that is multiplied at ``batch`` of the result."""
     own = max(value.tensor.rank - 2, 0)
     place = list(batch[len(batch) - own :]) if own else []
     return [0 if dims.eq(size, 1) is True else p for p, size in zip(place, value.tensor.shape, strict=False)]

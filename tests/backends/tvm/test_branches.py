@@ -1,0 +1,177 @@
+"""Conditions between kernels: programs with arms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+import regraft
+from regraft.errors import BackendError
+from regraft.testing import assert_close
+
+SCALES = (1.0, 30.0, 0.01, -30.0)
+
+
+def programs(compiled: Any) -> list[str]:
+    """The back ends whose executables the plan calls."""
+    return [step.executable.backend for step in compiled.plan.steps]
+
+
+def check(model: nn.Module, x: Tensor, **options: Any) -> Any:
+    """Every call equals eager's, in any order; nothing but one program runs."""
+    compiled = regraft.compile(model, (x,), backends=("tvm",), cache=False, **options)
+    assert programs(compiled) == ["tvm"]
+    given = [scale * x for scale in (*SCALES, *reversed(SCALES))]
+    found = [compiled(each) for each in given]
+    model.double()
+    for each, made in zip(given, found, strict=True):
+        wanted = model(each.double())
+        pairs = zip(made, wanted, strict=True) if isinstance(made, tuple) else [(made, wanted)]
+        for value, reference in pairs:
+            assert_close(value, reference, reassociates=True)
+    return compiled
+
+
+class Exits(nn.Module):
+    """Conditions within one another; what leaves early is only handed on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(24, 24) for _ in range(4))
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+            out = self.head(x)
+            if out.abs().amax() > 4:
+                return out
+        return out * 2
+
+
+class Arms(nn.Module):
+    """What an arm may give: an argument, a constant, one value twice, a view, what the other has swapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("c", torch.arange(24.0))
+        self.one, self.other = nn.Linear(24, 24), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = x.exp().clamp(max=9.0)
+        if x.sum() > 0:
+            a, b, c, d = x, self.c + 0 * x[0], self.one(x), y
+            e = c
+        else:
+            a, b, c, d = y, self.c, self.other(y).T.contiguous().view(x.shape[0], 24), x
+            e = self.one(x)
+        return a, b, c, d, e, a + d
+
+
+class Within(nn.Module):
+    """Arms that hold scans, lookups and conditions, over weights that both arms have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.weight = nn.Embedding(7, 24), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.amax() > 3:
+            rows = self.table((x[:, :3].abs() * 100).long() % 7).sum(1)
+            if x[0, 0] > 0:
+                rows = self.weight(rows)
+            return rows + x
+        return self.weight(x).softmax(-1)
+
+
+class Skips(nn.Module):
+    """A condition after another: the result of one is what the next begins with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(24, 24) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, block in enumerate(self.blocks):
+            if x[0, number] > 0:
+                x = block(x)
+        return x
+
+
+MODELS = {"exits": Exits, "arms": Arms, "within": Within, "skips": Skips}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_values(name: str) -> None:
+    torch.manual_seed(0)
+    check(MODELS[name]().eval(), torch.randn(3, 24))
+
+
+def test_sizes_that_vary() -> None:
+    torch.manual_seed(0)
+    model, x = Exits().eval(), torch.randn(3, 24)
+    compiled = check(model, x, dynamic_shapes={"x": {0: Dim.AUTO}})
+    for rows in (1, 8, 3):
+        for scale in SCALES:
+            given = scale * torch.randn(rows, 24)
+            assert_close(compiled(given), model.double()(given.double()), reassociates=True)
+
+
+def test_a_predicate_that_comes_with_a_call() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor, is_on: Tensor) -> Tensor:
+            return x.relu() * 2 if is_on else x - 1
+
+    model, x = Model().eval(), torch.randn(5)
+    compiled = regraft.compile(model, (x, torch.tensor(True)), backends=("tvm",), cache=False)
+    assert programs(compiled) == ["tvm"]
+    for is_on in (True, False, True):
+        assert_close(compiled(x, torch.tensor(is_on)), model(x.double(), torch.tensor(is_on)))
+
+
+def test_an_index_is_looked_at_where_its_arm_runs() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(7, 4)
+
+        def forward(self, x: Tensor, places: Tensor) -> Tensor:
+            return self.table(places) if x.sum() > 0 else x
+
+    model, x = Model().eval(), torch.ones(2, 4)
+    compiled = regraft.compile(model, (x, torch.tensor([1, 2])), backends=("tvm",), cache=False)
+    wrong = torch.tensor([1, 9])
+    assert_close(compiled(-x, wrong), -x.double())
+    with pytest.raises(BackendError, match="embedding"):
+        compiled(x, wrong)
+    assert_close(compiled(x, torch.tensor([1, 2])), model(x, torch.tensor([1, 2])).detach().double())
+
+
+def test_a_loop_in_an_arm_is_the_plans() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.sum() > 0:
+                while x.amax() > 1:
+                    x = x / 2
+            return x
+
+    model, x = Model().eval(), torch.rand(5) + 3
+    compiled = regraft.compile(model, (x,), backends=("tvm",), cache=False)
+    assert "host" in programs(compiled)
+    for scale in SCALES:
+        assert_close(compiled(scale * x), model(scale * x.double()))
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Exits().eval(), torch.randn(3, 24)
+    regraft.compile(model, (x,), backends=("tvm",), cache=False).save(tmp_path / "model")
+    loaded = regraft.load(tmp_path / "model", allow_native=True)
+    model.double()
+    for scale in SCALES:
+        assert_close(loaded(scale * x), model(scale * x.double()), reassociates=True)
