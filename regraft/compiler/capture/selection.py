@@ -32,6 +32,9 @@ _PICKING = frozenset(
     )
 )
 
+#: Those that need as many as their argument ``k``.
+_OF_SEVERAL = frozenset({"aten.kthvalue", "aten.topk"})
+
 #: Class of a comparison in sympy -> the op on tensors, and how it is proved.
 _COMPARISONS: Mapping[str, str] = {
     "LessThan": "le",
@@ -81,18 +84,18 @@ def picked(builder: Builder, arguments: Mapping[str, Any], mask: Value, places: 
 
 
 def check_elements(name: str, arguments: Mapping[str, Any], builder: Builder) -> None:
-    """Check at each call that the op ``name`` has elements to pick from, where values decide how many."""
+    """Check at each call that the op ``name`` has enough to pick from, where values say how much."""
     if name not in _PICKING:
         return
-    if arguments.get("k") == 0:
-        return
+    least: Dim = arguments["k"] if name in _OF_SEVERAL else 1
     shape, axis = arguments["self"].tensor.shape, arguments.get("dim")
     axes = [axis] if isinstance(axis, int) else axis
     for dim in [shape[each] for each in axes] if axes and shape else shape:
-        if dims.le(1, dim) is not True:
-            some = builder.aten.ge.Scalar(builder.rg.dim_value(dim), 1)
-            message = f"{name} of no elements: {dim}, a size that values decide, must be 1 or more"
-            builder.rg.check(some, message)
+        if dims.le(least, dim) is not True:
+            enough = builder.aten.ge.Tensor(builder.rg.dim_value(dim), builder.rg.dim_value(least))
+            few = "no elements" if least == 1 else "too few elements"
+            message = f"{name} of {few}: {dim}, a size that values decide, must be {least} or more"
+            builder.rg.check(enough, message)
 
 
 def as_captured(builder: Builder, value: Value, type: TensorType) -> Value:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from regraft.ir.dims import Dim, floordiv
+from regraft.ir.dims import Dim, floordiv, maximum
 from regraft.ir.dtypes import DType
 from regraft.ir.opdef import SAFE, CallSite, Trait
 from regraft.ir.ops.create import as_scalar
@@ -19,6 +19,7 @@ from regraft.ir.ops.rules import (
     per_element,
     reduced,
     refuse,
+    replaced,
     require,
     require_float,
     same_dtype,
@@ -120,8 +121,23 @@ def _nth(b: Any, x: Any, axis: int, n: Dim, shape: Any) -> Sequence[Any]:
     return tuple(view(b, take(b, v, axis, n, 1), shape) for v in (values, places))
 
 
+def _filled(b: Any, x: Any, axis: int, least: Dim) -> Any:
+    """``x``, filled up to ``least`` elements along ``axis`` with nan, or the least number.
+
+    So that there is something to pick where there is too little: a call that picks it fails by a check of its
+    own.
+    """
+    missing = 0 if x.tensor.rank == 0 else maximum(least - x.tensor.shape[axis], 0)
+    if missing == 0:
+        return x
+    dtype, shape = x.tensor.dtype, replaced(x.tensor.shape, axis, missing)
+    none = math.nan if dtype.is_float else _least(dtype)
+    return b.aten.cat((x, b.aten.full(shape, none, dtype=dtype)), axis)
+
+
 def _kth(b: Any, op: Any) -> Sequence[Any]:
-    return _nth(b, op.operand("self"), _axis(op), op.attr("k") - 1, op.results[0].tensor.shape)
+    x, axis, k = op.operand("self"), _axis(op), op.attr("k")
+    return _nth(b, _filled(b, x, axis, k), axis, k - 1, op.results[0].tensor.shape)
 
 
 def _median_along(b: Any, op: Any) -> Sequence[Any]:
@@ -129,6 +145,7 @@ def _median_along(b: Any, op: Any) -> Sequence[Any]:
     x, axis, shape = op.operand("self"), _axis(op), op.results[0].tensor.shape
     if x.tensor.rank == 0:
         return _nth(b, x, axis, 0, shape)
+    x = _filled(b, x, axis, 1)
     size = x.tensor.shape[axis]
     values, places = _nth(b, x, axis, floordiv(size - 1, 2), shape)
     if not x.tensor.dtype.is_float:
@@ -142,8 +159,8 @@ def _median_along(b: Any, op: Any) -> Sequence[Any]:
 
 def _median(b: Any, op: Any) -> Any:
     x = op.operand("self")
-    flat = view(b, x, (x.tensor.numel,))
-    values, _ = _nth(b, flat, 0, floordiv(x.tensor.numel - 1, 2), ())
+    flat = _filled(b, view(b, x, (x.tensor.numel,)), 0, 1)
+    values, _ = _nth(b, flat, 0, floordiv(flat.tensor.numel - 1, 2), ())
     if not x.tensor.dtype.is_float:
         return values
     nan = b.aten.full((), math.nan, dtype=x.tensor.dtype)

@@ -7,7 +7,6 @@ next one takes. Where the graph only transposes between that and ``[B, H, S, D]`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import onnx_ir as ir
 from regraft.backends.ort.dtypes import carrier
 from regraft.backends.ort.emit import Emitter, Lowering
 from regraft.backends.ort.lower.elementwise import dtype_of
+from regraft.backends.ort.lower.empty import is_positive, unless_empty
 from regraft.backends.ort.lower.matmul import times
 from regraft.backends.ort.lower.views import SWAP_HEADS, heads_last, sliced
 from regraft.ir import Dim, DType, Op, Recipe, Trait, Value
@@ -59,7 +59,7 @@ def _has_node(e: Emitter, op: Op) -> bool:
 def _attention_node(e: Emitter, op: Op) -> ir.Value:
     """Attention, and zeros where a size is 0: its kernel refuses those."""
     q, k = op.operand("query").tensor.shape, op.operand("key").tensor.shape
-    sizes = [d for d in (q[0], q[2], k[2]) if not _positive(d)]
+    sizes = [d for d in (q[0], q[2], k[2]) if not is_positive(d)]
     mask = _node_mask(e, op)
     operands = [op.operand(name) for name in ("query", "key", "value")]
     inputs = [x for x in (_beside(e, v) for v in operands) if x is not None]
@@ -71,35 +71,13 @@ def _attention_node(e: Emitter, op: Op) -> ir.Value:
     if beside:
         attrs |= {"q_num_heads": q[1], "kv_num_heads": k[1]}
         shape = (shape[0], shape[2], algebra.product((shape[1], shape[3])))
-    if sizes:
-        result = _unless_empty(e, sizes, inputs, mask, attrs, shape)
-    else:
-        result = e.op("Attention", *inputs, mask, **attrs)
+    (result,) = unless_empty(
+        e,
+        algebra.product(dict.fromkeys(sizes)),
+        lambda: [e.op("Attention", *inputs, mask, **attrs)],
+        lambda: [e.op("Expand", e.scalar(0, DType.F32), e.shape(shape))],
+    )
     return _separate(e, op.result, result) if beside else result
-
-
-def _positive(dim: Dim) -> bool:
-    low = algebra.bounds(dim)[0]
-    return low is not None and low > 0
-
-
-def _unless_empty(
-    e: Emitter,
-    sizes: list[Dim],
-    inputs: list[ir.Value],
-    mask: ir.Value | None,
-    attrs: Mapping[str, Any],
-    shape: Shape,
-) -> ir.Value:
-    count = algebra.product(dict.fromkeys(sizes))
-    key = ("not empty", count)
-    some = e.memoised(key, lambda: e.op("Greater", e.size_scalar(count), e.scalar(0, DType.I64)))
-    full_shape = e.shape(shape)
-    with e.nested():
-        then = e.graph("attention", [e.op("Attention", *inputs, mask, **attrs)])
-    with e.nested():
-        other = e.graph("empty", [e.op("Expand", e.scalar(0, DType.F32), full_shape)])
-    return e.op("If", some, then_branch=then, else_branch=other)
 
 
 def _beside(e: Emitter, value: Value) -> ir.Value | None:

@@ -49,7 +49,7 @@ def softplus(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
     if dtype == DType.F32:
         return e.op("Softplus", x)
     small = e.op("Exp", e.op("Neg", e.op("Abs", x)))
-    return e.op("Add", e.op("Max", x, e.scalar(0, dtype)), _log1p(e, small, dtype))
+    return e.op("Add", e.op("Max", x, e.scalar(0, dtype)), log1p(e, small, dtype))
 
 
 def silu(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
@@ -108,14 +108,14 @@ def _log2(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
     return e.op("Mul", e.op("Log", x), e.scalar(1 / math.log(2), dtype))
 
 
-def _log1p(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
-    """``log(u) * x / (u - 1)`` for ``u = 1 + x``: the rounding of ``u`` cancels."""
+def log1p(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
+    """``log(u) * (x / (u - 1))`` for ``u = 1 + x``: the rounding of ``u`` cancels."""
     one = e.scalar(1, dtype)
     u = e.op("Add", x, one)
     rest = e.op("Sub", u, one)
     exact = e.op("Or", e.op("Equal", rest, e.scalar(0, dtype)), e.op("IsInf", u))
-    ratio = e.op("Div", e.op("Mul", e.op("Log", u), x), rest)
-    return e.op("Where", exact, x, ratio)
+    found = e.op("Mul", e.op("Log", u), e.op("Div", x, rest))
+    return e.op("Where", exact, x, found)
 
 
 # -- with attributes ---------------------------------------------------------------------------
@@ -401,7 +401,7 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.exp2": unary(lambda e, x, t: e.op("Pow", e.scalar(2, t), x)),
     "aten.expm1": unary(expm1),
     "aten.log2": unary(_log2),
-    "aten.log1p": unary(_log1p),
+    "aten.log1p": unary(log1p),
     "aten.rsqrt": unary(_rsqrt),
     "aten.silu": unary(silu),
     "aten.mish": unary(_mish),

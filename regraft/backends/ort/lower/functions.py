@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx_ir as ir
 
 from regraft.backends.ort.emit import Emitter, Lowering
-from regraft.backends.ort.lower.elementwise import UnaryRule, dtype_of, node, nonzero, second, unary
+from regraft.backends.ort.lower.elementwise import UnaryRule, dtype_of, log1p, node, nonzero, second, unary
 from regraft.ir import DType, Op
 
 
@@ -19,18 +21,29 @@ def _tan(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
 
 
 def _sinh(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
-    return e.op("Mul", e.op("Sub", e.op("Exp", x), e.op("Exp", e.op("Neg", x))), e.scalar(0.5, dtype))
+    """``2 sinh(x/2) cosh(x/2)`` by ``tanh(x/2)``: nothing cancels near zero, nor overflows before it must."""
+    half = e.op("Mul", x, e.scalar(0.5, dtype))
+    twice = e.op("Add", e.op("Exp", half), e.op("Exp", e.op("Neg", half)))
+    return e.op("Mul", e.op("Mul", e.op("Tanh", half), e.op("Mul", twice, e.scalar(0.5, dtype))), twice)
 
 
 def _cosh(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
     return e.op("Mul", e.op("Add", e.op("Exp", x), e.op("Exp", e.op("Neg", x))), e.scalar(0.5, dtype))
 
 
+#: Beyond, 1 is nothing beside the square of a number of f64, which overflows later on.
+_LARGE = 2.0**28
+
+
 def _asinh(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
-    """Of the magnitude: ``x + sqrt(x² + 1)`` cancels for a negative x."""
-    size = e.op("Abs", x)
-    root = e.op("Sqrt", e.op("Add", e.op("Mul", x, x), e.scalar(1, dtype)))
-    return e.op("Mul", e.op("Sign", x), e.op("Log", e.op("Add", size, root)))
+    """``log(|x| + sqrt(x² + 1))``, the sum as ``1 + (|x| + x² / (1 + sqrt(x² + 1)))``."""
+    size, one = e.op("Abs", x), e.scalar(1, dtype)
+    root = e.op("Sqrt", e.op("Add", e.op("Mul", x, x), one))
+    rest = e.op("Mul", size, e.op("Div", size, e.op("Add", root, one)))
+    usual = log1p(e, e.op("Add", size, rest), dtype)
+    large = e.op("Add", e.op("Log", size), e.scalar(math.log(2), dtype))
+    found = e.op("Where", e.op("Greater", size, e.scalar(_LARGE, dtype)), large, usual)
+    return e.op("Mul", e.op("Sign", x), found)
 
 
 def _acosh(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
@@ -39,9 +52,11 @@ def _acosh(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
 
 
 def _atanh(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:
-    one = e.scalar(1, dtype)
-    ratio = e.op("Div", e.op("Add", one, x), e.op("Sub", one, x))
-    return e.op("Mul", e.op("Log", ratio), e.scalar(0.5, dtype))
+    """``log((1 + |x|) / (1 - |x|)) / 2``, the quotient as ``1 + 2|x| / (1 - |x|)``."""
+    size = e.op("Abs", x)
+    rest = e.op("Div", e.op("Add", size, size), e.op("Sub", e.scalar(1, dtype), size))
+    half = e.op("Mul", log1p(e, rest, dtype), e.scalar(0.5, dtype))
+    return e.op("Mul", e.op("Sign", x), half)
 
 
 def _log10(e: Emitter, x: ir.Value, dtype: DType) -> ir.Value:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from regraft.backends.ort.dtypes import carrier
 from regraft.backends.ort.emit import Emitter, Lowering
 from regraft.backends.ort.lower.elementwise import dtype_of
+from regraft.backends.ort.lower.empty import unless_empty
 from regraft.ir import Dim, DType, Op, Value
 from regraft.ir import dims as algebra
 
@@ -97,19 +98,39 @@ def _zero(e: Emitter) -> ir.Value:
 
 def _position(op_type: str) -> Lowering:
     def emit(e: Emitter, op: Op) -> ir.Value:
-        x, rank = e.operand(op, "self"), op.operand("self").tensor.rank
+        x, rank, dtype = e.operand(op, "self"), op.operand("self").tensor.rank, dtype_of(op)
         if rank == 0:
             return e.scalar(0, DType.I64)
         if op.attr("dim") is not None:
-            return _arg(e, op_type, x, axes_of(op)[0], op.attr("keepdim"), dtype_of(op))
-        flat = e.op("Reshape", x, e.ints(-1))
-        found = _arg(e, op_type, flat, 0, False, dtype_of(op))
-        return e.reshape(found, (), op.result.tensor.shape)
+            return _arg(e, op_type, x, op)
+        numel, shape = op.operand("self").tensor.numel, op.result.tensor.shape
+
+        def made() -> list[ir.Value]:
+            flat = e.op("Reshape", x, e.ints(-1))
+            return [e.reshape(_place(e, op_type, flat, 0, False, dtype), (), shape)]
+
+        return unless_empty(e, numel, made, lambda: [_zeros(e, DType.I64, shape)])[0]
 
     return Lowering(emit, (op_type,))
 
 
-def _arg(e: Emitter, op_type: str, x: ir.Value, axis: int, keepdim: bool, dtype: DType) -> ir.Value:
+def _arg(e: Emitter, op_type: str, x: ir.Value, op: Op) -> ir.Value:
+    """The position of the extremum along the axis of ``op``; 0 where that is empty."""
+    (axis,) = axes_of(op)
+    (found,) = unless_empty(
+        e,
+        op.operand("self").tensor.shape[axis],
+        lambda: [_place(e, op_type, x, axis, op.attr("keepdim"), dtype_of(op))],
+        lambda: [_zeros(e, DType.I64, op.results[-1].tensor.shape)],
+    )
+    return found
+
+
+def _zeros(e: Emitter, dtype: DType, shape: Sequence[Dim]) -> ir.Value:
+    return e.op("Expand", e.scalar(0, dtype), e.shape(shape))
+
+
+def _place(e: Emitter, op_type: str, x: ir.Value, axis: int, keepdim: bool, dtype: DType) -> ir.Value:
     """The position of the extremum; to torch a nan is beyond all numbers, either way."""
     attrs: dict[str, Any] = {"axis": axis, "keepdims": int(keepdim)}
     found = e.op(op_type, e.cast(x, dtype, e.wide(op_type, dtype)), **attrs)
@@ -128,7 +149,7 @@ def _extremum_and_position(value_op: str, position_op: str) -> Lowering:
             return [x, e.scalar(0, DType.I64)]
         return [
             _largest(e, value_op, x, axes, keepdim, dtype),
-            _arg(e, position_op, x, axes[0], keepdim, dtype),
+            _arg(e, position_op, x, op),
         ]
 
     return Lowering(emit, (value_op, position_op))
@@ -179,15 +200,21 @@ def _degrees(e: Emitter, count: Dim, correction: float, dtype: DType) -> ir.Valu
     return e.op("Max", left, e.scalar(0, dtype))
 
 
-def _topk(e: Emitter, op: Op) -> list[ir.Value]:
-    x, dtype, rank = e.operand(op, "self"), dtype_of(op), op.operand("self").tensor.rank
-    if rank == 0:
+def _topk(e: Emitter, op: Op) -> Sequence[ir.Value]:
+    """Zeros where the axis has too few elements."""
+    x, dtype, shape = e.operand(op, "self"), dtype_of(op), op.operand("self").tensor.shape
+    if not shape:
         return [x, e.scalar(0, DType.I64)]
-    axis = op.attr("dim") % rank
+    axis = op.attr("dim") % len(shape)
     wide = e.wide("TopK", dtype)
     attrs = {"axis": axis, "largest": int(op.attr("largest")), "sorted": int(op.attr("sorted"))}
-    values, indices = e.ops("TopK", 2, e.cast(x, dtype, wide), e.size(op.attr("k")), **attrs)
-    return [e.cast(values, wide, dtype), indices]
+
+    def made() -> list[ir.Value]:
+        values, indices = e.ops("TopK", 2, e.cast(x, dtype, wide), e.size(op.attr("k")), **attrs)
+        return [e.cast(values, wide, dtype), indices]
+
+    found, spare = op.results[0].tensor.shape, algebra.maximum(shape[axis] - op.attr("k") + 1, 0)
+    return unless_empty(e, spare, made, lambda: [_zeros(e, each, found) for each in (dtype, DType.I64)])
 
 
 def _cumsum(e: Emitter, op: Op) -> ir.Value:
