@@ -112,7 +112,8 @@ class Sums(Local):
         return self.buffer[self.kernel.vector(place * self.lanes, self.lanes)]
 
     def add(self, place: int, value: Expr) -> None:
-        T.buffer_store(self.buffer, self[place] + value, [self.kernel.vector(place * self.lanes, self.lanes)])
+        found = self.how.combine(self.kernel, self[place], value)
+        T.buffer_store(self.buffer, found, [self.kernel.vector(place * self.lanes, self.lanes)])
 
 
 class Row:
@@ -475,7 +476,7 @@ class Kernel:
         return Local(self, how, lanes)
 
     def sums(self, places: int, lanes: int, dtype: DType) -> Sums:
-        return Sums(self, Fold(dtype, 0, lambda k, a, b: a + b), lanes, places)
+        return Sums(self, Fold(dtype, 0, lambda k, a, b: k.math.plus(a, b)), lanes, places)
 
     def variable(self, dtype: DType, start: Any) -> Variable:
         return Variable(self, dtype, start)

@@ -7,6 +7,7 @@ Those of f32 that LLVM would call the C library for, lane by lane, are approxima
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,11 @@ class Scalars:
         if _is_bool(value) and to != "bool":  # TVM folds casts of vectors of bools wrongly
             kind = tirx.FloatImm if to.startswith("float") else tirx.IntImm
             return self.select(value, kind(to, 1), kind(to, 0))
+        if _is_cut(value, to):
+            if isinstance(value, tirx.IntImm):
+                return tirx.IntImm(to, _modulo(value.value, to))
+            # What TVM knows of the number before it is cut it takes to be true of what is left.
+            value = tirx.bitwise_or(value, self.like(0, value))
         return value.astype(retyped(value, to))
 
     def select(self, condition: Expr, yes: Expr, no: Expr) -> Expr:
@@ -118,14 +124,33 @@ class Scalars:
         return _is_bool(x)
 
     def plus(self, x: Expr, y: Expr) -> Expr:
-        return self.either(x, y) if _is_bool(x) else x + y
+        if _is_bool(x):
+            return self.either(x, y)
+        return x + y if _is_float(x) else self._wrapped(operator.add, x, y)
 
     def minus(self, x: Expr, y: Expr) -> Expr:
         # Of floats TVM makes 0 of x - x, which is nan for some, and x of x + y - y.
-        return x + y * self.like(-1, y) if _is_float(x) else x - y
+        return x + y * self.like(-1, y) if _is_float(x) else self._wrapped(operator.sub, x, y)
 
     def times(self, x: Expr, y: Expr) -> Expr:
-        return self.both(x, y) if _is_bool(x) else self.unfolded(x) * self.unfolded(y)
+        if _is_bool(x):
+            return self.both(x, y)
+        if _is_float(x):
+            return self.unfolded(x) * self.unfolded(y)
+        return self._wrapped(operator.mul, x, y)
+
+    def negative(self, x: Expr) -> Expr:
+        return -x if _is_float(x) else self.minus(self.like(0, x), x)
+
+    def _wrapped(self, exactly: Callable[[Expr, Expr], Expr], x: Expr, y: Expr) -> Expr:
+        """``exactly(x, y)`` of integers, modulo the count of numbers that their type has.
+
+        It is cut out of a result that has room for all of it: of ``+ - *`` themselves TVM takes for granted
+        that they stay in their type, and tells LLVM so. Of the wider result LLVM computes only what is kept.
+        """
+        scalar = scalar_type(x)
+        wide = "int128" if scalar == "int64" else "int64"
+        return self.cast(exactly(*(each.astype(retyped(each, wide)) for each in (x, y))), scalar)
 
     def over(self, x: Expr, y: Expr) -> Expr:
         """The quotient of floats."""
@@ -149,7 +174,7 @@ class Scalars:
         x = self.bind(x)
         if _is_unsigned(x) or _is_bool(x):
             return x
-        return self.select(x < 0, self.like(0, x) - x, x)
+        return self.select(x < 0, self.negative(x), x)
 
     def floor(self, x: Expr) -> Expr:
         return tirx.floor(x) if _is_float(x) else x
@@ -187,7 +212,7 @@ class Scalars:
                 tirx.EQ(tirx.bitwise_xor(x, y), self.like(0, x)), self.like(1, x), self.like(0, x)
             )
         if _is_minus_one(y):  # the CPU traps where the least number is divided
-            return self.like(0, x) - x
+            return self.negative(x)
         return tirx.truncdiv(x, y)
 
     def _truncmod(self, x: Expr, y: Expr) -> Expr:
@@ -272,6 +297,31 @@ def _is_unsigned(value: Expr) -> bool:
     return scalar_type(value).startswith("uint")
 
 
+def _is_integer(scalar: str) -> bool:
+    return scalar.startswith(("int", "uint"))
+
+
+def _ends(scalar: str) -> tuple[int, int]:
+    """The least and the greatest of the integers ``scalar``."""
+    kind, _, bits = scalar.partition("int")
+    return (0, (1 << int(bits)) - 1) if kind else (-(1 << (int(bits) - 1)), (1 << (int(bits) - 1)) - 1)
+
+
+def _is_cut(value: Expr, to: str) -> bool:
+    """Whether the integers ``to`` lack some of those of the type of ``value``."""
+    source = scalar_type(value)
+    if not (_is_integer(source) and _is_integer(to)):
+        return False
+    (low, high), (lowest, highest) = _ends(source), _ends(to)
+    return low < lowest or high > highest
+
+
+def _modulo(number: int, scalar: str) -> int:
+    """``number`` modulo the count of the integers ``scalar``, as one of them."""
+    low, high = _ends(scalar)
+    return (number - low) % (high - low + 1) + low
+
+
 def _is_number(value: Expr) -> bool:
     return isinstance(value.value if isinstance(value, tirx.Broadcast) else value, tirx.FloatImm)
 
@@ -282,8 +332,8 @@ def _is_minus_one(value: Expr) -> bool:
 
 def _is_least(value: Expr) -> bool:
     """Whether ``value`` is the least number of a type with a sign."""
-    kind, _, bits = scalar_type(value).partition("int")
-    return isinstance(value, tirx.IntImm) and not kind and value.value == -(1 << (int(bits) - 1))
+    is_whole = isinstance(value, tirx.IntImm) and _is_integer(scalar_type(value)) and not _is_unsigned(value)
+    return is_whole and value.value == _ends(scalar_type(value))[0]
 
 
 def _is_float(value: Expr) -> bool:

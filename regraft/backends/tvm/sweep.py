@@ -138,7 +138,7 @@ class _SweepKernel(Kernel):
 
     def _product(self, op: Op, index: Sequence[Expr], depth: Sequence[Expr]) -> Expr:
         left, right = factors(op, index, depth[0])
-        return self.at(op.operands[0], left) * self.at(op.operands[1], right)
+        return self.math.times(self.at(op.operands[0], left), self.at(op.operands[1], right))
 
     def _fold(
         self,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import regraft
 from regraft.backends import LowerOptions
 from regraft.conformance import Case
 from regraft.ir import Value
@@ -137,3 +138,49 @@ def test_bounds_that_are_no_number(tvm: Any) -> None:
     function = Case("", lambda op, x: op.aten.clamp(x, NAN, 1.0), ("f32[4]",)).function()
     reasons = [tvm.supports(op) for op in function.body.ops if op.name == "aten.clamp"]
     assert reasons == ["f32 is clamped at nan"]
+
+
+@pytest.mark.parametrize(("dtype", "name"), FLOATS)
+def test_gelu_keeps_its_digits(tvm: Any, dtype: torch.dtype, name: str) -> None:
+    """However little of the distribution is below a number, as a kernel of its own and behind a product."""
+
+    def build(op: Any, x: Value) -> tuple[Value, ...]:
+        forms = [op.aten.gelu(x, approximate=each) for each in ("none", "tanh")]
+        return (*forms, op.aten.gelu(op.aten.mul.Scalar(x, 0.5)))
+
+    x = torch.cat([torch.linspace(-13, 9, 2001), torch.logspace(-38, 0, 200), -torch.logspace(-38, 0, 200)])
+    x = x.to(dtype)
+    wide = x.double()
+    bent = torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (wide + 0.044715 * wide**3))
+    wanted = (wide * _share(wide), wide * bent, wide / 2 * _share(wide / 2))
+    for found, value in zip(run(tvm, build, x, name=name), wanted, strict=True):
+        inside = value.abs() > 1e-36
+        ratio = (found[inside] / value[inside]).to(dtype)
+        assert_close([ratio], [torch.ones_like(ratio).double()])
+    odd = torch.tensor([INF, -INF, NAN, 0.0, -0.0, -40.0, -1e30, 1e30] * 5, dtype=dtype)
+    expected = torch.tensor([INF, NAN, NAN, 0.0, -0.0, -0.0, -0.0, 1e30] * 5, dtype=dtype)
+    for found in run(tvm, build, odd, name=name)[:2]:
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def _share(x: torch.Tensor) -> torch.Tensor:
+    """How much of a normal distribution is below ``x``."""
+    return 0.5 * torch.special.erfc(x * -(0.5**0.5))
+
+
+def test_gelu_behind_a_product_keeps_its_digits(tvm: Any) -> None:
+    weight, bias = torch.randn(64, 32) * 0.05, torch.linspace(-12, -5, 64)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(32, 64)
+            self.linear.load_state_dict({"weight": weight, "bias": bias})
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.gelu(self.linear(x))
+
+    x = torch.randn(24, 32)
+    compiled = regraft.compile(Model().eval(), (x,), backends=("tvm",), cache=False)
+    inner = x.double() @ weight.double().T + bias.double()
+    assert_close([(compiled(x) / (inner * _share(inner))).float()], [torch.ones(24, 64).double()])

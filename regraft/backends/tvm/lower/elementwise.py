@@ -133,9 +133,9 @@ def _power(k: Any, op: Op, x: Expr) -> Expr:
     if exponent == 1:
         return x
     if exponent == 2:
-        return x * x
+        return k.math.times(x, x)
     if exponent == 3:
-        return x * x * x
+        return k.math.times(k.math.times(x, x), x)
     if not op.result.tensor.dtype.is_float:
         return _integer_power(k, x, exponent)
     if exponent == 0.5:
@@ -152,8 +152,8 @@ def _integer_power(k: Any, x: Expr, exponent: int) -> Expr:
     result, square = k.one(x), x
     while exponent:
         if exponent & 1:
-            result = k.bind(result * square)
-        square = k.bind(square * square)
+            result = k.bind(k.math.times(result, square))
+        square = k.bind(k.math.times(square, square))
         exponent >>= 1
     return result
 
@@ -336,7 +336,7 @@ LOWERINGS: dict[str, Pointwise] = {
         for name, compare in _COMPARISONS.items()
         for kind, lowering in _comparison(compare).items()
     },
-    "aten.neg": elementwise(lambda k, op, x: k.zero(x) - x if op.result.tensor.dtype.is_integer else -x),
+    "aten.neg": elementwise(lambda k, op, x: k.math.negative(x)),
     "aten.sign": elementwise(_sign, _signed),
     "aten.relu": elementwise(relu),
     "aten.rsqrt": elementwise(lambda k, op, x: k.math.over(k.one(x), k.math.sqrt(x))),

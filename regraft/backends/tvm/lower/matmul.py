@@ -77,7 +77,7 @@ def _tile(
         for j in range(vectors):
             panel = k.bind(product.right(batch, depth, k.vector(column + j * lanes, lanes)))
             for i in range(count):
-                sums.add(i * vectors + j, rows[i] * panel)
+                sums.add(i * vectors + j, k.math.times(rows[i], panel))
     for i in range(count):
         for j in range(vectors):
             place = k.vector(column + j * lanes, lanes)

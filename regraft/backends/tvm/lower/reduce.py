@@ -112,7 +112,7 @@ def _plus(k: Any, a: Expr, b: Expr) -> Expr:
 
 
 def _times(k: Any, a: Expr, b: Expr) -> Expr:
-    return k.math.both(a, b) if k.math.is_bool(a) else a * b
+    return k.math.times(a, b)
 
 
 def element(k: Any, op: Op, place: list[Expr], dtype: DType) -> Expr:
@@ -244,7 +244,7 @@ def _cumulative(k: Any, op: Op) -> None:
         total = k.variable(wide, 0)
         with k.loops(axes.sizes(axes.reduced)) as inner:
             place = axes.place(kept, inner)
-            total.set(total.value + element(k, op, place, wide))
+            total.set(k.math.plus(total.value, element(k, op, place, wide)))
             k.finish(place, k.cast(total.value, wide, dtype))
 
     k.rows(axes.sizes(axes.kept), row, axes.count)

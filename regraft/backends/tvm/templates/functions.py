@@ -3,7 +3,8 @@
 LLVM has no vector forms of ``exp``, ``log1p``, ``erf`` and ``tanh``: it would call the C library once a lane.
 The approximations of f32 here are of the rounding error's order, give inf and 0 where torch does, pass nan
 on. Sources: Cephes (``expf``, ``logf``), Kahan (``log1p`` by ``log``), Eigen (rational minimax forms of
-``erf`` and ``tanh``). Those of f64 are the C library's.
+``erf`` and ``tanh``), fits by Lawson's weights for the least relative error (``_EXP2``, ``_TAIL``). Those of
+f64 are the C library's.
 """
 
 from __future__ import annotations
@@ -61,6 +62,22 @@ _TANH_P = (
     4.89352455891786e-03,
 )
 _TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+#: ``2**x`` for |x| up to 1/2, to 9e-8 of it.
+_EXP2 = (
+    0.0013264727123238136,
+    0.009671512644850423,
+    0.05550733743498247,
+    0.24022242085261655,
+    0.6931469775989914,
+    1.0,
+)
+#: ``_normal_tail(x) exp(x² / 2)`` for x from 0 to 13.3, to 4e-7 of it.
+_TAIL_P = (0.398890916, 2.80898565, 8.52991694, 11.8268909)
+_TAIL_Q = (1.0, 7.0360001, 22.4643103, 35.9324122, 23.6537902)
+#: The factor of ``gelu_tanh``.
+_GELU_SCALE = (2 / math.pi) ** 0.5
+#: Beyond, the share of a normal distribution is less than any normal number.
+_TAIL_END = 13.0
 
 
 def bound(value: Value, body: Callable[[Value], Value]) -> Value:
@@ -207,18 +224,69 @@ def silu(x: Value) -> Value:
 
 
 def gelu(x: Value) -> Value:
-    def exact(x: Value) -> Value:
-        return constant(0.5, x) * x * (constant(1.0, x) + erf(x * constant(0.5**0.5, x)))
+    """``x`` times the share of a normal distribution below it, which keeps its digits however small it is."""
+    if is_double(x):
 
-    return bound(x, exact)
+        def share(x: Value) -> Value:
+            return tirx.call_pure_extern("float64", "erfc", x * constant(-(0.5**0.5), x))
+
+        return bound(x, lambda x: constant(0.5, x) * x * share(x))
+    return bound(x, lambda x: x * bound(_normal_tail(x), _below(x)))
+
+
+def _below(x: Value) -> Callable[[Value], Value]:
+    """The share below ``x``, given that beyond ``|x|``."""
+    return lambda tail: select(x < constant(0.0, x), tail, constant(1.0, x) - tail)
+
+
+def _normal_tail(x: Value) -> Value:
+    """The share of a normal distribution beyond ``|x|``, 0 from ``_TAIL_END`` on.
+
+    The rounding of x² costs 1e-7 x² of it.
+    """
+
+    def of_size(size: Value) -> Value:
+        power = _exp2_below_zero(x * x * constant(-0.5 * _LOG2_E, x))
+        share = power * _polynomial(_TAIL_P, size) / _polynomial(_TAIL_Q, size)
+        return select(size > constant(_TAIL_END, x), constant(0.0, x), share)
+
+    return bound(tirx.abs(x), of_size)
+
+
+def _exp2_below_zero(x: Value) -> Value:
+    """``2**x`` of a number from -126 up to 0; below, anything."""
+
+    def apart(x: Value, bits: Value) -> Value:
+        rest = x - (tirx.reinterpret(retyped(x, "float32"), bits) - constant(_SHIFTER, x))
+        mantissa = tirx.reinterpret(retyped(x, "int32"), bound(rest, lambda r: _polynomial(_EXP2, r)))
+        return tirx.reinterpret(retyped(x, "float32"), mantissa + (bits << _integer(23, x)))
+
+    def near(x: Value) -> Value:
+        bits = tirx.reinterpret(retyped(x, "int32"), x + constant(_SHIFTER, x))
+        return bound(bits, lambda bits: apart(x, bits))
+
+    return bound(x, near)
 
 
 def gelu_tanh(x: Value) -> Value:
-    def approximate(x: Value) -> Value:
-        inner = constant((2 / math.pi) ** 0.5, x) * (x + constant(0.044715, x) * x * x * x)
-        return constant(0.5, x) * x * (constant(1.0, x) + tanh(inner))
+    """``x (1 + tanh(i)) / 2`` as ``x`` times the logistic function of ``2i``, which keeps its digits."""
 
-    return bound(x, approximate)
+    def of_power(x: Value) -> Callable[[Value], Value]:
+        one = constant(1.0, x)
+        return lambda power: x * (select(x < constant(0.0, x), power, one) / (one + power))
+
+    def of_size(x: Value, size: Value) -> Value:
+        inner = constant(-2 * _GELU_SCALE * _LOG2_E, x) * (size + constant(0.044715, x) * size * size * size)
+        return bound(bound(inner, _power_below_zero), of_power(x))
+
+    return bound(x, lambda x: bound(tirx.abs(x), lambda size: of_size(x, size)))
+
+
+def _power_below_zero(x: Value) -> Value:
+    """``2**x`` of a number up to 0."""
+    if is_double(x):
+        return tirx.exp2(x)
+    return select(x < constant(-126.0, x), constant(0.0, x), _exp2_below_zero(x))
 
 
 # -- bf16 --------------------------------------------------------------------------------------
