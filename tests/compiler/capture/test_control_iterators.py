@@ -304,9 +304,6 @@ def of_the_module(x: Tensor) -> Tensor:
         (mapped_twice, "steps"),
         (reduced, "steps"),
         (zipped_twice, "steps"),
-        (by_default, "steps"),
-        (of_a_class, "steps"),
-        (of_the_module, "steps"),
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )
@@ -315,6 +312,24 @@ def test_what_somebody_reads_later_is_refused(model: Any, name: str) -> None:
         regraft.capture(model, (UP,))
     assert HERE in str(caught.value.location)
     assert "list(" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (by_default, "a default of forward"),
+        (of_a_class, "Cycle.steps"),
+        (of_the_module, f"ONCE of {__name__}"),
+    ],
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_what_outlives_a_call_is_refused(model: Any, name: str) -> None:
+    with pytest.raises(
+        CaptureError, match=f"advances the iterator '{name}', which outlives a call"
+    ) as caught:
+        regraft.capture(model, (UP,))
+    assert HERE in str(caught.value.location)
+    assert "a list in its place" in str(caught.value.hint)
 
 
 def test_the_model_is_as_it_was() -> None:

@@ -23,7 +23,7 @@ from regraft.compiler.capture.control.exact import check
 from regraft.compiler.capture.control.functions import Functions
 from regraft.compiler.capture.control.growing import Growing, Ragged
 from regraft.compiler.capture.control.indexing import element, is_integer, set_element, update_element
-from regraft.compiler.capture.control.lists import Make, extended, listed
+from regraft.compiler.capture.control.lists import Make, extended, extended_in, listed
 from regraft.compiler.capture.control.loops import LONG, Run
 from regraft.compiler.capture.control.meeting import meet
 from regraft.compiler.capture.control.number import Array, Number, as_truth, unwrapped
@@ -397,24 +397,35 @@ class Calls:
 
     def update_element(self, value: Any, index: Any, name: str, operand: _Thunk) -> None:
         """``value[index] op= operand()``"""
-        in_place = _IN_PLACE[name]
+        change = partial(self._changed, value, name)
         if isinstance(value, Growing):
             value.refuse("has an element replaced")
         if isinstance(value, list) and is_integer(index) and self._undecided(index):
-            self.set_element(in_place(self.element(value, index), operand()), value, index)
+            self.set_element(change(self.element(value, index), operand()), value, index)
         else:
-            update_element(value, index, lambda old: in_place(old, operand()), self._undecided)
+            update_element(value, index, lambda old: change(old, operand()), self._undecided)
 
-    def in_place(self, variable: str | None, value: Any, name: str, operand: Any) -> Any:
-        """What ``variable``, None for an attribute, holds after ``value op= operand``."""
+    def in_place(self, variable: str | None, value: Any, name: str, operand: Any, owner: Any = None) -> Any:
+        """What ``variable``, None for an attribute of ``owner``, holds after ``value op= operand``."""
+        if variable is not None and _extends(value, name, operand):
+            return extended(self.context, variable, value, operand)
+        return self._changed(owner, name, value, operand)
+
+    def _changed(self, holder: Any, name: str, value: Any, operand: Any) -> Any:
+        """What ``holder`` holds in the place of ``value`` after ``value op= operand``."""
         if isinstance(value, set) and isinstance(operand, Unordered):
             operand.refuse_in_place()
-        if variable is not None and isinstance(value, list) and isinstance(operand, Growing):
-            return extended(self.context, variable, value, operand)
+        if _extends(value, name, operand):
+            return extended_in(self.context, holder, value, operand)
         return _IN_PLACE[name](value, operand)
 
     def _undecided(self, value: Any) -> bool:
         return self.context.tracer.undecided(unwrapped(value))
+
+
+def _extends(value: Any, name: str, operand: Any) -> bool:
+    """Whether ``value op= operand`` extends a list by one of unknown length."""
+    return name == "Add" and isinstance(value, list) and isinstance(operand, Growing)
 
 
 #: The name that `choose` gives to its value.

@@ -229,9 +229,11 @@ def _compiled(holder: ast.stmt, node: _Function, code: CodeType) -> CodeType:
     """The code of ``node``, compiled amid the names that are free in ``code``."""
     owner = _class_of(code)
     inner: list[ast.stmt] = [holder]
+    free = [name for name in code.co_freevars if owner is None or name != "__class__"]
     if owner is not None:
         inner = [ast.ClassDef(owner, [], [], inner, [])]
-    free = [name for name in code.co_freevars if owner is None or name != "__class__"]
+    if owner is not None and owner not in free:  # methods may name their own class
+        inner.insert(0, ast.Global([owner]))
     outer = ast.parse(f"def {PREFIX}outer({', '.join(free)}): pass").body[0]
     assert isinstance(outer, ast.FunctionDef)
     outer.body = inner

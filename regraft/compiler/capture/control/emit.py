@@ -39,6 +39,7 @@ from regraft.compiler.capture.control.tree import (
     blocks,
     bound,
     located,
+    path_of,
     places,
 )
 from regraft.compiler.capture.control.words import worded
@@ -119,7 +120,9 @@ class Emitter:
         held.ctx = ast.Load()
         variable = node.target.id if isinstance(node.target, ast.Name) else None
         name, operator = ast.Constant(variable), ast.Constant(type(node.op).__name__)
-        made = call("in_place", name, self._value(held), operator, self._value(node.value))
+        parts = [name, self._value(held), operator, self._value(node.value)]
+        parts += [self._value(held.value)] if isinstance(held, ast.Attribute) else []
+        made = call("in_place", *parts)
         return located(ast.Assign([node.target], made), node)
 
     def _update(self, node: ast.AugAssign, target: ast.Subscript) -> ast.stmt:
@@ -272,14 +275,10 @@ class Emitter:
 
 
 def _may_hold_others(node: ast.AugAssign) -> bool:
-    """Whether ``target op= value`` may change a list or set that others hold: a variable's, or, of a set, an
-    attribute's of a variable.
-    """
-    if isinstance(node.target, ast.Name):
-        return isinstance(node.op, (ast.Add, *_OF_SETS))
-    if not isinstance(node.op, _OF_SETS) or not isinstance(node.target, ast.Attribute):
+    """Whether ``target op= value``, of a variable or attribute, may change a list or set that others hold."""
+    if isinstance(node.target, ast.Attribute) and node.target.attr == "data":
         return False
-    return node.target.attr != "data" and isinstance(node.target.value, ast.Name)
+    return path_of(node.target) is not None and isinstance(node.op, (ast.Add, *_OF_SETS))
 
 
 def _texts(names: Iterable[str]) -> str:

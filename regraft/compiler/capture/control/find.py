@@ -107,6 +107,8 @@ class FrontEnd:
             return
         frame = _deciding_frame(error) if _is_undecided(error) else None
         originals = self._convertible(frame[0].f_code) if frame is not None else []
+        if frame is None and self._converts_after(error):
+            return
         folded, self.context.folded = self.context.folded, []
         if frame is not None and originals:
             for code in originals:
@@ -125,6 +127,15 @@ class FrontEnd:
             raise error
         else:
             self._refuse(error, frame[0].f_code, frame[1])
+
+    def _converts_after(self, error: Exception) -> bool:
+        """Whether ``error`` may be that of code that knows no stand-ins for numbers, and is converted now."""
+        frame = _deciding_frame(error) if isinstance(error, TypeError) and self.codes else None
+        before = len(self.codes)
+        with suppress(CaptureError):  # then the error is what there is to say
+            for code in self._convertible(frame[0].f_code) if frame is not None else []:
+                self._convert(code, code, code.co_firstlineno)
+        return len(self.codes) > before
 
     def _written(self, found: Copy | Given) -> CaptureError:
         """What is wrong with a copy that should be the original; a loop that made it can be unrolled."""

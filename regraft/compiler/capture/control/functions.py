@@ -76,6 +76,8 @@ class Functions:
         name = _FUNCTIONS.get(id(function))
         if name is not None:
             return getattr(self, name)
+        if _takes_sizes(function):
+            return partial(self._sized, function)
         if isinstance(function, (BuiltinMethodType, MethodType)):
             owner, name = function.__self__, _METHODS.get(function.__name__)
             if name is not None and isinstance(owner, (Tensor, Array)) and self._undecided(owner):
@@ -331,6 +333,13 @@ class Functions:
         found = tensors.stacked if isinstance(tensors, Growing) else self.context.collected_in(tensors)
         return None if found is None else found.clone()
 
+    @staticmethod
+    def _sized(function: Any, *sizes: Any, **kwargs: Any) -> Any:
+        """A function of sizes, one after the other: beside a number torch takes them in a tuple alone."""
+        if len(sizes) > 1 and any(isinstance(each, Number) for each in sizes):
+            return function(sizes, **kwargs)
+        return function(*sizes, **kwargs)
+
     def _tensor(self, data: Any, *args: Any, **kwargs: Any) -> Tensor:
         """``torch.tensor``"""
         return self._made(torch.tensor, data, *args, **kwargs)
@@ -369,6 +378,13 @@ class Functions:
 
     def _undecided(self, value: Any) -> bool:
         return self.context.tracer.undecided(unwrapped(value))
+
+
+def _takes_sizes(function: Any) -> bool:
+    """Whether ``function``, torch's or a method of a tensor, takes nothing but sizes."""
+    if not isinstance(function, BuiltinMethodType):
+        return False
+    return function in _MAKERS or (isinstance(function.__self__, Tensor) and function.__name__ in _SIZED)
 
 
 def _is_unknown_size(value: Any) -> bool:
@@ -437,4 +453,7 @@ _FUNCTIONS: Mapping[int, str] = {
     id(torch.as_tensor): "_as_tensor",
     id(torch.from_numpy): "_from_numpy",
 }
+#: Functions that take nothing but sizes, and methods of tensors that do.
+_MAKERS = (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)
+_SIZED = frozenset(["new_zeros", "new_ones", "new_empty", "expand", "view", "reshape", "repeat", "tile"])
 _METHODS: Mapping[str, str] = {"item": "_item", "tolist": "_listed", "numpy": "_array"}

@@ -6,13 +6,16 @@ all of them stand one after the other.
 
 # torch's tensors are partly untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false
 
 from __future__ import annotations
 
+import dis
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch
@@ -285,6 +288,8 @@ class Growing:
     def __radd__(self, others: Any) -> Any:
         if not isinstance(others, list):
             return NotImplemented
+        if _runs_in_place(sys._getframe(1)):
+            self.refuse("extends another one by += in code that is not converted", "extend it with extend()")
         self._check_joined(others)
         found = Growing.starting(others, [self.element_type])
         if found is None:
@@ -442,6 +447,12 @@ class Ragged(Growing):
 
     def copy(self) -> Growing:
         return Ragged(self.rows, self.kind, self.lengths)
+
+
+def _runs_in_place(frame: FrameType) -> bool:
+    """Whether the function in ``frame`` is in the midst of ``+=``, which falls back on ``+``."""
+    steps = dis.get_instructions(frame.f_code)
+    return any(step.offset == frame.f_lasti and step.argrepr == "+=" for step in steps)
 
 
 _CHANGES = frozenset(["insert", "pop", "remove", "clear", "reverse", "sort"])

@@ -1,73 +1,61 @@
 """A trace leaves the model's Python objects as they were, and nothing of its own in them.
 
-What the code assigns to attributes, and what it puts into lists, dicts and sets, it does for real while it is
-traced. ``torch.export`` undoes a part of that: what attributes of modules were, not what lists hold.
+What the code assigns to attributes and to variables that outlive a call, and what it puts into lists, dicts,
+sets and arrays, it does for real while it is traced. ``torch.export`` undoes a part of that: what attributes
+of modules were, not what lists hold. How far an iterator is cannot be put back.
 """
 
 # What is walked has any type.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportUnknownArgumentType=false
 
 from __future__ import annotations
 
+import copy
+import dis
 import linecache
 import re
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FunctionType
+from functools import partial
+from types import CellType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
+from regraft.compiler.capture.control.convert import original
 from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.number import Array, Number
-from regraft.compiler.capture.control.sequences import Sequence, Span
+from regraft.compiler.capture.control.reach import (
+    EMPTY,
+    LIMIT,
+    Globals,
+    attributes_of,
+    cells_of,
+    content,
+    is_buffer,
+    is_opaque,
+    of_iterator,
+    parts,
+    same,
+    slots_of,
+)
+from regraft.compiler.capture.control.sequences import Sequence as Unknown
+from regraft.compiler.capture.control.sequences import Span
+from regraft.compiler.capture.control.swap import nested
+from regraft.compiler.capture.control.trace import depends_on_a_call
 from regraft.compiler.capture.control.unordered import Unordered
-from regraft.compiler.capture.control.watch import LIMIT, OPAQUE, parts
-from regraft.compiler.capture.source import line_of_assignment
+from regraft.compiler.capture.source import is_users, line_of_assignment
 from regraft.errors import CaptureError
 
-#: What only a call knows, but for tensors, of which torch.export sees to the attributes.
-_OF_THE_TRACE = (Number, Growing, Unordered, Span, Sequence, Array)
+#: What only a call knows, but for tensors.
+_OF_THE_TRACE = (Number, Growing, Unordered, Span, Unknown, Array)
 #: Of these the methods are Python's own.
 _CONTAINERS = frozenset([list, deque, dict, OrderedDict, defaultdict, set])
 #: What each module has. Parameters, buffers and hooks are in the hands of torch.export and of ours.
 _STANDARD = frozenset(vars(nn.Module()))
-
-
-@dataclass(frozen=True)
-class _Held:
-    """A container, or the attributes of an object, and what it holds before the trace."""
-
-    container: Any
-    content: Any
-
-    @staticmethod
-    def of(value: Any) -> _Held | None:
-        """None where ``value`` is nothing that can be put back."""
-        if type(value) not in _CONTAINERS:
-            value = getattr(value, "__dict__", None)
-            if type(value) is not dict:
-                return None
-        return _Held(value, value.copy())
-
-    def restore(self) -> None:
-        if _same(self.container, self.content):
-            return
-        self.container.clear()
-        if isinstance(self.container, (list, deque)):
-            self.container.extend(self.content)
-        else:
-            self.container.update(self.content)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two containers hold the same objects."""
-    if isinstance(one, dict):
-        return _same(list(one), list(other)) and _same(list(one.values()), list(other.values()))
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 @contextmanager
@@ -76,31 +64,139 @@ def unchanged(module: nn.Module) -> Generator[None]:
 
     Raises:
         CaptureError: it ends with something in them that only a call knows, or another tensor in an attribute
-            that had one, which a graph does not keep from call to call.
+            that had one, which a graph does not keep from call to call; or an iterator has been advanced.
     """
-    held = [each for _, value in _reached(module) if (each := _Held.of(value)) is not None]
+    reached = list(_reached(module))
+    put_back = [each for _, value in reached for each in _putting_back(value)]
+    functions = [value for _, value in reached if isinstance(value, FunctionType)]
+    iterators = [(path, each, tuple(of_iterator(each))) for path, each in reached if _is_only_gone_over(each)]
     tensors = list(_tensors(module))
     kept: list[str] = []
 
     def look(*_: Any) -> None:
-        kept.extend(path for path, value in _reached(module) if isinstance(value, _OF_THE_TRACE))
+        kept.extend(path for path, value in _reached(module) if _is_of_the_trace(value))
         kept.extend(path for path, held, name, tensor in tensors if held.get(name) is not tensor)
+
+    def check() -> None:
+        for path, each, before in iterators:
+            now = tuple(of_iterator(each))
+            if len(now) != len(before) or not all(map(same, now, before)):
+                reason, hint = f"the model advances the iterator '{path}', which outlives a call", _ITERATOR
+                raise _refusal(module, functions, path, reason, hint)
+        if kept:
+            is_attribute = " of " not in kept[0] and hasattr(module, re.findall(r"\w+", kept[0])[0])
+            what = f"its attribute '{kept[0]}'" if is_attribute else f"'{kept[0]}', which outlives a call"
+            raise _refusal(module, functions, kept[0], f"the model writes to {what}", _VALUE)
 
     hook = module.register_forward_hook(look)
     try:
         yield
+    except CaptureError:
+        raise
+    except Exception:  # the next trace would find an iterator advanced
+        kept.clear()
+        check()
+        raise
     finally:
         hook.remove()
-        for each in held:
-            each.restore()
-    if kept:
-        line = _line(module, kept[0])
-        raise CaptureError(
-            f"the model writes to its attribute '{kept[0]}'",
-            location=f"{line[0]}:{line[1]}" if line else None,
-            source_line=linecache.getline(*line).strip() if line else None,
-            hint="return the new value instead of keeping it in the model",
+        for each in put_back:
+            each()
+    check()
+
+
+_VALUE = "return the new value instead of keeping it in the model"
+_ITERATOR = "keep a list in its place, and how far it is in a buffer, or pass its values as arguments"
+
+
+def _is_of_the_trace(value: Any) -> bool:
+    """Whether ``value`` is another one in each call; a tensor that constants make is only remembered."""
+    if isinstance(value, FakeTensor):
+        return depends_on_a_call(value)
+    return isinstance(value, _OF_THE_TRACE)
+
+
+def _is_only_gone_over(value: Any) -> bool:
+    """Whether ``value`` is an iterator that has no attributes, which could be put back."""
+    return isinstance(value, Iterator) and not hasattr(value, "__dict__") and not slots_of(type(value))
+
+
+def _putting_back(value: Any) -> Iterator[Callable[[], None]]:
+    """What makes ``value`` hold what it does now."""
+    if type(value) in _CONTAINERS:
+        yield partial(_refill, value, value.copy())
+    elif is_buffer(value):
+        yield from [] if isinstance(value, memoryview) else [partial(_rewrite, value, copy.copy(value))]
+    elif isinstance(value, Globals):
+        for name, namespace in value.variables():
+            yield partial(_set_item, namespace, name, namespace.get(name, EMPTY))
+    elif issubclass(type(value), type):
+        yield partial(_set_attributes, value, attributes_of(value))
+    else:
+        attributes = getattr(value, "__dict__", None)
+        if type(attributes) is dict:
+            yield partial(_refill, attributes, attributes.copy())
+        for name in slots_of(type(value)):
+            yield partial(_set_slot, value, name, getattr(value, name, EMPTY))
+        if isinstance(value, FunctionType) and is_users(value.__code__.co_filename):
+            yield from (partial(_set_cell, cell, content(cell)) for _, cell in cells_of(value))
+
+
+def _refill(container: Any, before: Any) -> None:
+    if _hold_the_same(container, before):
+        return
+    container.clear()
+    if isinstance(container, (list, deque)):
+        container.extend(before)
+    else:
+        container.update(before)
+
+
+def _hold_the_same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return _hold_the_same(list(one), list(other)) and _hold_the_same(
+            list(one.values()), list(other.values())
         )
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _rewrite(memory: Any, before: Any) -> None:
+    if hasattr(memory, "ndim"):
+        if memory.flags.writeable:
+            memory[...] = before
+    else:
+        memory[:] = before
+
+
+def _set_item(namespace: dict[str, Any], name: str, before: Any) -> None:
+    if before is EMPTY:
+        namespace.pop(name, None)
+    elif namespace.get(name, EMPTY) is not before:
+        namespace[name] = before
+
+
+def _set_attributes(cls: type, before: dict[str, Any]) -> None:
+    now = attributes_of(cls)
+    for name in now.keys() - before.keys():
+        type.__delattr__(cls, name)
+    for name, value in before.items():
+        if now.get(name, EMPTY) is not value:
+            type.__setattr__(cls, name, value)
+
+
+def _set_slot(value: Any, name: str, before: Any) -> None:
+    now = getattr(value, name, EMPTY)
+    if before is EMPTY and now is not EMPTY:
+        object.__delattr__(value, name)
+    elif now is not before:
+        object.__setattr__(value, name, before)
+
+
+def _set_cell(cell: CellType, before: Any) -> None:
+    now = content(cell)
+    if before is EMPTY and now is not EMPTY:
+        del cell.cell_contents
+    elif now is not before:
+        cell.cell_contents = before
 
 
 def _reached(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -109,11 +205,8 @@ def _reached(module: nn.Module) -> Iterator[tuple[str, Any]]:
     seen: set[int] = set()
     while pending and len(seen) < LIMIT:
         path, value = pending.popleft()
-        if id(value) in seen:
-            continue
-        is_of_the_trace = isinstance(value, _OF_THE_TRACE)
-        # What a function closes over is its author's, who may want to see what a trace has put there.
-        if isinstance(value, (FunctionType, *OPAQUE)) and not is_of_the_trace:
+        is_of_the_trace = _is_of_the_trace(value)
+        if id(value) in seen or (is_opaque(value) and not is_of_the_trace):
             continue
         seen.add(id(value))
         yield path, value
@@ -133,12 +226,43 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, Tens
 def _of_module(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
     own = [(name, value) for name, value in vars(module).items() if name not in _STANDARD]
     for name, value in (*module.named_children(), *own):
-        yield f"{path}.{name}".removeprefix("."), value
+        if not isinstance(value, Tensor):  # torch.export sees to those
+            yield f"{path}.{name}".removeprefix("."), value
+    yield type(module).__qualname__, type(module)
 
 
-def _line(module: nn.Module, path: str) -> tuple[str, int] | None:
-    """File and line where a module's code uses the attribute with which ``path`` begins."""
+def _refusal(
+    module: nn.Module, functions: Sequence[FunctionType], path: str, reason: str, hint: str
+) -> CaptureError:
+    line = _line(module, functions, path)
+    return CaptureError(
+        reason,
+        location=f"{line[0]}:{line[1]}" if line else None,
+        source_line=linecache.getline(*line).strip() if line else None,
+        hint=hint,
+    )
+
+
+def _line(module: nn.Module, functions: Sequence[FunctionType], path: str) -> tuple[str, int] | None:
+    """File and line where the model's code uses the attribute or variable with which ``path`` begins."""
     names = re.findall(r"\w+", path)
     owners = {name for name, _ in module.named_modules()}
     deepest = max(i for i in range(len(names)) if ".".join(names[:i]) in owners)
-    return line_of_assignment(module, ".".join(names[: deepest + 1]))
+    found = line_of_assignment(module, ".".join(names[: deepest + 1])) if " of " not in path else None
+    if found is not None:
+        return found
+    last = re.findall(r"\w+", path.partition(" of ")[0].partition("[")[0])[-1]
+    uses = (line for kind in ("STORE_", "LOAD_") for line in _lines(functions, kind, last))
+    codes = (f.__code__ for f in functions if is_users(f.__code__.co_filename))
+    return next(uses, None) or next(((c.co_filename, c.co_firstlineno) for c in codes), None)
+
+
+def _lines(functions: Sequence[FunctionType], kind: str, name: str) -> Iterator[tuple[str, int]]:
+    """Where the functions of the user's own store ``name``, or load it."""
+    for function in functions:
+        for code in nested(original(function.__code__)) if is_users(function.__code__.co_filename) else ():
+            line = code.co_firstlineno
+            for step in dis.get_instructions(code):
+                line = (step.positions and step.positions.lineno) or line
+                if step.opname.startswith(kind) and step.argval == name:
+                    yield code.co_filename, line

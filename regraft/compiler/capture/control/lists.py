@@ -20,7 +20,7 @@ from regraft.compiler.capture.control.meeting import meet, run_arm
 from regraft.compiler.capture.control.number import Number
 from regraft.compiler.capture.control.sequences import Sequence, sequence_of
 from regraft.compiler.capture.control.state import Saved, Variables
-from regraft.compiler.capture.control.watch import is_shared
+from regraft.compiler.capture.control.watch import is_held_elsewhere, is_shared
 
 #: For some items: whether each stays, and what makes its value.
 Make = Callable[[Iterable[Any]], Iterator[tuple[Any, Callable[[], Any]]]]
@@ -94,9 +94,19 @@ def append(context: Context, values: Any, element: Any) -> None:
 
 def extended(context: Context, name: str, values: Any, others: Any) -> Any:
     """``values``, of the variable ``name``, after ``values.extend(others)``; another list if it has to be."""
+    return _extended(context, shown_name(name), values, others, lambda: is_shared(context, name, values))
+
+
+def extended_in(context: Context, holder: Any, values: Any, others: Any) -> Any:
+    """What ``holder`` has in the place of the list ``values`` after ``values.extend(others)``."""
+    name = f"a list in a {type(holder).__name__}"
+    return _extended(context, name, values, others, lambda: is_held_elsewhere(context, holder, values))
+
+
+def _extended(context: Context, shown: str, values: Any, others: Any, is_others: Callable[[], bool]) -> Any:
     unknown = sequence_of(others, context)
     if isinstance(values, list) and unknown is not None:
-        values = _as_growing(context, name, values, others)
+        values = _as_growing(context, shown, values, others, is_others)
     if not isinstance(values, Growing):
         values.extend(others)
         return values
@@ -109,15 +119,20 @@ def extended(context: Context, name: str, values: Any, others: Any) -> Any:
     return values
 
 
-def _as_growing(context: Context, name: str, values: list[Any], others: Any) -> Growing:
-    """``values`` as a list to which ``others``, of which only a call knows the length, may be added."""
+def _as_growing(
+    context: Context, shown: str, values: list[Any], others: Any, is_others: Callable[[], bool]
+) -> Growing:
+    """``values`` as a list to which ``others``, of which only a call knows the length, may be added.
+
+    ``is_others`` says whether somebody else holds it, who would not see that.
+    """
     added = Growing(others, None) if isinstance(others, Tensor) else others
     if not isinstance(added, Growing):
-        refuse(f"{shown_name(name)} is extended by what is neither a list nor a tensor", "make a list of it")
+        refuse(f"{shown} is extended by what is neither a list nor a tensor", "make a list of it")
     found = Growing.starting(values, [added.element_type])
-    if found is None or is_shared(context, name, values):
+    if found is None or is_others():
         refuse(
-            f"{shown_name(name)} is extended by something of which only a call knows the length",
+            f"{shown} is extended by something of which only a call knows the length",
             f"extend a list that the function makes itself, and {_SAME_TYPES}",
         )
     context.holds(found, values)

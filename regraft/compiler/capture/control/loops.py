@@ -37,6 +37,7 @@ from regraft.compiler.capture.control.context import Context, Given, Values, ref
 from regraft.compiler.capture.control.growing import Element, Growing
 from regraft.compiler.capture.control.markers import differ
 from regraft.compiler.capture.control.meeting import meet, run_arm
+from regraft.compiler.capture.control.merging import Merging
 from regraft.compiler.capture.control.number import (
     as_tensor,
     as_truth,
@@ -50,10 +51,10 @@ from regraft.compiler.capture.control.state import (
     KEPT,
     UNBOUND,
     Lost,
+    Node,
     Outcome,
     Saved,
     Variables,
-    fill,
     holding,
     shown,
     still_holds,
@@ -226,6 +227,9 @@ class Region:
         names = [name for name in self.loop.variables.names if name != self.loop.goes_on]
         self.variables = self.loop.variables.only(names)
         self.saved = Saved.of(self.variables)
+        #: What the variables are made of before the loop, and after the trip that was made last.
+        self.before = [Node.of(value) for value in self.saved.values]
+        self.after = self.before
         self.watch = Watch.of(self.loop.context)
         #: What lists collect, a tensor with a row for each trip for each append of a trip.
         self.rows: dict[str, list[Tensor]] = {}
@@ -272,10 +276,13 @@ class Region:
         test, context = self.test, self.loop.context
         if test is None:
             return now[0]
+        watch = Watch.of(context)
         if not self.loop.leaves:
-            return as_truth(test())
-        with context.arm():
-            (found,) = context.tracer.cond(now[0], lambda: [as_truth(test())], lambda: [as_truth(False)])
+            found = as_truth(test())
+        else:
+            with context.arm():
+                (found,) = context.tracer.cond(now[0], lambda: [as_truth(test())], lambda: [as_truth(False)])
+        watch.check()
         return found
 
     def _trip(self, now: Values) -> list[Tensor]:
@@ -308,7 +315,8 @@ class Region:
             on.append(as_truth(self.loop.on()))
             self._check_changed()
 
-        return run_arm(self.loop.context, trip, self.variables, self.saved, self.watch, self.saved)
+        now = Saved.of(self.variables)
+        return run_arm(self.loop.context, trip, self.variables, self.saved, self.watch, now)
 
     def _load(self, tensors: Sequence[Tensor], *, left: bool = False) -> None:
         """Give the variables the values that ``tensors`` carry, in a trip or after the loop was ``left``."""
@@ -316,19 +324,16 @@ class Region:
         self.loop.context.note_changes()
         rest = iter(tensors[1:] if self.loop.leaves else tensors)
         values: list[Any] = []
-        for name, start, before in zip(self.variables.names, self.start, self.saved.values, strict=True):
-            value = (
-                start
-                if start is UNBOUND
-                else mapped(functools.partial(loaded, tensors=rest, left=left), start)
-            )
-            is_kept = isinstance(before, CONTAINERS) and name not in self.rebound
-            if is_kept and type(value) is type(before):
-                fill(before, value)
-                value = before
-            values.append(value)
+        merging = Merging()
+        for start, *sides in zip(self.start, self.before, self.after, strict=True):
+            if start is UNBOUND:
+                values.append(start)
+                continue
+            value = mapped(functools.partial(loaded, tensors=rest, left=left), start)
+            values.append(merging.merged(value, *sides))
         self.variables.write(values)
         self.loop.context.renew()
+        merging.note(self.loop.context, is_loop=True)
         named = zip(self.variables.names, values, strict=True)
         self.contents = {
             name: (value, holding(value)) for name, value in named if isinstance(value, CONTAINERS)
@@ -370,6 +375,7 @@ class Region:
         self.rows.clear()
         self.resized.clear()
         self.rebound.clear()
+        self.after = self.before
         changes_of_type = 0
         while changes_of_type < _SETTLING:
             tracer, given = self.loop.context.tracer, len(self.loop.context.given)
@@ -395,6 +401,7 @@ class Region:
         """A container that a trip replaces is still what it was for whoever else holds it."""
         rows = zip(self.variables.names, self.saved.values, outcome.values, strict=True)
         self.rebound.update(n for n, old, new in rows if isinstance(old, CONTAINERS) and new is not old)
+        self.after = outcome.nodes
 
     def _resized(self, variable: int, after: Any) -> list[tuple[int, int, int]]:
         """The sizes of a variable, of one type before a trip and ``after`` it, now seen to differ."""

@@ -71,7 +71,7 @@ def meet(
     _let_grow(context, then, otherwise, variables)
     every, variables, place = variables, variables.only(live), where()
     saved = Saved.of(variables)
-    before = Saved.of(every)
+    before = Saved.of(every, live)
     outcomes: list[Outcome] = []
     joined: list[_Joined] = []
     lifted = _lifted(context, otherwise, variables, before, optional)
@@ -232,9 +232,7 @@ def run_arm(
     outcome = Outcome.of(variables)
     saved.restore()
     context.renew()
-    changed = watch.changed()
-    if changed is not None:
-        refuse(changed.reason, changed.hint)
+    watch.check()
     return outcome
 
 

@@ -11,7 +11,6 @@ nobody knows which of them it is: a change of it, or of one of them, is refused 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,15 +63,20 @@ class Merging:
         fill(one, value)
         return one
 
-    def note(self, context: Context) -> None:
-        """Let nobody change what is chosen, nor what it may be, where somebody holds what it may be."""
+    def note(self, context: Context, *, is_loop: bool = False) -> None:
+        """Let nobody change what is chosen, nor what it may be, where somebody holds what it may be.
+
+        What a trip of a loop gives, the other of the two, its own variables may still hold that nobody reads.
+        """
         if not self.chosen:
             return
-        held = set(_held(context))
-        sides = Counter(id(side) for _, *both in self.chosen for side in both if side is not UNBOUND)
+        held = {id(value) for _, value, _ in Watch.of(context).held}
+        sides = Counter(place for _, *both in self.chosen for place in set(map(id, both)))
         for value, *both in self.chosen:
             known = [side for side in both if side is not UNBOUND]
-            if any(id(s) in held or sides[id(s)] > 1 or context.is_given(s) for s in known):
+            looked_at = [side for side in (both[:1] if is_loop else both) if side is not UNBOUND]
+            is_shared = any(sides[id(side)] > 1 or context.is_given(side) for side in known)
+            if is_shared or any(id(side) in held for side in looked_at):
                 context.may_be(value, *(side for side in known if _may_change(side)))
 
 
@@ -93,11 +97,3 @@ def _may_change(value: Any) -> bool:
     if is_record(value):
         return not isinstance(value, Array) and not type(value).__dataclass_params__.frozen
     return isinstance(value, (*CONTAINERS, deque))
-
-
-def _held(context: Context) -> Iterator[int]:
-    """What the variables of running functions lead to, and the global ones that they use hold."""
-    for frame in context.frames():
-        names = (name for name in frame.f_code.co_names if name in frame.f_globals)
-        yield from (id(frame.f_globals[name]) for name in names)
-    yield from (id(value) for _, value, _ in Watch.of(context).held)

@@ -11,8 +11,9 @@ that does not hold has no value afterwards, which is an error only if it is read
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.number import (
     SYMBOLIC,
+    Array,
     Number,
     as_tensor,
     dtype_of,
@@ -113,11 +115,12 @@ class Saved:
     contents: tuple[tuple[Any, Any], ...]
 
     @staticmethod
-    def of(variables: Variables) -> Saved:
+    def of(variables: Variables, live: Sequence[str] | None = None) -> Saved:
+        """What ``variables`` are; of those that are not ``live`` only what is theirs alone, at no depth."""
         values = variables.read()
         contents: dict[int, tuple[Any, Any]] = {}
-        for value in values:
-            _save(value, contents)
+        for name, value in zip(variables.names, values, strict=True):
+            _save(value, contents, is_deep=live is None or name in live)
         return Saved(variables, values, tuple(contents.values()))
 
     def restore(self) -> None:
@@ -129,18 +132,27 @@ class Saved:
     def changed(self) -> Any:
         """A container that has changed since and of which no parts are known, as a set; None without one."""
         for container, content in self.contents:
-            in_parts = type(container) in _IN_PARTS or isinstance(container, Growing)
+            in_parts = type(container) in _IN_PARTS or isinstance(container, Growing) or is_record(container)
             if not in_parts and not _hold_the_same(container, content):
                 return container
         return None
 
 
-def _save(value: Any, contents: dict[int, tuple[Any, Any]]) -> None:
-    if isinstance(value, CONTAINERS) and id(value) not in contents:
-        contents[id(value)] = (value, value.copy())
-    if isinstance(value, (list, tuple, dict)):
-        for each in value.values() if isinstance(value, dict) else value:
-            _save(each, contents)
+def _save(value: Any, contents: dict[int, tuple[Any, Any]], *, is_deep: bool) -> None:
+    """Note what ``value`` holds, and what the containers in it do, at any depth."""
+    if id(value) in contents:
+        return
+    if isinstance(value, (*CONTAINERS, deque)) or is_record(value):
+        contents[id(value)] = (value, copy.copy(value))
+    elif not isinstance(value, tuple):
+        return
+    if is_deep and not isinstance(value, (set, Growing, Array)):
+        for each in vars(value).values() if is_record(value) else _elements(value):
+            _save(each, contents, is_deep=True)
+
+
+def _elements(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
 
 
 def _hold_the_same(container: Any, content: Any) -> bool:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import Node
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.symbolic_shapes import (
     free_unbacked_symbols,
@@ -262,6 +263,20 @@ def _constant(value: Tensor) -> Tensor | None:
     if isinstance(value, FakeTensor) and value.constant is not None:
         return value.constant
     return getattr(_slot(value), "constant", None)
+
+
+def depends_on_a_call(value: FakeTensor) -> bool:
+    """Whether ``value`` is made of arguments, weights or state, and not of constants alone."""
+    pending: list[Node] = [slot.proxy.node] if (slot := _slot(value)) is not None else []
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        if node.op == "placeholder":
+            return True
+        new = set(node.all_input_nodes) - seen
+        seen |= new
+        pending += new
+    return not seen
 
 
 def _slot(value: Tensor) -> Any:

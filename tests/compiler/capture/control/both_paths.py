@@ -33,10 +33,12 @@ class Counts:
 
 
 class BothPaths:
-    """Counts in a class of its own: its frames count as the model's, whose objects an arm must not change."""
+    """Counts in a class that passes for Python's: its frames count as the model's, whose objects and classes
+    an arm must not change.
+    """
 
     def __init__(self) -> None:
-        self.counts: type[Counts] = type("Counts", (Counts,), {})
+        self.counts: type[Counts] = type("Counts", (Counts,), {"__module__": "builtins"})
 
     def undecided(self, value: object) -> bool:
         return isinstance(value, Tensor)

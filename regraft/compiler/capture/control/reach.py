@@ -1,0 +1,278 @@
+"""What objects hold, and so lead to: parts of containers, attributes, what functions close over and name.
+
+Of functions in the user's own files the global variables that their code names count, and of classes there
+what they hold. A library's are left out: they are caches, as a rule, and lead to everything that it has.
+"""
+
+# What is walked has any type.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import array
+import dis
+import enum
+import functools
+import gc
+import hashlib
+import io
+import itertools
+import logging
+import sys
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePath
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    CodeType,
+    FrameType,
+    FunctionType,
+    GeneratorType,
+    MemberDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+)
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OperatorBase, OpOverloadPacket
+
+from regraft.compiler.capture.control.convert import original
+from regraft.compiler.capture.control.swap import nested
+from regraft.compiler.capture.control.tree import PREFIX
+from regraft.compiler.capture.source import is_users
+from regraft.compiler.owners import Owner, owner_of
+
+#: What holds nothing that can change, or nothing that a model's values depend on: logs, caches of torch's.
+_OPAQUE = (
+    *(str, bytes, int, float, complex, type(None)),
+    *(Tensor, torch.dtype, torch.device, torch.Size, torch.SymInt, torch.SymFloat, torch.SymBool),
+    *(ModuleType, CodeType, FrameType, CellType, enum.Enum),
+    *(logging.Filterer, io.IOBase, PurePath, OperatorBase, OpOverloadPacket),
+)
+#: Containers that hold nothing but their elements.
+_PLAIN = frozenset([list, tuple, dict, set, frozenset, deque, OrderedDict, defaultdict])
+#: A method, with the object that it belongs to.
+_METHODS = (MethodType, BuiltinFunctionType, MethodWrapperType)
+#: So many objects are looked at.
+LIMIT = 200_000
+#: The value of what has none.
+EMPTY = object()
+
+
+@dataclass(frozen=True, eq=False)
+class Globals:
+    """The global variables of a module that ``code`` names."""
+
+    code: CodeType
+    namespace: dict[str, Any]
+
+    @staticmethod
+    def of(running: FunctionType | FrameType) -> Globals | None:
+        """Those of a function, or of one that runs; None where it is not in a file of the user's own."""
+        if isinstance(running, FunctionType):
+            code, namespace = running.__code__, running.__globals__
+        else:
+            code, namespace = running.f_code, running.f_globals
+        # What an arm or a trip names, the function does that it is a part of.
+        is_part = code.co_qualname.rpartition(".")[2].startswith(PREFIX)
+        is_own = owner_of(code.co_filename) is Owner.USER
+        return Globals(code, namespace) if is_own and not is_part else None
+
+    def variables(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each with what holds it: where one is a module of the user's own, what the code names of it too."""
+        names, attributes = _names_in(self.code)
+        pending = [(self.namespace, names)]
+        seen: set[int] = set()
+        while pending:
+            namespace, every = pending.pop()
+            seen.add(id(namespace))
+            for name in every:
+                yield name, namespace
+                value = namespace.get(name)
+                if isinstance(value, ModuleType) and id(vars(value)) not in seen and _is_own_module(value):
+                    pending.append((vars(value), tuple(n for n in attributes if n in vars(value))))
+
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        for name, namespace in self.variables():
+            yield f"{name} of {namespace.get('__name__')}", namespace.get(name, EMPTY)
+
+
+def is_opaque(value: Any) -> bool:
+    """Whether nobody looks at what ``value`` holds."""
+    return not _is_own(value) if _is_class(value) else isinstance(value, _OPAQUE)
+
+
+def _is_class(value: Any) -> bool:
+    """Whether ``value`` is a class, and does not only say so."""
+    return issubclass(type(value), type)
+
+
+def is_buffer(value: Any) -> bool:
+    """Whether ``value`` is Python's or NumPy's memory, which can be written to."""
+    numpy: Any = sys.modules.get("numpy")
+    kinds = (bytearray, array.array, memoryview)
+    return isinstance(value, kinds if numpy is None else (*kinds, numpy.ndarray))
+
+
+def parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What ``value``, found at ``path``, holds, each part with its own path."""
+    if isinstance(value, FunctionType):
+        yield from _of_function(path, value)
+    elif isinstance(value, _METHODS):
+        yield path, value.__self__
+        yield path, getattr(value, "__func__", None)
+    elif isinstance(value, Globals):
+        yield from value.parts()
+    elif _is_class(value):
+        yield from _of_class(value)
+    else:
+        yield from _of_container(path, value)
+        if type(value) not in _PLAIN:
+            yield from _of_object(path, value)
+
+
+def same(now: Any, before: Any) -> bool:
+    """Whether a part is the one it was; what describes iterators, memory and globals is made each time."""
+    if now is before or type(now) is not type(before):
+        return now is before
+    if isinstance(now, Globals):
+        return now.code is before.code and now.namespace is before.namespace
+    return type(now) in (str, int, bytes) and now == before
+
+
+def _of_function(path: str, function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Attributes, and what a function of the model's closes over, has as defaults, and names."""
+    yield from ((f"{path}.{name}", each) for name, each in function.__dict__.items())
+    if not is_users(function.__code__.co_filename):
+        return
+    yield from ((f"{name} of {path}", content(cell)) for name, cell in cells_of(function))
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    yield from ((f"a default of {path}", each) for each in defaults)
+    named = Globals.of(function)
+    yield from [(path, named)] if named is not None else []
+
+
+def cells_of(function: FunctionType) -> Iterator[tuple[str, CellType]]:
+    """The variables that ``function`` closes over, but for ours."""
+    pairs = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return ((name, cell) for name, cell in pairs if not name.startswith(PREFIX))
+
+
+def content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # the variable has no value yet
+        return EMPTY
+
+
+def attributes_of(cls: type) -> dict[str, Any]:
+    """What a class of the user's own holds; of what Python puts there the methods."""
+    return {
+        name: value
+        for name, value in vars(cls).items()
+        if not name.startswith("__") or isinstance(value, (FunctionType, staticmethod, classmethod))
+    }
+
+
+def _of_class(cls: type) -> Iterator[tuple[str, Any]]:
+    for name, value in attributes_of(cls).items():
+        path = f"{cls.__qualname__}.{name}"
+        yield path, value
+        if isinstance(value, property):
+            yield from ((path, each) for each in (value.fget, value.fset))
+    yield from ((base.__qualname__, base) for base in cls.__bases__)
+
+
+def _of_container(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The elements of a container, or of memory."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield f"{path}[{key!r}]" if isinstance(key, (str, int)) else f"{path}[...]", each
+    elif isinstance(value, (list, tuple, deque)):
+        yield from ((f"{path}[{i}]", each) for i, each in enumerate(value))
+    elif isinstance(value, (set, frozenset)):
+        yield from ((f"{path}{{...}}", each) for each in sorted(value, key=id))
+    elif is_buffer(value):
+        yield from _of_buffer(path, value)
+
+
+def _of_buffer(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The objects that an array of NumPy's holds, or what stands for the bytes."""
+    if getattr(getattr(value, "dtype", None), "hasobject", False):
+        yield from ((f"{path}[{i}]", each) for i, each in enumerate(value.flat))
+    elif not _is_read_only(value):
+        yield path, hashlib.blake2b(value.tobytes() if hasattr(value, "tobytes") else value).digest()
+
+
+def _is_read_only(value: Any) -> bool:
+    if isinstance(value, memoryview):
+        return value.readonly
+    return not getattr(getattr(value, "flags", None), "writeable", True)
+
+
+def _of_object(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    # The dict first: asked for, it is made, and an iterator's references then count it.
+    yield from ((f"{path}.{name}", each) for name, each in getattr(value, "__dict__", {}).items())
+    for name in slots_of(type(value)):
+        yield f"{path}.{name}", getattr(value, name, EMPTY)
+    yield type(value).__qualname__, type(value)
+    if isinstance(value, functools.partial):
+        yield from ((path, each) for each in (value.func, value.args, value.keywords))
+    if isinstance(value, Iterator):
+        yield from ((path, each) for each in of_iterator(value))
+
+
+@functools.lru_cache(maxsize=4096)
+def slots_of(kind: type) -> tuple[str, ...]:
+    """The attributes that ``__slots__`` of ``kind`` and its bases declare."""
+    bases = [base for base in kind.__mro__ if "__slots__" in vars(base)]
+    return tuple(n for base in bases for n, d in vars(base).items() if isinstance(d, MemberDescriptorType))
+
+
+def of_iterator(iterator: Iterator[Any]) -> Iterator[Any]:
+    """How far ``iterator`` is, none of its items taken: the place it says, and the objects it refers to."""
+    if isinstance(iterator, GeneratorType):
+        frame = iterator.gi_frame  # asked for, it is made, and is among the references then
+        yield -1 if frame is None else frame.f_lasti
+    if isinstance(iterator, itertools.count):
+        yield repr(iterator)
+    hint = getattr(iterator, "__length_hint__", None)
+    # One that is written in Python may do anything. To repeat has no place, and no end to count to.
+    if isinstance(hint, BuiltinFunctionType) and not isinstance(iterator, itertools.repeat):
+        yield hint()
+    for each in gc.get_referents(iterator):
+        yield each
+        yield from each if isinstance(each, tuple) else ()
+
+
+def _names_in(code: CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What ``_named`` gives; remembered but for code of ours, which leads to all of a capture."""
+    code = original(code)
+    return _named.__wrapped__(code) if PREFIX in code.co_qualname else _named(code)
+
+
+@functools.lru_cache(maxsize=4096)
+def _named(code: CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The global variables that ``code``, and functions defined in it, name; and the attributes."""
+    every = list(nested(code))
+    steps = (step for each in every for step in dis.get_instructions(each))
+    names = {step.argval for step in steps if step.opname.endswith(("_GLOBAL", "_NAME"))}
+    return tuple(sorted(names)), tuple(sorted({name for each in every for name in each.co_names}))
+
+
+def _is_own_module(module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and owner_of(file) is Owner.USER
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_own(cls: type) -> bool:
+    """Whether ``cls`` is from a file of the user's own."""
+    module = sys.modules.get(cls.__module__)
+    return module is not None and _is_own_module(module) and not issubclass(cls, enum.Enum)

@@ -1,0 +1,11 @@
+"""A module of variables that the tests of state outside of a model's functions change."""
+
+from __future__ import annotations
+
+COUNT = 0
+SEEN: list[int] = []
+
+
+def count_up() -> None:
+    global COUNT  # noqa: PLW0603
+    COUNT += 1
