@@ -31,6 +31,7 @@ from regraft.ir import (
     Value,
     clone_region,
     path_of,
+    size_names,
 )
 
 #: The name of the counts among the inputs of a file; ``<name>_out`` is the output with the new ones.
@@ -176,10 +177,12 @@ class _Counting:
         self.rewriter = rewriter
         self.table = table
         self.type = type
+        self.taken: set[str] = set()
 
     def function(self, function: Function, counts: torch.Tensor) -> None:
         """Make ``counts`` state of ``function``, and the new counts the last result that it computes."""
         body = function.body
+        self.taken = size_names(body)
         argument = body.add_arg(self.type, INPUT)
         final = self.region(body, argument, 0)
         # Arguments that are returned as they are come behind what is computed.
@@ -222,19 +225,16 @@ class _Counting:
         """A loop whose test holds paths: a test yields its bool alone, so it moves before and into the trip.
 
         Raises:
-            RewriteError: the test defines symbols, which cannot be there twice.
+            RewriteError: no carried value has a size that the test has a name for.
         """
-        test = op.regions[0]
-        if test.symbols or any(inner.symbols for inner in test.walk()):
-            raise RewriteError("the paths in the test of a loop cannot be counted where sizes depend on it")
-        tested = clone_region(test)
+        tested = clone_region(op.regions[0])
         found = self.region(tested, tested.add_arg(self.type, INPUT), number)
         self.end(tested, [*tested.results, found])
-        go, counts = self.rewriter.before(op).copy(tested, (*op.operands, counts))
+        go, counts = self.rewriter.before(op).copy(tested, (*op.operands, counts), self.taken)
         trip.add_arg(go.type, "go")
-        again, found = Builder(self.table, trip, trip.terminator).copy(tested, trip.results)
+        again, found = Builder(self.table, trip, trip.terminator).copy(tested, trip.results, self.taken)
         self.end(trip, [*trip.results[:-1], found, again])
-        still = Region(trip.arg_types)
+        still = Region(trip.arg_types, trip.symbols)
         self.rewriter.at_end(still).create("cf.yield", ((still.args[-1],),))
         return self.replaced(op, ((*op.operands, counts, go),), [still, trip])
 

@@ -48,6 +48,7 @@ from regraft.ir.passes import (
 from regraft.ir.pattern import Declined, Match, Pattern, PatternBuilder, Progress, Var, match_pattern
 from regraft.ir.place import excerpt, path_of
 from regraft.ir.printer import format_type, outermost, print_function, print_module, print_op, print_region
+from regraft.ir.resize import size_names
 from regraft.ir.rewrite import Exactness, Example, Rewrite, parse_type
 from regraft.ir.rewriter import Fuel, Listener, Rewriter, RewriteStats, decompose, refines
 from regraft.ir.scan import Scan
@@ -153,6 +154,7 @@ __all__ = [
     "run_stage",
     "same_attr",
     "settled_form",
+    "size_names",
     "stage_problem",
     "structurally_equal",
     "symbol",

@@ -12,6 +12,7 @@ from regraft.errors import OptionError
 from regraft.ir.core import UNKNOWN, Location, Op, Region, Value, clone_op
 from regraft.ir.dims import Symbol
 from regraft.ir.opdef import Constant, OpDef, OpTable
+from regraft.ir.resize import resize, sizes_over
 from regraft.ir.types import Type
 
 
@@ -108,12 +109,23 @@ class Builder(OpNamespace):
         self.made.append(op)
         return op
 
-    def copy(self, region: Region, operands: Sequence[Value]) -> tuple[Value, ...]:
-        """The ops of ``region`` over ``operands`` in place of its arguments; the values that it yields."""
+    def copy(
+        self, region: Region, operands: Sequence[Value], taken: set[str] | None = None
+    ) -> tuple[Value, ...]:
+        """The ops of ``region`` over ``operands`` in place of its arguments; the values that it yields.
+
+        Sizes that ``region`` has names for are those of ``operands``. Those that its ops define get names
+        that are not ``taken``: by default, of sizes in the function that is inserted into.
+
+        Raises:
+            RewriteError: no argument has a symbol of ``region`` for one of its sizes.
+        """
         mapping = dict(zip(region.args, operands, strict=True))
+        sizes = sizes_over(region, operands, self.region, taken)
         for op in region.ops:
             if op is not region.terminator:
-                self.insert(clone_op(op, mapping))
+                copy = clone_op(op, mapping)
+                self.insert(resize(copy, sizes) if sizes else copy)
         return tuple(mapping[value] for value in region.results)
 
     def constant(self, value: Constant) -> Value:

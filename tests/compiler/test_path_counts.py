@@ -156,28 +156,28 @@ def test_one_object_counts_one_compile() -> None:
 
 
 LOOP = """
-module {{
-  func @forward(%n: i64[], %q: bool[]) -> (i64[]) {{
-    %r, %s = cf.while([%n, %q]) ({{
-      ^{symbols}(%i: i64[], %p: bool[])
-      %0 = aten.gt.Scalar(%i) {{other = 0}} : bool[]
-      %1 = cf.cond(%0, [%p]) ({{
+module {
+  func @forward(%n: i64[], %q: bool[]) -> (i64[]) {
+    %r, %s = cf.while([%n, %q]) ({
+      ^(%i: i64[], %p: bool[])
+      %0 = aten.gt.Scalar(%i) {other = 0} : bool[]
+      %1 = cf.cond(%0, [%p]) ({
         ^(%a: bool[])
         cf.yield([%a])
-      }}, {{
+      }, {
         ^(%b: bool[])
-        %2 = aten.full() {{size = (), fill_value = false, dtype = bool}} : bool[]
+        %2 = aten.full() {size = (), fill_value = false, dtype = bool} : bool[]
         cf.yield([%2])
-      }}) : bool[]
+      }) : bool[]
       cf.yield([%1])
-    }}, {{
+    }, {
       ^(%j: i64[], %k: bool[])
-      %3 = aten.add.Scalar(%j) {{other = -1}} : i64[]
+      %3 = aten.add.Scalar(%j) {other = -1} : i64[]
       cf.yield([%3, %k])
-    }}) : i64[], bool[]
+    }) : i64[], bool[]
     cf.yield([%r])
-  }}
-}}
+  }
+}
 """
 
 
@@ -185,7 +185,7 @@ module {{
     ("n", "q", "expected"), [(3, True, [3, 1, 3]), (3, False, [1, 0, 0]), (0, True, [0, 1, 0])]
 )
 def test_paths_in_the_test_of_a_loop(n: int, q: bool, expected: list[int]) -> None:
-    module = parse_module(LOOP.format(symbols=""))
+    module = parse_module(LOOP)
     paths = PathCounts()
     inputs = [torch.tensor(n), torch.tensor(q)]
     before = evaluate(module.main, inputs)
@@ -195,3 +195,62 @@ def test_paths_in_the_test_of_a_loop(n: int, q: bool, expected: list[int]) -> No
     assert torch.equal(result, before[0])
     assert counts.tolist() == expected
     assert [path.what for path in paths.paths] == ["predicate true", "predicate false", "trips"]
+
+
+#: ``x`` beside itself, doubled: while fewer than ``n`` are 1 or more; once it is longer, while more are not
+#: above 0.
+GROWING = """
+module {
+  func @forward(%n: i64[], %x: f32[s]) where s in [0, inf] -> (f32[t]) {
+    %m, %y = cf.while([%n, %x]) defines t in [0, inf] ({
+      ^(%i: i64[], %a: f32[u]) where u in [0, inf]
+      %0 = aten.ge.Scalar(%a) {other = 1.0} : bool[u]
+      %1 = aten.nonzero(%0) defines v in [0, inf] : i64[v, 1]
+      %2 = rg.dim_value() {value = v} : i64[]
+      %3 = rg.dim_value() {value = u} : i64[]
+      %4 = aten.gt.Tensor(%i, %3) : bool[]
+      %5 = cf.cond(%4, [%i, %2, %a]) ({
+        ^(%b: i64[], %c: i64[], %d: f32[u])
+        %6 = aten.gt.Tensor(%b, %c) : bool[]
+        cf.yield([%6])
+      }, {
+        ^(%e: i64[], %f: i64[], %g: f32[u])
+        %7 = aten.le.Scalar(%g) {other = 0.0} : bool[u]
+        %8 = aten.nonzero(%7) defines w in [0, inf] : i64[w, 1]
+        %9 = rg.dim_value() {value = w} : i64[]
+        %10 = aten.lt.Tensor(%e, %9) : bool[]
+        cf.yield([%10])
+      }) : bool[]
+      cf.yield([%5])
+    }, {
+      ^(%j: i64[], %k: f32[u]) where u in [0, inf]
+      %11 = aten.cat([%k, %k]) : f32[2*u]
+      %12 = aten.mul.Scalar(%11) {other = 2.0} : f32[2*u]
+      cf.yield([%j, %12])
+    }) : i64[], f32[t]
+    cf.yield([%y])
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("n", "x", "expected"),
+    [(9, [0.25, 1.0], [3, 1, 3]), (2, [0.0, -1.0, 0.5], [0, 1, 0]), (0, [], [0, 1, 0])],
+)
+def test_paths_in_the_test_of_a_loop_that_changes_sizes(n: int, x: list[float], expected: list[int]) -> None:
+    module = parse_module(GROWING)
+    verify(module, "legalize", table=OPS)
+    paths, inputs, sizes = PathCounts(), [torch.tensor(n), torch.tensor(x)], {"s": len(x)}
+    (before,) = evaluate(module.main, inputs, sizes)
+    assert paths.run(module, PassContext(OPS))
+    verify(module, "legalize", table=OPS)
+    result, counts = evaluate(module.main, [*inputs, torch.zeros(3, dtype=torch.int64)], sizes)
+    assert torch.equal(result, before)
+    assert counts.tolist() == expected
+
+
+def test_a_size_that_no_carried_value_has_is_refused() -> None:
+    text = GROWING.replace("%a: f32[u]", "%a: f32[2*u]").replace("%k: f32[u]", "%k: f32[2*u]")
+    with pytest.raises(RewriteError, match="no argument of the region has the size u"):
+        PathCounts().run(parse_module(text), PassContext(OPS))

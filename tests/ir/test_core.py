@@ -25,6 +25,7 @@ from regraft.ir import (
     Recipe,
     Region,
     Rewriter,
+    Symbol,
     TensorType,
     Use,
     Value,
@@ -33,6 +34,7 @@ from regraft.ir import (
     clone_region,
     leaves,
     promote,
+    size_names,
     unique_name,
 )
 from tests.ir.graphs import EVERY_ARITY, PURE, TABLE, U0, f32, finish, i64, module, region, rich, size
@@ -167,6 +169,41 @@ def test_clone_maps_values() -> None:
     again = clone_region(body)
     assert again.args[0] is not body.args[0]
     assert [op.name for op in again.ops] == [op.name for op in ops]
+
+
+def test_a_copy_over_other_values_has_their_sizes() -> None:
+    """And names of its own for the sizes that its ops define, at any depth."""
+    inner = region(
+        lambda op, y: [op.create("my.find", (y,), symbols=(Symbol("u1"),)).result], [f32(size(U0), 3)]
+    )
+
+    def build(op: Builder, x: Value) -> list[Value]:
+        found = op.create("my.find", (x,), symbols=(Symbol("u2"),)).result
+        wide = op.aten.expand(x, (2, size(U0), 3))
+        op.create("my.draw", (x,), regions=[clone_region(inner)])
+        return [found, wide]
+
+    source = region(build, [f32(size(U0), 3)], [U0])
+    body = Region([f32(5, 3)])
+    builder = Builder(TABLE, body)
+    first, second = (builder.copy(source, body.args) for _ in range(2))
+    finish(builder, [*first, *second])
+    assert [value.type for value in (first[1], second[1])] == [f32(2, 5, 3)] * 2
+    assert [value.type for value in (first[0], second[0])] == [
+        i64(size(Symbol(n)), 1) for n in ("u2", "u2_2")
+    ]
+    defined = [symbol.name for op in body.walk() for symbol in op.symbols]
+    assert len(set(defined)) == len(defined) == 4
+    assert size_names(body) == set(defined)
+    assert [op.attr("size") for op in body.ops if op.name == "aten.expand"] == [(2, 5, 3)] * 2
+    assert source.result_types == (i64(size(Symbol("u2")), 1), f32(2, size(U0), 3)), "it stays as it is"
+
+
+def test_a_copy_needs_a_value_with_each_size() -> None:
+    source = region(lambda op, x: [x], [f32(2 * size(U0))], [U0])
+    body = Region([f32(4)])
+    with pytest.raises(RewriteError, match="no argument of the region has the size u0"):
+        Builder(TABLE, body).copy(source, body.args)
 
 
 def test_backward_slice_is_in_order() -> None:
