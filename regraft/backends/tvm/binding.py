@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,8 @@ def _run_arm(then: Sequence[_BoundStep], other: Sequence[_BoundStep], pred: memo
 
 
 def _copied(source: Tensor, target: Tensor) -> None:
-    target.copy_(source)
+    """torch would wake its own threads for a large row, while those of the kernels wait for work."""
+    ctypes.memmove(target.data_ptr(), source.data_ptr(), target.nbytes)
 
 
 class Binding:

@@ -12,7 +12,7 @@ from torch.export import Dim
 
 import regraft
 from regraft.errors import BackendError
-from regraft.testing import assert_close
+from regraft.testing import PathCounts, assert_close
 
 SCALES = (1.0, 30.0, 0.01, -30.0)
 
@@ -110,6 +110,16 @@ MODELS = {"exits": Exits, "arms": Arms, "within": Within, "skips": Skips}
 def test_values(name: str) -> None:
     torch.manual_seed(0)
     check(MODELS[name]().eval(), torch.randn(3, 24))
+
+
+def test_every_arm_is_counted() -> None:
+    """What arms write to the state of a model, as a count of paths, is there after the call."""
+    torch.manual_seed(2)
+    paths = PathCounts()
+    model, x = Skips().eval(), torch.randn(3, 24)
+    check(model, x, passes=paths.passes)
+    assert len(paths.paths) == 6
+    paths.assert_all_ran()
 
 
 def test_sizes_that_vary() -> None:
