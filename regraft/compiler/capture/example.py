@@ -204,5 +204,5 @@ def check_dynamic(signature: Signature, arguments: Mapping[str, Any], shapes: Ma
                     f"dimension {fixed[0]} of '{leaf.name}' was asked to be dynamic, but the model's code, "
                     f"or another argument that is static, fixes it to {leaf.shape[fixed[0]]}",
                     hint="leave it out of dynamic_shapes, make the other argument dynamic too, or remove "
-                    "what depends on the size",
+                    "what depends on the size; a loop over it may stay as `for i in range(x.shape[0])`",
                 )

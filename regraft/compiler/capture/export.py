@@ -294,7 +294,7 @@ def _explain(error: Exception, attribute: str | None) -> tuple[str, str | None]:
     if "Constraints violated" in str(error):
         return (
             f"dynamic_shapes do not fit the model: {_constraint(str(error))}",
-            "use Dim.AUTO, or give the Dim a range",
+            "use Dim.AUTO, or give the Dim a range; loop over an open size with `for i in range(x.shape[0])`",
         )
     return f"torch.export cannot capture the model: {name}: {text}", None
 

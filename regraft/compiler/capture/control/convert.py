@@ -86,7 +86,7 @@ def convert(code: CodeType, calls: Any) -> Converted:
 
 
 def has_range(code: CodeType) -> bool:
-    """Whether ``code`` is a function's of which the source can be read, with a `for` over a `range`."""
+    """Whether ``code`` is a function's with source that can be read, and a `for` over what names `range`."""
     if "range" not in code.co_names or code.co_flags & _GENERATORS:
         return False
     try:
@@ -94,8 +94,8 @@ def has_range(code: CodeType) -> bool:
     except CaptureError:
         return False
     iterated = [n.iter for n in ast.walk(node) if isinstance(n, ast.For)]
-    functions = [n.func for n in iterated if isinstance(n, ast.Call)]
-    return any(isinstance(n, ast.Name) and n.id == "range" for n in functions)
+    named = (n for each in iterated for n in ast.walk(each) if isinstance(n, ast.Name))
+    return any(name.id == "range" for name in named)
 
 
 _GENERATORS = 0x20 | 0x80 | 0x200

@@ -68,7 +68,7 @@ class FrontEnd:
         Raises:
             CaptureError: a tensor decides where it cannot be followed.
         """
-        self._convert_where(has_range, module)  # of a long loop one trip stands for all
+        self._convert_where(has_range, module)  # of a long loop, or of any length, one trip stands for all
         for attempt in range(_TRACES):
             if attempt == 1:  # something is not known
                 self._convert_where(_asks_for_types, module)

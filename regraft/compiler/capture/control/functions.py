@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.fx.experimental.symbolic_shapes import free_symbols, free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from regraft.compiler.capture.control import arrays
@@ -388,8 +388,8 @@ def _takes_sizes(function: Any) -> bool:
 
 
 def _is_unknown_size(value: Any) -> bool:
-    """Whether ``value`` is a size that only a call knows, be it known that it is not 0."""
-    return isinstance(value, torch.SymInt) and bool(free_unbacked_symbols(value))
+    """Whether ``value`` is a size that only a call knows: values decide it, or an argument has it, open."""
+    return isinstance(value, torch.SymInt) and bool(free_symbols(value))
 
 
 def one(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
+from torch.fx.experimental.symbolic_shapes import free_symbols, statically_known_true
 
 from regraft.compiler.capture.control.context import Context
 from regraft.compiler.capture.control.exact import check
@@ -140,7 +140,7 @@ def sequence_of(value: Any, context: Context) -> Sequence | None:
         return Sequence(value.length, value.at)
     if isinstance(value, Growing):
         return _of_list(value, context)
-    if isinstance(value, Tensor) and value.dim() and free_unbacked_symbols(value.shape[0]):
+    if isinstance(value, Tensor) and value.dim() and free_symbols(value.shape[0]):
         return _of_rows(value, context)
     return None
 

@@ -1,0 +1,120 @@
+"""Loops over as many trips as an open size of an argument says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+import regraft
+from tests.compiler.capture.running import check_calls
+
+LENGTH = {"x": {0: Dim("length", min=1, max=64)}}
+
+
+def steps(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, 4, generator=torch.Generator().manual_seed(seed))
+
+
+CALLS = [(steps(count, seed),) for seed, count in enumerate((5, 1, 2, 9, 40, 5))]
+
+
+class Recurrent(nn.Module):
+    """States of all steps, and the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell = nn.GRUCell(4, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h, states = x.new_zeros(x.shape[1], 5), []
+        for t in range(x.shape[0]):
+            h = self.cell(x[t], h)
+            states.append(h)
+        return torch.stack(states), h
+
+
+def leaves_early(x: Tensor) -> Tensor:
+    total = torch.zeros_like(x[0])
+    for t in range(x.shape[0]):
+        total = total + x[t]
+        if total.amax() > 2:
+            break
+    else:
+        total = total * 10
+    return total
+
+
+def in_strides(x: Tensor) -> Tensor:
+    """From another end than 0, by two, backwards, and none at all where there are few steps."""
+    total = torch.zeros_like(x[0])
+    for t in range(1, x.shape[0] - 1, 2):
+        total = total * 0.5 + x[t]
+    for t in range(x.shape[0] - 1, -1, -1):
+        total = total * 0.5 - x[t] * t
+    return total
+
+
+def writes_rows(x: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    for t in range(x.size(0)):
+        out[t] = x[: t + 1].amax(0)
+    return out
+
+
+def halves_of_the_length(x: Tensor) -> Tensor:
+    for _ in range(x.shape[0] // 2):
+        x = torch.tanh(x) * 1.1
+    return x
+
+
+def one_in_another(x: Tensor) -> Tensor:
+    total = torch.zeros_like(x[0, 0])
+    for t in range(x.shape[0]):
+        for row in range(x.shape[1]):
+            total = total * 0.9 + x[t, row]
+    return total
+
+
+def rows_beside_numbers(x: Tensor) -> Tensor:
+    total = torch.zeros_like(x[0])
+    for t, row in zip(range(x.shape[0]), x, strict=True):
+        total = total + row * t
+    return total
+
+
+FUNCTIONS = (
+    leaves_early,
+    in_strides,
+    writes_rows,
+    halves_of_the_length,
+    one_in_another,
+    rows_beside_numbers,
+)
+
+
+@pytest.mark.parametrize(
+    "model", [Recurrent().eval(), *FUNCTIONS], ids=lambda m: getattr(m, "__name__", "recurrent")
+)
+def test_values(model: Any) -> None:
+    check_calls(model, (steps(5),), CALLS, dynamic_shapes=LENGTH)
+
+
+def test_batch_and_length() -> None:
+    shapes = {"x": {0: Dim.AUTO, 1: Dim.AUTO}}
+    check_calls(Recurrent().eval(), (steps(5),), [(steps(7)[:, :2],), (steps(2),)], dynamic_shapes=shapes)
+
+
+def test_the_graph_is_as_large_whatever_the_example_is() -> None:
+    """One trip stands for all."""
+    sizes = [
+        regraft.compile(
+            Recurrent().eval(), (steps(count),), dynamic_shapes=LENGTH, cache=False
+        ).report.to_dict()["captured"]
+        for count in (3, 30)
+    ]
+    assert sizes[0] == sizes[1]
