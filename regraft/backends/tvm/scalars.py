@@ -46,7 +46,7 @@ class Scalars:
             if isinstance(value, tirx.IntImm):
                 return tirx.IntImm(to, _modulo(value.value, to))
             # What TVM knows of the number before it is cut it takes to be true of what is left.
-            value = tirx.bitwise_or(value, self.like(0, value))
+            value = self._unknown(value)
         return value.astype(retyped(value, to))
 
     def select(self, condition: Expr, yes: Expr, no: Expr) -> Expr:
@@ -97,10 +97,17 @@ class Scalars:
 
         TVM takes it for answered where both are one expression.
         """
-        if _is_number(x) or _is_number(y):
-            return self._opaque(question(x, y))
-        x = self.bind(x)
-        return tirx.And(self._opaque(question(x, y)), tirx.Not(self.isnan(x)))
+        return self._opaque(question(x, y if _is_number(y) else self._unknown(y)))
+
+    def _unknown(self, x: Expr) -> Expr:
+        """``x``, of which TVM's simplifier knows nothing. LLVM sees through it."""
+        if _is_float(x):
+            return tirx.reinterpret(retyped(x, scalar_type(x)), self._unknown(self._bits(x)))
+        return tirx.bitwise_or(x, self.like(0, x))
+
+    def _bits(self, x: Expr) -> Expr:
+        """The bits of a float as an integer."""
+        return tirx.reinterpret(retyped(x, "int64" if is_double(x) else "int32"), x)
 
     def _opaque(self, question: Expr) -> Expr:
         """A comparison of floats that TVM's simplifier does not know for one.
@@ -160,9 +167,9 @@ class Scalars:
         if not _is_float(x):
             return _falses(x)
         # By its bits: TVM's simplifier takes questions about nan for those about numbers.
-        wide, bits = ("int64", 0x7FFFFFFFFFFFFFFF) if is_double(x) else ("int32", 0x7FFFFFFF)
+        bits = 0x7FFFFFFFFFFFFFFF if is_double(x) else 0x7FFFFFFF
         infinity = 0x7FF0000000000000 if is_double(x) else 0x7F800000
-        whole = tirx.reinterpret(retyped(x, wide), x)
+        whole = self._bits(x)
         size, largest = (self.like(number, whole) for number in (bits, infinity))
         return tirx.bitwise_and(whole, size) > largest
 
