@@ -117,6 +117,62 @@ def test_loops(model: Any) -> None:
     check_calls(model, (UP,), [(x,) for x in (UP - 9, *SHIFTS)])
 
 
+def appends_and_leaves(x: Tensor) -> tuple[Tensor, Tensor]:
+    seen = []
+    for _ in range(4):
+        x = x * 0.6
+        seen.append(x.norm())
+        if seen[-1] < 2:
+            break
+    return x, torch.stack(seen)
+
+
+def appends_numbers_and_leaves(x: Tensor) -> Tensor:
+    steps, rows = [0], []
+    for i in range(5):
+        x = x * 0.6
+        steps.append(i * 2)
+        rows.append(x[0])
+        if x.norm() < 2:
+            break
+    else:
+        steps.append(-1)
+    return torch.tensor(steps).sum() + torch.stack(rows)
+
+
+def collects_in_a_helper(x: Tensor) -> Tensor:
+    def history(y: Tensor, trips: int) -> Tensor:
+        seen = []
+        for i in range(trips):
+            y = y * 0.6
+            if i % 2 == 0:
+                seen.append(y.sum(0))
+            if y.norm() < 2:
+                break
+        return torch.stack(seen)
+
+    return torch.cat([history(x, 3), history(x[:2] * 2, 4)])
+
+
+@pytest.mark.parametrize(
+    "model", [appends_and_leaves, appends_numbers_and_leaves, collects_in_a_helper], ids=lambda m: m.__name__
+)
+def test_a_loop_appends_and_is_left_in_any_trip(model: Any) -> None:
+    calls = [(UP * scale,) for scale in (0.1, 0.6, 1.0, 1.7, 3.0, 9.0)]
+    check_calls(model, (UP,), calls, backends=("ort",))
+
+
+def loses_what_it_has_appended(x: Tensor) -> Tensor:
+    seen = [x[0]]
+    for _ in range(3):
+        x = x * 0.6
+        seen.append(x[0])
+        if x.norm() < 2:
+            seen.pop()
+            break
+    return torch.stack(seen)
+
+
 # -- extend, lists of lists, searches ----------------------------------------------------------
 
 
@@ -237,6 +293,7 @@ def extends_another(x: Tensor) -> Tensor:
         (a_condition_between_two_loops, "a condition in a comprehension"),
         (a_set_in_a_comprehension, "a condition in a comprehension"),
         (goes_over_a_set, "a set of which only a call knows the numbers is gone over"),
+        (loses_what_it_has_appended, "is changed by pop()|the variable 'seen' holds more"),
         (extends_another, "the variable 'outs' is extended by something of which only a call knows"),
     ],
     ids=lambda each: getattr(each, "__name__", ""),

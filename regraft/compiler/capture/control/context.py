@@ -123,6 +123,15 @@ class Grows(Learnt):
     """A list holds more on one path than on the other."""
 
 
+class Grown(Exception):
+    """The ``lists``, which are on trial for growing, are ``values``: the trial has found what it asks."""
+
+    def __init__(self, lists: Sequence[Any], values: Sequence[Growing]) -> None:
+        super().__init__("lists that are on trial grow")
+        self.lists = lists
+        self.values = values
+
+
 class MayBeNone(Learnt):
     """A variable is a tensor on one path and None on the other."""
 
@@ -147,6 +156,7 @@ class Context:
         given: the lists that are elements of lists of unknown length, and containers that may be others.
         changed: the first of them that was changed since.
         collected: lists that such loops have filled, and the tensors that hold all of a list.
+        trials: the lists of which arms that run at this moment are to show whether they grow.
     """
 
     tracer: Tracer
@@ -160,6 +170,7 @@ class Context:
     copies: list[Copy] = field(default_factory=list["Copy"])
     given: list[Given] = field(default_factory=list["Given"])
     changed: Given | None = None
+    trials: list[Sequence[Any]] = field(default_factory=list[Sequence[Any]])
     _arms: threading.local = field(default_factory=threading.local)
     _thread: int | None = None
     _outermost: FrameType | None = None
@@ -167,6 +178,26 @@ class Context:
     def learn(self, learnt: Learnt) -> None:
         """Know in the next trace what this one has found."""
         (self.grows if isinstance(learnt, Grows) else self.optional).add(learnt.place)
+
+    @contextmanager
+    def trial(self, lists: Sequence[Any]) -> Generator[None]:
+        """In the block arms run that are to show whether ``lists`` grow."""
+        self.trials.append(lists)
+        try:
+            yield
+        finally:
+            self.trials.pop()
+
+    def check_trials(self, lists: Sequence[Any], values: Sequence[Any]) -> None:
+        """End the innermost trial if it is of these very ``lists``, all of which are now known to grow.
+
+        Without this a loop of which each trip may be the last would be traced anew in each of its trips.
+        """
+        if not self.trials or not all(isinstance(value, Growing) for value in values):
+            return
+        tried = self.trials[-1]
+        if len(tried) == len(lists) and all(a is b for a, b in zip(tried, lists, strict=True)):
+            raise Grown(tried, values)
 
     def copied(self, copy: Tensor, of: Tensor, *, is_kept: bool = False) -> None:
         """``copy`` stands for what is, in eager, a view of ``of``."""

@@ -139,13 +139,15 @@ class Run:
 
         def rest() -> None:
             outer, self.depth = (self.depth, items.made), self.context.depth
-            for item in items:
-                self.trip(self, item)
-                if self.on() is not True:
-                    break
-            else:
-                self.done()
-            self.depth, items.made = outer
+            try:
+                for item in items:
+                    self.trip(self, item)
+                    if self.on() is not True:
+                        break
+                else:
+                    self.done()
+            finally:
+                self.depth, items.made = outer
 
         self.nested, self.rest = True, rest
         rest()

@@ -17,6 +17,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from regraft.compiler.capture.control.choices import note_choices
 from regraft.compiler.capture.control.context import (
     Context,
+    Grown,
     Grows,
     Learnt,
     MayBeNone,
@@ -172,26 +173,56 @@ def _check_depth(context: Context) -> None:
 
 
 def _let_grow(context: Context, then: _Arm, otherwise: _Arm, variables: Variables) -> None:
-    """Turn the lists that are known to hold more on one path than on the other into ``Growing``."""
+    """Turn the lists that are known to hold more on one path than on the other into ``Growing``.
+
+    Raises:
+        Grown: a trial of the same lists is under way, which need not go on.
+    """
     place = where()
     names = [name for name in variables.names if (*place, name) in context.grows]
     names = [name for name in names if isinstance(variables.value(name), list)]
     if not names:
         return
-    saved, grown = Saved.of(variables), variables.only(names)
-    with context.tracer.thrown_away():
-        outcomes = [run_arm(context, arm, grown, saved) for arm in (then, otherwise)]
+    grown = variables.only(names)
     values: list[Any] = []
-    for name, start, *paths in zip(grown.names, grown.read(), *(o.rebuilt() for o in outcomes), strict=True):
-        new = next((types for types in (_added(path, start) for path in paths) if types), None)
-        found = None if new is None else Growing.starting(start, new)
+    added = _tried(context, then, otherwise, variables, grown)
+    for name, start, new in zip(names, grown.read(), added, strict=True):
+        if new is None:  # the line is where it grows at other times: nothing follows the last trip of a loop
+            values.append(start)
+            continue
+        found = Growing.starting(start, new)
         if found is None or is_shared(context, name, start):
             _refuse_growth(name)
-        context.holds(found, start)
         values.append(found)
+    lists = grown.read()
+    context.check_trials(lists, values)
+    for start, value in zip(lists, values, strict=True):
+        if isinstance(value, Growing):
+            context.holds(value, start)
     grown.write(values)
     if any(grown.value(name) is not value for name, value in zip(names, values, strict=True)):
         _refuse_growth(names[0])
+
+
+def _tried(
+    context: Context, then: _Arm, otherwise: _Arm, variables: Variables, grown: Variables
+) -> Sequence[Sequence[Element | None] | None]:
+    """The types of what the arms add to each list that is ``grown``, None where they add nothing."""
+    lists, saved = grown.read(), Saved.of(variables)
+    try:
+        with context.trial(lists), context.tracer.thrown_away():
+            outcomes = [run_arm(context, arm, grown, saved) for arm in (then, otherwise)]
+    except Grown as found:
+        if found.lists is not lists:
+            raise
+        saved.restore()
+        context.renew()
+        return [[value.element_type] for value in found.values]
+    paths = zip(*(outcome.rebuilt() for outcome in outcomes), strict=True)
+    return [
+        next((types for types in (_added(path, start) for path in each) if types), None)
+        for start, each in zip(lists, paths, strict=True)
+    ]
 
 
 def _added(path: Any, start: Sequence[Any]) -> list[Element | None]:

@@ -23,11 +23,13 @@ class Counts:
     Fields:
         conditions, loops: how many there were, thrown away ones left out.
         deepest: how many conditions were inside one another.
+        thrown_away_conditions: how many conditions were in what was thrown away.
     """
 
     conditions = 0
     loops = 0
     deepest = 0
+    thrown_away_conditions = 0
     depth = 0
     silent = 0
 
@@ -50,6 +52,8 @@ class BothPaths:
             self.counts.conditions += 1
             self.counts.depth += 1
             self.counts.deepest = max(self.counts.deepest, self.counts.depth)
+        else:
+            self.counts.thrown_away_conditions += 1
         first, second = tuple(then()), tuple(otherwise())
         self.counts.depth -= not self.counts.silent
         assert [(t.dtype, t.dim()) for t in first] == [(t.dtype, t.dim()) for t in second]

@@ -389,3 +389,20 @@ def twelve_exits(x):
         if x > 6:
             return x
     return -x
+
+
+def twelve_exits_and_a_list(x):
+    seen = []
+    for _ in range(12):
+        x = x + 1
+        seen.append(x * 1)
+        if x > 6:
+            break
+    return torch.stack(seen)
+
+
+def test_a_list_that_grows_until_a_loop_is_left_costs_one_trial() -> None:
+    run, traced, _ = converted(twelve_exits_and_a_list)
+    for value in VALUES:
+        assert run(tensor(value)).tolist() == twelve_exits_and_a_list(tensor(value)).tolist()
+    assert traced.counts.thrown_away_conditions <= 12 * len(VALUES)
