@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from regraft.backends import Backend, ConstantStore, LowerOptions
+from regraft.compiler.adapters import insert_adapters
 from regraft.compiler.api import leaving_out, lowered, rewritten
 from regraft.compiler.arguments import checks_names
 from regraft.compiler.capture import Captured, capture_model
-from regraft.compiler.check import error_against_eager
+from regraft.compiler.check import error_against_eager, errors_under_adapters
 from regraft.compiler.dump import unified
 from regraft.compiler.extensions import refuse
 from regraft.compiler.materialise import Store
@@ -154,20 +155,22 @@ def bisect(
     passes: Sequence[tuple[str, Pass]] = (),
     ops: Sequence[OpDef] = (),
     exactness: Exactness = Exactness.REASSOCIATES,
+    adapters: Mapping[str, Mapping[str, Any]] | None = None,
     check: Check | None = None,
     progress: Callable[[str], object] = lambda trial: None,
 ) -> BisectReport:
     """Find what makes a compiled model wrong.
 
     Args:
-        model, args, kwargs, dynamic_shapes, backends, rewrites, passes, ops, exactness: as for
+        model, args, kwargs, dynamic_shapes, backends, rewrites, passes, ops, exactness, adapters: as for
             ``compile``. An op that no back end takes runs in torch.
         check: gets a compiled model and returns whether it is right. The default compares it with
-            eager by the numerics rule on the example arguments. A compile that raises is wrong too.
+            eager by the numerics rule on the example arguments, without an adapter and under each. A
+            compile that raises is wrong too.
         progress: called with a line of text before each compile.
 
     Raises:
-        OptionError: ``check`` raises or returns something else than a bool.
+        OptionError: ``check`` raises or returns something else than a bool, or an adapter does not fit.
         CaptureError: as ``compile``.
     """
     if check is not None and not callable(check):
@@ -179,19 +182,19 @@ def bisect(
         passes=passes,
         ops=ops,
         exactness=exactness,
+        adapters=adapters,
         verify=False,
         dump=None,
         threads=None,
     )
     captured = capture_model(model, args, kwargs, dynamic_shapes, options.table)
+    insert_adapters(captured.module, options.adapters, options.table, model)
+    reassociates, tolerance = exactness != Exactness.EXACT, exactness.tolerance
 
     def against_eager(compiled: CompiledModel) -> bool:
-        error_against_eager(
-            model,
-            compiled,
-            captured,
-            reassociates=exactness != Exactness.EXACT,
-            tolerance=exactness.tolerance,
+        error_against_eager(model, compiled, captured, reassociates=reassociates, tolerance=tolerance)
+        errors_under_adapters(
+            model, compiled, captured, options.adapters, reassociates=reassociates, tolerance=tolerance
         )
         return True
 

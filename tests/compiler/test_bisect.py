@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from torch import nn
 
@@ -126,3 +127,30 @@ def test_options_are_those_of_compile() -> None:
         bisected(rewrites=[nn.Linear])
     with pytest.raises(OptionError, match="there is no back end 'otr'"):
         bisected(backends=["otr"])
+
+
+class WrongProduct(regraft.Rewrite):
+    """a @ b = -a @ b, which is so for the factors of no adapter: they are zeros."""
+
+    exactness = regraft.Exactness.REASSOCIATES
+
+    def pattern(self, op: Any, a: Any, b: Any) -> Any:
+        return op.aten.matmul(a, b)
+
+    def check(self, m: Any) -> Any:
+        is_made = m.a.op is not None and m.a.op.name == "aten.neg"
+        return m.decline("it is done", m.a) if is_made else None
+
+    def rewrite(self, op: Any, m: Any) -> Any:
+        return op.aten.matmul(op.aten.neg(m.a), m.b)
+
+
+def test_wrong_under_an_adapter() -> None:
+    factors = {"linear.lora_A.weight": torch.ones(2, 8), "linear.lora_B.weight": torch.ones(8, 2)}
+    assert bisected(rewrites=[WrongProduct]).verdict == "right", "there is no product"
+    assert bisected(adapters={"a": factors}).verdict == "right"
+    report = bisected(rewrites=[WrongProduct], adapters={"a": factors})
+    assert (report.verdict, report.rewrite) == ("rewrite", "WrongProduct")
+    assert "under the adapter 'a'" in report.failure
+    with pytest.raises(OptionError, match="the adapter 'a'"):
+        bisected(adapters={"a": {"other.lora_A.weight": torch.ones(2, 8)}})

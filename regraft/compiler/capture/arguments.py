@@ -35,6 +35,7 @@ from regraft.runtime import DTYPE_NAMES, MEMORY_ORDER, is_random
 MARKERS = "regraft"
 
 _LEFT_OUT = PLACEMENT | {"generator"}
+_TRUTHS = ("aten.any.dims", "aten.all.dims")
 #: Attributes without which, or at 0, a random op draws nothing.
 _TRAINING = ("train", "training")
 _PROBABILITIES = ("dropout_p",)
@@ -84,6 +85,8 @@ def definition_for(
         return opaque(target, draws=True), {n: v for n, v in arguments.items() if n not in _LEFT_OUT}
     name = overload_name(target)
     bound = dict(arguments)
+    if name in _TRUTHS and bound.get("dim") is not None and not bound["dim"]:
+        return _truth_of_each(bound["self"], table, builder)
     schema = {a.name: a for a in target._schema.arguments}
     name = _tensor_overload(name, bound, table)
     if name != overload_name(target):
@@ -98,6 +101,13 @@ def definition_for(
             return opaque(target), dict(arguments)
         del bound[unknown]
     return definition, bound
+
+
+def _truth_of_each(x: Value, table: OpTable, builder: Builder) -> tuple[OpDef, dict[str, Any]]:
+    """``any`` and ``all`` over no axis: whether each element is not 0; of u8, as u8."""
+    if x.tensor.dtype == DType.U8:
+        return table["aten._to_copy"], {"self": builder.aten.ne.Scalar(x, 0), "dtype": DType.U8}
+    return table["aten.ne.Scalar"], {"self": x, "other": 0}
 
 
 def _tensor_overload(name: str, bound: Mapping[str, Any], table: OpTable) -> str:
