@@ -160,6 +160,7 @@ def race(
             call()
     times: dict[str, list[float]] = {name: [] for name in slots}
     repeated = noisy = 0
+    gc.collect()
     order = np.random.default_rng(0)
     deadline = time.perf_counter() + patience
     while len(times[first]) < rounds:
@@ -179,7 +180,7 @@ def _round(
     slots: Mapping[str, Call], order: Sequence[str], inner: int, clock: Callable[[], float]
 ) -> tuple[dict[str, float], float]:
     """One sample of each slot, and the cores that other processes used meanwhile."""
-    gc.collect()
+    gc.collect(1)  # what rounds leave is young: to go through all objects takes a second in a large process
     gc.disable()
     before = _usage()
     sample: dict[str, float] = {}

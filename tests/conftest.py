@@ -3,6 +3,7 @@
 An `-m` expression that names `conformance` takes over: `-m "conformance or not conformance"` is the full run.
 """
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["REGRAFT_CACHE_DIR"] = ""
     if config.option.sample_seed is None:
         config.option.sample_seed = commit_hash(REPOSITORY)
+
+    # A collection of everything goes through half a million objects of torch and transformers.
+    gc.set_threshold(700, 10, 50)
 
     torch.manual_seed(0)  # for what test files draw while they are imported
 

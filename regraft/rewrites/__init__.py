@@ -6,6 +6,7 @@ A family is an explicit tuple; the order within one never matters (see ``regraft
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 
 from regraft.ir import Pass, Rewrite
@@ -70,8 +71,17 @@ def default_passes(rewrites: Sequence[Rewrite] = (), without: Collection[str] = 
     Every stage applies its rewrites together with the canonical ones, to a common fixpoint, so that the
     normal form holds between stages; and then gathers constants and removes what is left unused. Those of
     conditions and loops belong to every stage from ``fold`` on, since each stage may find a constant, a dead
-    value or a common one.
+    value or a common one. The passes hold nothing of a compile: those without ``rewrites`` are made once.
     """
+    return _shipped(frozenset(without)) if not rewrites else _passes(rewrites, without)
+
+
+@functools.lru_cache(maxsize=16)
+def _shipped(without: frozenset[str]) -> tuple[Pass, ...]:
+    return _passes((), without)
+
+
+def _passes(rewrites: Sequence[Rewrite], without: Collection[str]) -> tuple[Pass, ...]:
     shipped = [r for family in FAMILIES.values() for r in family if r in CANONICAL or r.name not in without]
     passes: list[Pass] = []
     for stage in _STAGES:

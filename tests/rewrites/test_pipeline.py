@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from regraft.ir import (
     Fuel,
     Function,
     Module,
+    Pass,
     PassContext,
     Rewrite,
     print_module,
@@ -181,6 +183,16 @@ class Spells(Rewrite):
 
     def rewrite(self, op, m):
         return op.aten.squeeze.dim(op.aten.reciprocal(op.aten.exp(op.aten.unsqueeze(m.x, -1))), -1)
+
+
+def test_passes_are_made_once_but_for_those_of_others() -> None:
+    def names_of(passes: Sequence[Pass]) -> set[str]:
+        return {rewrite.name for each in passes for rewrite in getattr(each, "rewrites", ())}
+
+    shipped, own, fewer = default_passes(), default_passes((Spells(),)), default_passes((), {"RMSNorm"})
+    assert default_passes() is shipped
+    assert names_of(own) - names_of(shipped) == {"Spells"}
+    assert names_of(shipped) - names_of(fewer) == {"RMSNorm"}
 
 
 def test_any_spelling_is_brought_into_the_normal_form() -> None:

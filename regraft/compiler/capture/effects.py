@@ -158,8 +158,7 @@ def drop_unused_aliases(program: ExportedProgram) -> None:
             program.graph.erase_node(nodes[spec.arg.name])
         else:
             kept.append(spec)
-    program.graph_signature.input_specs[:] = kept
-    program.graph_module.recompile()
+    _keep_inputs(program, kept)
 
 
 def join_aliases(program: ExportedProgram) -> None:
@@ -181,8 +180,15 @@ def join_aliases(program: ExportedProgram) -> None:
         else:
             nodes[spec.arg.name].replace_all_uses_with(twin)
             program.graph.erase_node(nodes[spec.arg.name])
-    program.graph_signature.input_specs[:] = kept
-    program.graph_module.recompile()
+    _keep_inputs(program, kept)
+
+
+def _keep_inputs(program: ExportedProgram, kept: list[Any]) -> None:
+    """Make ``kept`` the inputs that the signature of ``program`` has; its graph has no others any more."""
+    specs = program.graph_signature.input_specs
+    if len(kept) < len(specs):
+        specs[:] = kept
+        program.graph_module.recompile()
 
 
 def check_draws(before: ExportedProgram, after: ExportedProgram) -> None:

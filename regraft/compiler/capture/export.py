@@ -9,6 +9,8 @@ user's line.
 # torch's export and fx classes are partly untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# The setting of torch.fx for modules whose code is written when it is first run has no public name.
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
@@ -22,6 +24,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from regraft.compiler.capture.composites import functional
 from regraft.compiler.capture.control.find import FrontEnd
@@ -187,8 +190,9 @@ def _export(
     def export() -> ExportedProgram:
         return front_end.run(module, once)
 
-    # torch's tracers are process-wide: a second one in another thread fails.
-    with _EXPORTING, quiet_export(module), any_length(), torch.no_grad():
+    # torch's tracers are process-wide: a second one in another thread fails. Of the graphs that they make on
+    # the way, most are never run as Python.
+    with _EXPORTING, quiet_export(module), any_length(), torch.no_grad(), _use_lazy_graph_module(True):
         with phases.phase("export"), _pointing_at_user_code(module):
             try:
                 with assignments(module) as assigned:
