@@ -13,7 +13,7 @@ from torch import Tensor
 
 import regraft
 from regraft.errors import CaptureError, RegraftError
-from tests.compiler.capture.running import check_calls, compiled
+from tests.compiler.capture.running import BACKENDS, Captures, check_calls, compiled
 
 HERE = Path(__file__).name
 ROW = torch.tensor([1.0, -2.0, 3.5, 4.0])
@@ -129,15 +129,17 @@ def rounds_to(digits: int) -> Model:
     return lambda x: torch.tensor([round(each.item(), digits) for each in x], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("backend", ["eager", "ort"])
 @pytest.mark.parametrize("digits", [0, 2, 11])
-def test_round_has_pythons_digits(digits: int, backend: str) -> None:
-    model = rounds_to(digits)
+def test_round_has_pythons_digits(digits: int) -> None:
+    model, captures = rounds_to(digits), Captures()
     drawn = torch.randn(13, generator=torch.Generator().manual_seed(digits), dtype=torch.float64)
     near = (drawn * 10**digits).floor().add(0.5) / 10**digits
-    made = compiled(model, (torch.tensor(TIES, dtype=torch.float64),), backend)
-    for x in (torch.tensor(TIES, dtype=torch.float64), drawn, near, near * 1e3, torch.full((13,), math.inf)):
-        assert made(x.double()).tolist() == model(x.double()).tolist()
+    ties = torch.tensor(TIES, dtype=torch.float64)
+    for backend in BACKENDS:
+        with captures.used():
+            made = compiled(model, (ties,), backend)
+        for x in (ties, drawn, near, near * 1e3, torch.full((13,), math.inf)):
+            assert made(x.double()).tolist() == model(x.double()).tolist()
 
 
 # -- math --------------------------------------------------------------------------------------
