@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from tests.compiler.capture.running import check_calls, rows
@@ -78,3 +80,15 @@ MODELS = [
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_works(model: Any) -> None:
     check_calls(model, (UP,), CALLS, backends=("ort",))
+
+
+def makes_one() -> Any:
+    return lambda x: torch.tensor([each.item() + 1 for each in x])
+
+
+def test_an_equal_function_may_be_alive() -> None:
+    """A capture copies a function's code: that of an earlier one may still be there."""
+    model = makes_one()
+    alive = FunctionType(model.__code__.replace(co_name="forward"), model.__globals__)
+    check_calls(model, (UP[0],), [(-UP[0],)], backends=("ort",))
+    assert torch.equal(alive(UP[0]), model(UP[0]))

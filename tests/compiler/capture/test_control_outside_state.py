@@ -10,6 +10,7 @@ import array
 import enum
 import itertools
 import logging
+import weakref
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -127,6 +128,35 @@ def count_in_a_module() -> None:
     outside.COUNT += 1
 
 
+def count_by_its_name() -> None:
+    globals()["COUNT"] += 1
+
+
+def set_in_a_module() -> None:
+    setattr(outside, "COUNT", getattr(outside, "COUNT") + 1)  # noqa: B009, B010
+
+
+def import_and_count() -> None:
+    from tests.compiler.capture import outside as there
+
+    there.COUNT += 1
+
+
+def import_near_and_count() -> None:
+    from . import outside as there
+
+    there.COUNT += 1
+
+
+WEAK = weakref.ref(SETTINGS)
+
+
+def change_what_is_held_weakly() -> None:
+    settings = WEAK()
+    assert settings is not None
+    settings.scale += 1
+
+
 CHANGES = [
     (count_up, "COUNT of"),
     (through_another, "COUNT of"),
@@ -144,6 +174,11 @@ CHANGES = [
     (ask_a_property, "Tally.total"),
     (count_in_a_module, "COUNT of tests.compiler.capture.outside"),
     (outside.count_up, "COUNT of tests.compiler.capture.outside"),
+    (count_by_its_name, "COUNT of"),
+    (set_in_a_module, "COUNT of tests.compiler.capture.outside"),
+    (import_and_count, "COUNT of tests.compiler.capture.outside"),
+    (import_near_and_count, "COUNT of tests.compiler.capture.outside"),
+    (change_what_is_held_weakly, "WEAK of"),
 ]
 PLACES: tuple[str, ...] = ("in an arm", "in a loop", "in a test", "in an expression")
 

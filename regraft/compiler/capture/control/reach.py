@@ -16,10 +16,12 @@ import enum
 import functools
 import gc
 import hashlib
+import importlib.util
 import io
 import itertools
 import logging
 import sys
+import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,6 +63,8 @@ _PLAIN = frozenset([list, tuple, dict, set, frozenset, deque, OrderedDict, defau
 _METHODS = (MethodType, BuiltinFunctionType, MethodWrapperType)
 #: So many objects are looked at.
 LIMIT = 200_000
+#: Functions that change global variables by their names as texts.
+_BY_TEXT = frozenset(["globals", "exec", "eval"])
 #: The value of what has none.
 EMPTY = object()
 
@@ -86,8 +90,10 @@ class Globals:
 
     def variables(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each with what holds it: where one is a module of the user's own, what the code names of it too."""
-        names, attributes = _names_in(self.code)
-        pending = [(self.namespace, names)]
+        named = _names_in(self.code)
+        attributes = named.attributes
+        pending = [(self.namespace, tuple(self.namespace) if named.may_be_any else named.variables)]
+        pending += [(vars(module), attributes) for module in named.modules(self.namespace)]
         seen: set[int] = set()
         while pending:
             namespace, every = pending.pop()
@@ -96,7 +102,7 @@ class Globals:
                 yield name, namespace
                 value = namespace.get(name)
                 if isinstance(value, ModuleType) and id(vars(value)) not in seen and _is_own_module(value):
-                    pending.append((vars(value), tuple(n for n in attributes if n in vars(value))))
+                    pending.append((vars(value), attributes))
 
     def parts(self) -> Iterator[tuple[str, Any]]:
         for name, namespace in self.variables():
@@ -224,6 +230,8 @@ def _of_object(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     yield type(value).__qualname__, type(value)
     if isinstance(value, functools.partial):
         yield from ((path, each) for each in (value.func, value.args, value.keywords))
+    if isinstance(value, weakref.ReferenceType):
+        yield path, value()
     if isinstance(value, Iterator):
         yield from ((path, each) for each in of_iterator(value))
 
@@ -251,19 +259,59 @@ def of_iterator(iterator: Iterator[Any]) -> Iterator[Any]:
         yield from each if isinstance(each, tuple) else ()
 
 
-def _names_in(code: CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What ``_named`` gives; remembered but for code of ours, which leads to all of a capture."""
+@dataclass(frozen=True)
+class _Named:
+    """What the code of a function, and of those defined in it, names.
+
+    Fields:
+        variables: global ones.
+        attributes: of anything, and what may be one by its texts, as in ``setattr(module, "count", 1)``.
+        imports: the modules that it imports itself, each with the number of dots before its name.
+        may_be_any: whether it may change variables that it does not spell.
+    """
+
+    variables: tuple[str, ...]
+    attributes: tuple[str, ...]
+    imports: tuple[tuple[int, str], ...]
+    may_be_any: bool
+
+    @staticmethod
+    def of(code: CodeType) -> _Named:
+        every = list(nested(code))
+        steps = [step for each in every for step in dis.get_instructions(each)]
+        variables = {step.argval for step in steps if step.opname.endswith(("_GLOBAL", "_NAME"))}
+        texts = {text for each in every for text in each.co_consts if isinstance(text, str)}
+        attributes = {name for each in every for name in each.co_names} | set(filter(str.isidentifier, texts))
+        imports = {
+            (level.argval, step.argval + tail)
+            for level, taken, step in zip(steps, steps[1:], steps[2:], strict=False)
+            if step.opname == "IMPORT_NAME"
+            for tail in ("", *(f".{name}" for name in taken.argval or ()))
+        }
+        spelt = tuple(sorted(variables)), tuple(sorted(attributes)), tuple(sorted(imports))
+        return _Named(*spelt, not variables.isdisjoint(_BY_TEXT))
+
+    def modules(self, namespace: dict[str, Any]) -> Iterator[ModuleType]:
+        """Those of the user's own that the code imports, where they are there."""
+        package = namespace.get("__package__")
+        for level, name in self.imports:
+            if level and not package:
+                continue
+            full = importlib.util.resolve_name("." * level + name.removeprefix("."), package)
+            module = sys.modules.get(full)
+            if module is not None and _is_own_module(module):
+                yield module
+
+
+def _names_in(code: CodeType) -> _Named:
+    """What ``code`` names; remembered but for code of ours, which leads to all of a capture."""
     code = original(code)
-    return _named.__wrapped__(code) if PREFIX in code.co_qualname else _named(code)
+    return _Named.of(code) if PREFIX in code.co_qualname else _remembered(code)
 
 
 @functools.lru_cache(maxsize=4096)
-def _named(code: CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The global variables that ``code``, and functions defined in it, name; and the attributes."""
-    every = list(nested(code))
-    steps = (step for each in every for step in dis.get_instructions(each))
-    names = {step.argval for step in steps if step.opname.endswith(("_GLOBAL", "_NAME"))}
-    return tuple(sorted(names)), tuple(sorted({name for each in every for name in each.co_names}))
+def _remembered(code: CodeType) -> _Named:
+    return _Named.of(code)
 
 
 def _is_own_module(module: ModuleType) -> bool:

@@ -33,15 +33,18 @@ def owners(code: CodeType) -> Sequence[CodeType]:
     """The codes of living functions that ``code`` belongs to: its own, or that of the function around it."""
     if code.co_name not in _PARTS and _functions_of(code):
         return [code]
-    same_file = {f.__code__ for f in _functions() if f.__code__.co_filename == code.co_filename}
-    return [each for each in same_file if each.co_name not in _PARTS and code in nested(each)]
+    return [each for each in _codes_in(code.co_filename) if code in nested(each)]
 
 
 def around(code: CodeType) -> Sequence[CodeType]:
     """The codes of living functions that define ``code`` in them: each of their calls makes it anew."""
-    same_file = {f.__code__ for f in _functions() if f.__code__.co_filename == code.co_filename}
-    named = (each for each in same_file if each.co_name not in _PARTS and each is not code)
-    return [each for each in named if code in nested(each)]
+    return [each for each in _codes_in(code.co_filename) if each is not code and code in nested(each)]
+
+
+def _codes_in(file: str) -> list[CodeType]:
+    """The codes of the living functions of ``file``, equal ones too: which of them runs is not known."""
+    found = {id(f.__code__): f.__code__ for f in _functions() if f.__code__.co_filename == file}
+    return [each for each in found.values() if each.co_name not in _PARTS]
 
 
 def nested(code: CodeType) -> Iterator[CodeType]:
