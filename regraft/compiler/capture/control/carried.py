@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from regraft.compiler.capture.control.markers import differ
 from regraft.compiler.capture.control.number import (
     Number,
     as_tensor,
@@ -66,6 +67,16 @@ def loaded(start: Any, tensors: Iterator[Tensor], *, left: bool) -> Any:
     if isinstance(start, Number):
         return Number(next(tensors))
     return next(tensors) if isinstance(start, Tensor) else start
+
+
+def fit_rows(rows: Sequence[Tensor], new: Sequence[Any]) -> bool:
+    """Whether ``rows`` can hold ``new``, a row of each."""
+    return len(rows) == len(new) and all(
+        isinstance(each, Tensor)
+        and (each.dtype, each.dim() + 1) == (held.dtype, held.dim())
+        and not any(map(differ, held.shape[1:], each.shape))
+        for held, each in zip(rows, new, strict=True)
+    )
 
 
 def placeholder(leaf: Any) -> Any:

@@ -140,6 +140,10 @@ class Returns(Learnt):
     """The second arm of a condition returns, and the first does not."""
 
 
+class Unsettled(Learnt):
+    """What a loop carries has another type, or changes another size, than one trip of it has shown."""
+
+
 @dataclass
 class Context:
     """One capture, as converted code sees it.
@@ -152,6 +156,7 @@ class Context:
         folded: those that are traced as one trip at this moment.
         grows: the places (file, line, variable) at which a list has to be a ``Growing``.
         optional: those at which a variable may be a ``Maybe``, or only the second arm returns.
+        unsettled: those of loops of which one trip does not show all that they change.
         copies: what was taken by an index that only a call knows.
         given: the lists that are elements of lists of unknown length, and containers that may be others.
         changed: the first of them that was changed since.
@@ -165,6 +170,7 @@ class Context:
     unrolled: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     grows: set[tuple[str, int, str]] = field(default_factory=set[tuple[str, int, str]])
     optional: set[tuple[str, int, str]] = field(default_factory=set[tuple[str, int, str]])
+    unsettled: set[tuple[str, int, str]] = field(default_factory=set[tuple[str, int, str]])
     folded: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     collected: list[tuple[list[Tensor], Tensor]] = field(default_factory=list[tuple[list[Tensor], Tensor]])
     copies: list[Copy] = field(default_factory=list["Copy"])
@@ -177,7 +183,12 @@ class Context:
 
     def learn(self, learnt: Learnt) -> None:
         """Know in the next trace what this one has found."""
-        (self.grows if isinstance(learnt, Grows) else self.optional).add(learnt.place)
+        if isinstance(learnt, Grows):
+            self.grows.add(learnt.place)
+        elif isinstance(learnt, Unsettled):
+            self.unsettled.add(learnt.place)
+        else:
+            self.optional.add(learnt.place)
 
     @contextmanager
     def trial(self, lists: Sequence[Any]) -> Generator[None]:

@@ -456,3 +456,8 @@ def _runs_in_place(frame: FrameType) -> bool:
 
 
 _CHANGES = frozenset(["insert", "pop", "remove", "clear", "reverse", "sort"])
+
+
+def has_grown(start: list[Any], after: Any) -> bool:
+    """Whether ``after``, which was the list ``start``, holds more than that."""
+    return isinstance(after, Growing) or (isinstance(after, list) and len(after) > len(start))

@@ -18,34 +18,41 @@ Three ways to run one:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from regraft.compiler.capture.control.carried import (
     as_carried,
     carried_parts,
+    fit_rows,
     loaded,
     pairs,
     placeholder,
     settled,
 )
-from regraft.compiler.capture.control.context import Context, Given, Values, refuse, shown_name
-from regraft.compiler.capture.control.growing import Element, Growing
+from regraft.compiler.capture.control.context import (
+    Context,
+    Given,
+    Learnt,
+    Unsettled,
+    Values,
+    refuse,
+    shown_name,
+    where,
+)
+from regraft.compiler.capture.control.growing import Element, Growing, has_grown
 from regraft.compiler.capture.control.markers import differ
 from regraft.compiler.capture.control.meeting import meet, run_arm
 from regraft.compiler.capture.control.merging import Merging
-from regraft.compiler.capture.control.number import (
-    as_tensor,
-    as_truth,
-    unwrapped,
-)
+from regraft.compiler.capture.control.number import as_tensor, as_truth, unwrapped
 from regraft.compiler.capture.control.optional import in_place_of
+from regraft.compiler.capture.control.sequences import Items, Span
 from regraft.compiler.capture.control.sequences import Sequence as Unknown
-from regraft.compiler.capture.control.sequences import Span
 from regraft.compiler.capture.control.state import (
     CONTAINERS,
     KEPT,
@@ -65,24 +72,6 @@ from regraft.compiler.capture.control.watch import Watch, is_shared
 
 #: A loop that makes more trips than this becomes a region, where its trips are the same.
 LONG = 32
-
-
-@dataclass
-class _Items:
-    """What a `for` goes over, each item made once: an arm may go over some of it, and be run again."""
-
-    source: Iterator[Any]
-    seen: list[Any] = field(default_factory=list[Any])
-    made: int = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        if self.made == len(self.seen):
-            self.seen.append(next(self.source))
-        self.made += 1
-        return self.seen[self.made - 1]
 
 
 @dataclass
@@ -135,7 +124,7 @@ class Run:
 
     def each(self, iterable: Iterable[Any]) -> None:
         """``for`` over ``iterable``, nested where a tensor leaves it."""
-        items = _Items(iter(iterable))
+        items = Items(iter(iterable))
 
         def rest() -> None:
             outer, self.depth = (self.depth, items.made), self.context.depth
@@ -247,6 +236,8 @@ class Region:
         #: Whether a variable that trips do not leave as they found it is an exception, ``_Unlike``.
         self.keeps_all = False
         self.is_settled = False
+        #: Whether the trip that is recorded is the first that may show that nothing else changes.
+        self.is_to_show = False
         #: The sizes that trips change: the numbers of a variable, of a part of it, and of an axis.
         self.resized: list[tuple[int, int, int]] = []
 
@@ -271,7 +262,7 @@ class Region:
         if not loop.leaves:
             loop.done()
         elif self.test is not None:
-            meet(context, results[0], loop.done, _nothing, loop.variables, loop.last)
+            meet(context, results[0], loop.done, lambda: None, loop.variables, loop.last)
 
     def _tested(self, now: Values) -> Tensor:
         self._load(now)
@@ -291,6 +282,7 @@ class Region:
         self._load(now)
         on: list[Tensor] = []
         outcome = self._run_trip(on)
+        self._check_settled(outcome)
         found = on if self.loop.leaves else []
         rows = iter(now[len(now) - sum(map(len, self.rows.values())) :])
         collected: list[Tensor] = []
@@ -372,44 +364,94 @@ class Region:
         return True
 
     def _settle(self) -> None:
-        """Find, by trips that are thrown away, types that trips keep, and the sizes that they change."""
+        """Find, by trips that are thrown away, types that trips keep, and the sizes that they change.
+
+        The last of them would change nothing: where no trace knows better, the recorded one is to show that.
+        """
         self.start = [mapped(as_carried, value) for value in self.saved.values]
         self.rows.clear()
         self.resized.clear()
         self.rebound.clear()
         self.after = self.before
         changes_of_type = 0
+        is_known = self.keeps_all or self._place in self.loop.context.unsettled
         while changes_of_type < _SETTLING:
-            tracer, given = self.loop.context.tracer, len(self.loop.context.given)
-            with tracer.thrown_away():
-                # Nothing traced before is written to: the trip has tensors of its own.
-                begin = [as_tensor(leaf) for leaf in self._flat()]
-                self._load(tracer.stand_ins(begin, self._changing()))
-                outcome = self._run_trip([])
-            del self.loop.context.given[given:]
-            self._note_rebound(outcome)
-            after = outcome.rebuilt()
+            after = self._trial()
             found = list(map(self._adapted, self.variables.names, self.start, after))
             kept = [a is b for a, b in zip(found, self.start, strict=True)]
-            resized = [each for i, same in enumerate(kept) if same for each in self._resized(i, after[i])]
-            if all(kept) and not resized:
+            self.resized = [each for each in self.resized if kept[each[0]]]
+            self.start = found
+            resized = [each for i in range(len(found)) for each in self._resized(i, after[i])]
+            self.resized += resized
+            changes = bool(resized) or not all(kept)
+            self.is_to_show = changes and not is_known
+            if not changes or self.is_to_show:
                 return
             changes_of_type += not all(kept)
-            self.start = found
-            self.resized = [each for each in self.resized if kept[each[0]]] + resized
         refuse("what a loop carries has another type after each trip", "start with tensors of the final type")
+
+    @property
+    def _place(self) -> tuple[str, int, str]:
+        return (*where(), self.loop.goes_on)
+
+    def _trial(self) -> list[Any]:
+        """The variables after a trip that is thrown away."""
+        context = self.loop.context
+        given, folded = len(context.given), len(context.folded)
+        while True:
+            try:
+                with context.tracer.thrown_away():
+                    # Nothing traced before is written to: the trip has tensors of its own.
+                    begin = [as_tensor(leaf) for leaf in self._flat()]
+                    self._load(context.tracer.stand_ins(begin, self._changing()))
+                    outcome = self._run_trip([])
+                break
+            except Learnt as learnt:  # nothing was recorded: the next trip knows it
+                context.learn(learnt)
+                self.saved.restore()
+                del context.given[given:], context.folded[folded:]
+                context.renew()
+        del context.given[given:]
+        self._note_rebound(outcome)
+        return outcome.rebuilt()
+
+    def _check_settled(self, outcome: Outcome) -> None:
+        """The trip that is recorded leaves what it is given as it was settled, or the next trace is told."""
+        if not self.is_to_show:
+            return
+        rows = zip(self.variables.names, self.start, outcome.rebuilt(), strict=True)
+        with disable_proxy_modes_tracing():  # what is asked is not recorded
+            is_settled = self._rebound(outcome) <= self.rebound and all(
+                self._is_settled(number, *row) for number, row in enumerate(rows)
+            )
+        if not is_settled:
+            raise Unsettled(self._place)
+
+    def _is_settled(self, number: int, name: str, start: Any, after: Any) -> bool:
+        if name in self.rows:
+            after, new = after[: len(start)], after[len(start) :]
+            if not fit_rows(self.rows[name], new):
+                return False
+        return self._adapted(name, start, after) is start and not self._resized(number, after)
 
     def _note_rebound(self, outcome: Outcome) -> None:
         """A container that a trip replaces is still what it was for whoever else holds it."""
-        rows = zip(self.variables.names, self.saved.values, outcome.values, strict=True)
-        self.rebound.update(n for n, old, new in rows if isinstance(old, CONTAINERS) and new is not old)
+        self.rebound |= self._rebound(outcome)
         self.after = outcome.nodes
+
+    def _rebound(self, outcome: Outcome) -> set[str]:
+        """The variables to which a trip has given another container."""
+        rows = zip(self.variables.names, self.saved.values, outcome.values, strict=True)
+        return {n for n, old, new in rows if isinstance(old, CONTAINERS) and new is not old}
 
     def _resized(self, variable: int, after: Any) -> list[tuple[int, int, int]]:
         """The sizes of a variable, of one type before a trip and ``after`` it, now seen to differ."""
         start = self.start[variable]
         if start is UNBOUND:
             return []
+        if isinstance(start, Growing) and not isinstance(after, Growing):  # a list that has grown
+            parts = range(len(carried_parts(start)))
+            return [(variable, i, 0) for i in parts if (variable, i, 0) not in self.resized]
         if self.variables.names[variable] in self.rows:
             after = after[: len(start)]
         return [
@@ -443,7 +485,7 @@ class Region:
             return mapped(placeholder, after)
         if start is UNBOUND or after is UNBOUND:
             return self._lose(name, Lost("is set only inside a loop", "give it a value before the loop"))
-        if isinstance(start, list) and _has_grown(start, after):
+        if isinstance(start, list) and has_grown(start, after):
             starts = isinstance(after, list) and self._starts_to_collect(name, after[len(start) :])
             if name not in self.rows and not starts:
                 grown = self._starts_to_grow(name, start, after)
@@ -550,17 +592,9 @@ class Region:
         return found
 
 
-def _has_grown(start: list[Any], after: Any) -> bool:
-    return isinstance(after, Growing) or (isinstance(after, list) and len(after) > len(start))
-
-
 class _Unlike(Exception):
     """A variable has another type before the first trip than after it."""
 
 
 _COUNT = "_rg_count"
 _SETTLING = 4
-
-
-def _nothing() -> None:
-    pass

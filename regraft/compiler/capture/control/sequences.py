@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, NoReturn
 
@@ -51,6 +51,24 @@ class Sequence:
             "something of which only a call knows the length is gone over where no loop is",
             hint="go over it with `for`, or in a list comprehension",
         )
+
+
+@dataclass
+class Items:
+    """What a `for` goes over, each item made once: an arm may go over some of it, and be run again."""
+
+    source: Iterator[Any]
+    seen: list[Any] = field(default_factory=list[Any])
+    made: int = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self.made == len(self.seen):
+            self.seen.append(next(self.source))
+        self.made += 1
+        return self.seen[self.made - 1]
 
 
 @dataclass(frozen=True, repr=False)
