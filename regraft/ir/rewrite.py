@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import re
@@ -152,12 +153,12 @@ class Rewrite:
         raise NotImplementedError(f"{self.name}.rewrite")
 
     def patterns(self, table: OpTable) -> tuple[Pattern, ...]:
-        """The patterns of ``pattern``, over the ops of ``table``, traced once where the rewrite is hashable.
+        """The patterns of ``pattern``, over the ops of ``table``, traced once where they cannot change.
 
         Raises:
             RewriteError: it cannot be traced: it raises, names an op that is not there, or returns none.
         """
-        is_kept = getattr(self, "__hash__", None) is not None
+        is_kept = _is_fixed(self)
         if is_kept and self in table.traced:
             return table.traced[self]
         try:
@@ -175,6 +176,24 @@ class Rewrite:
         except OSError:  # defined without a file: identity is the best there is
             source = f"{type(self).__qualname__}@{id(type(self))}"
         return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def _is_fixed(rewrite: Rewrite) -> bool:
+    """Whether all that ``pattern`` can read of ``rewrite`` stays as it is, and is the same in equal ones."""
+    if not dataclasses.is_dataclass(rewrite):
+        has_slots = any("__slots__" in vars(each) for each in type(rewrite).__mro__[:-1])
+        is_itself = type(rewrite).__hash__ is object.__hash__ and type(rewrite).__eq__ is object.__eq__
+        return is_itself and not vars(rewrite) and not has_slots
+    is_value = all(
+        getattr(type(rewrite).__dict__.get("__dataclass_params__"), n, False) for n in ("frozen", "eq")
+    )
+    if not is_value or not all(field.compare for field in dataclasses.fields(rewrite)):
+        return False
+    try:
+        hash(rewrite)
+    except TypeError:  # a field is a list
+        return False
+    return True
 
 
 def failure_of(rewrite: Rewrite, method: str, error: Exception, root: Op | None = None) -> RewriteError:

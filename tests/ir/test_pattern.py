@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -218,27 +218,50 @@ def test_optional_operand() -> None:
     assert refused == Declined("'bias' is absent", None)
 
 
-def test_a_pattern_is_traced_once_over_a_table() -> None:
-    traced: list[PatternBuilder] = []
+class Negated(Rewrite):
+    """Has nothing that could change."""
 
-    def pattern(op: PatternBuilder, a: Var) -> Any:
-        traced.append(op)
+    def pattern(self, op: PatternBuilder, a: Var) -> Any:
         return op.aten.neg(a)
 
-    rewrite = Custom(pattern)
+
+@dataclass(frozen=True)
+class Named(Rewrite):
+    """A pattern of one op, which a field names; the hash of a list is none."""
+
+    op: Any
+
+    def pattern(self, op: PatternBuilder, a: Var) -> Any:
+        return op.call(self.op[0] if isinstance(self.op, list) else self.op, (a,), {})
+
+
+def name_of(rewrite: Rewrite) -> str:
+    (traced,) = rewrite.patterns(TABLE)
+    return traced.root.definition.name
+
+
+def test_a_pattern_that_cannot_change_is_traced_once_over_a_table() -> None:
+    rewrite = Negated()
     (first,), (second,) = rewrite.patterns(TABLE), rewrite.patterns(TABLE)
     assert first is second
     (other,) = rewrite.patterns(TABLE.extended([]))
     assert other is not first
-    assert len(traced) == 2
+    assert [name_of(Named(name)) for name in ("aten.neg", "aten.relu", "aten.neg")] == [
+        "aten.neg",
+        "aten.relu",
+        "aten.neg",
+    ]
 
 
-def test_a_pattern_of_a_rewrite_that_has_no_hash() -> None:
-    class Unhashable(Custom):
-        __hash__ = None  # pyright: ignore[reportAssignmentType]
-
-    (traced,) = Unhashable(lambda op, a: op.aten.neg(a)).patterns(TABLE)
-    assert traced.root.definition.name == "aten.neg"
+def test_a_pattern_that_may_change_is_traced_anew() -> None:
+    rewrite = Custom(lambda op, a: op.aten.neg(a))
+    assert name_of(rewrite) == "aten.neg"
+    rewrite.pattern = lambda op, a: op.aten.relu(a)
+    assert name_of(rewrite) == "aten.relu"
+    listed = Named(["aten.neg"])
+    assert name_of(listed) == "aten.neg"
+    listed.op[0] = "aten.relu"
+    assert name_of(listed) == "aten.relu"
 
 
 def test_an_opaque_use_is_not_the_op() -> None:

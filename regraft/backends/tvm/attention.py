@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from regraft.ir import Dim, DType, Op, dims
 
 #: Bytes of a head's keys and values that a thread keeps near, in a second-level cache.
@@ -53,7 +51,7 @@ def refusal(op: Op) -> str | None:
     return None if known else "the size of a head is not known, and no scale is given"
 
 
-def shares_keys(op: Op) -> Any:
-    """The number of queries that share a head of keys."""
+def queries_a_head(op: Op) -> Dim:
+    """How many heads of queries share one of keys."""
     groups = groups_of(op)
     return 1 if groups is None else groups[1]

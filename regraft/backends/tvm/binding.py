@@ -119,7 +119,7 @@ class Binding:
             buffer = program.results[number].buffer
             source = given.get(buffer, self._stay.get(buffer, program.constants.get(buffer)))
             assert source is not None, "a result is copied from scratch memory"
-            made[number].view(-1).copy_(source)
+            _copied(source, made[number].view(-1))
         self._forget()
         return made
 

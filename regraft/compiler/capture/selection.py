@@ -34,6 +34,8 @@ _PICKING = frozenset(
 
 #: Those that need as many as their argument ``k``.
 _OF_SEVERAL = frozenset({"aten.kthvalue", "aten.topk"})
+#: Those that pick along the last axis where their argument ``dim`` is absent, and not along all.
+_ALONG_LAST = frozenset({"aten.kthvalue", "aten.mode", "aten.topk"})
 
 #: Class of a comparison in sympy -> the op on tensors, and how it is proved.
 _COMPARISONS: Mapping[str, str] = {
@@ -88,7 +90,8 @@ def check_elements(name: str, arguments: Mapping[str, Any], builder: Builder) ->
     if name not in _PICKING:
         return
     least: Dim = arguments["k"] if name in _OF_SEVERAL else 1
-    shape, axis = arguments["self"].tensor.shape, arguments.get("dim")
+    shape = arguments["self"].tensor.shape
+    axis = arguments.get("dim", -1 if name in _ALONG_LAST else None)
     axes = [axis] if isinstance(axis, int) else axis
     for dim in [shape[each] for each in axes] if axes and shape else shape:
         if dims.le(least, dim) is not True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,59 @@ def test_an_index_is_looked_at_where_its_arm_runs() -> None:
     with pytest.raises(BackendError, match="embedding"):
         compiled(x, wrong)
     assert_close(compiled(x, torch.tensor([1, 2])), model(x, torch.tensor([1, 2])).detach().double())
+
+
+def test_arms_of_integers_and_bools() -> None:
+    class Model(nn.Module):
+        def forward(self, n: Tensor) -> tuple[Tensor, Tensor]:
+            if n.sum() > 3:
+                return n * 2, n > 1
+            return n - 1, n.bool()
+
+    model, n = Model().eval(), torch.arange(-2, 5)
+    compiled = regraft.compile(model, (n,), backends=("tvm",), cache=False)
+    assert programs(compiled) == ["tvm"]
+    for given in (n, n - 3, n):
+        assert all(map(torch.equal, compiled(given), model(given)))
+
+
+def test_what_is_large_is_not_copied() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+            if x.sum() > 0:
+                return x.relu(), cache + 1
+            return x, cache
+
+    model, x, cache = Model().eval(), torch.randn(4), torch.randn(512, 1024)
+    for large, executors in ((cache, {"tvm", "host"}), (cache[:8].clone(), {"tvm"})):
+        compiled = regraft.compile(model, (x, large), backends=("tvm",), cache=False)
+        assert set(programs(compiled)) == executors
+        for given in (x, -x):
+            for found, wanted in zip(compiled(given, large), model(given, large), strict=True):
+                assert_close(found, wanted.double())
+
+
+def test_calls_at_once() -> None:
+    torch.manual_seed(0)
+    model, x = Exits().eval(), torch.randn(3, 24)
+    compiled = regraft.compile(model, (x,), backends=("tvm", "ort"), cache=False)
+    assert programs(compiled) == ["tvm"]
+    given = [scale * x for scale in SCALES]
+    wanted = [compiled(each) for each in given]
+    wrong: list[int] = []
+
+    def work(start: int) -> None:
+        for turn in range(start, start + 200):
+            number = turn % len(given)
+            if not torch.equal(compiled(given[number]), wanted[number]):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_a_loop_in_an_arm_is_the_plans() -> None:

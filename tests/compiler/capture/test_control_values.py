@@ -282,6 +282,19 @@ def test_nothing_is_picked_of_an_empty_part(pick: Any, backend: str) -> None:
         made(x, torch.tensor(0))
 
 
+@pytest.mark.parametrize("pick", [lambda x: x.topk(2).values, lambda x: x.kthvalue(3, -1).values])
+def test_only_the_axis_along_which_is_picked_must_have_enough(pick: Any) -> None:
+    def model(x: Tensor, n: Tensor) -> Any:
+        return pick(x[: int(n)])
+
+    x = torch.tensor([[2.0, 7.0, -3.0], [5.0, 5.0, 1.0], [4.0, 6.0, 8.0]])
+    made = compiled(model, (x, torch.tensor(2)), "ort")
+    for n in (1, 3, 0):
+        torch.testing.assert_close(made(x, torch.tensor(n)), model(x, torch.tensor(n)))
+    row = x[:1]
+    torch.testing.assert_close(compiled(pick, (row,), "ort")(row), pick(row))
+
+
 @pytest.mark.parametrize("backend", ["eager", "ort"])
 @pytest.mark.parametrize("pick", [lambda x: x.kthvalue(2).values, lambda x: x.topk(2).values])
 def test_two_are_picked_of_parts_that_have_them(pick: Any, backend: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from regraft.backends.tvm.attention import refusal, scale_of, shares_keys
+from regraft.backends.tvm.attention import queries_a_head, refusal, scale_of
 from regraft.backends.tvm.lower.elementwise import larger
 from regraft.backends.tvm.lower.kinds import Expr, Loops, broadcast
 from regraft.backends.tvm.lower.matmul import CHUNK, ROWS, Product, batch_place, write_tiles
@@ -59,7 +59,7 @@ def _laid_out(k: Any, op: Op, head: list[Expr]) -> tuple[Any, Any]:
 
 def _shared(k: Any, op: Op, head: list[Expr]) -> list[Expr]:
     """The place of the keys that ``head`` reads."""
-    count = shares_keys(op)
+    count = queries_a_head(op)
     if dims.eq(count, 1) is True:
         return head
     return [*head[:-1], k.bind(k.math.floordiv(head[-1], k.place(k.size(count))))]
