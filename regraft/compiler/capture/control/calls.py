@@ -25,7 +25,7 @@ from regraft.compiler.capture.control.growing import Growing, Ragged
 from regraft.compiler.capture.control.indexing import element, is_integer, set_element, update_element
 from regraft.compiler.capture.control.lists import Make, extended, extended_in, listed
 from regraft.compiler.capture.control.loops import LONG, Run
-from regraft.compiler.capture.control.meeting import meet
+from regraft.compiler.capture.control.meeting import NOTHING, meet
 from regraft.compiler.capture.control.number import Array, Number, as_truth, unwrapped
 from regraft.compiler.capture.control.optional import Maybe
 from regraft.compiler.capture.control.sequences import Span, asked, sequence_of
@@ -94,11 +94,13 @@ class Calls:
         *,
         live: _Names,
         optional: _Names = (),
+        unread: Mapping[str, _Names] = NOTHING,
         loop: Run | None = None,
     ) -> None:
         """``if test``: its arms may change the variables ``names``, of which ``live`` are read later.
 
-        The ``optional`` ones are read by ``held`` and ``is_none`` alone.
+        The ``optional`` ones are read by ``held`` and ``is_none`` alone, those of a flag in ``unread`` only
+        where the flag is not set.
         Where it ends a trip of ``loop``, an arm may go on with the trips that follow.
         """
         if not self._undecided(test):
@@ -108,7 +110,7 @@ class Calls:
         variables = Variables(names, gets, put)
         then, otherwise = knowing(then, test, True, variables), knowing(otherwise, test, False, variables)
         goes_on = loop.goes_on if loop is not None else None
-        meet(self.context, test, then, otherwise, variables, going_on, optional, goes_on)
+        meet(self.context, test, then, otherwise, variables, going_on, optional, goes_on, unread)
 
     def held(self, value: Any) -> Any:
         """``value``, a variable's; where a tensor decides whether it is None, what it is in this arm."""

@@ -137,7 +137,7 @@ class MayBeNone(Learnt):
 
 
 class Returns(Learnt):
-    """The second arm of a condition returns, and the first does not."""
+    """Only the second arm of a condition sets a variable that is read where that arm was taken alone."""
 
 
 class Unsettled(Learnt):
@@ -155,7 +155,7 @@ class Context:
         unrolled: the loops, by file and line, of which one trip cannot stand for all.
         folded: those that are traced as one trip at this moment.
         grows: the places (file, line, variable) at which a list has to be a ``Growing``.
-        optional: those at which a variable may be a ``Maybe``, or only the second arm returns.
+        optional: those at which a variable may be a ``Maybe``, or only the second arm sets it.
         unsettled: those of loops of which one trip does not show all that they change.
         copies: what was taken by an index that only a call knows.
         given: the lists that are elements of lists of unknown length, and containers that may be others.

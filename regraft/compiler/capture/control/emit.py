@@ -31,6 +31,7 @@ from regraft.compiler.capture.control.tree import (
     SCOPES,
     Branch,
     Extended,
+    Flag,
     Guard,
     Loop,
     Next,
@@ -94,6 +95,9 @@ class Emitter:
             return [node]
         if isinstance(node, Extended):
             return [self._extended(node)]
+        if isinstance(node, Flag):
+            emptied = [f"{name} = None; del {name}" for name in sorted(node.dead)]
+            return _parse("\n".join([*emptied, f"{node.name} = {node.is_set}"]), node)
         if (
             isinstance(node, ast.Assign)
             and isinstance(node.targets[0], ast.Subscript)
@@ -159,7 +163,7 @@ class Emitter:
             own, changed = bound([node]), places([node])
             state, arguments = self._state(node, own, changed, n)
             live = self._seen(own, changed, node.live_after)
-            return state, f"{arguments}, live={_texts(live)}{self._optional(live)}"
+            return state, f"{arguments}, live={_texts(live)}{self._optional(live)}{_unread(node, live)}"
         own, changed = bound(loop.chain), places(loop.chain)
         state, arguments = self._state(node, own, changed, n)
         live = self._seen(bound([node]), changed, loop.live_head | loop.live_after) | {loop.goes_on}
@@ -279,6 +283,12 @@ def _may_hold_others(node: ast.AugAssign) -> bool:
     if isinstance(node.target, ast.Attribute) and node.target.attr == "data":
         return False
     return path_of(node.target) is not None and isinstance(node.op, (ast.Add, *_OF_SETS))
+
+
+def _unread(node: Branch, live: frozenset[str]) -> str:
+    """The argument that says what nobody reads where an arm has set a flag."""
+    found = {flag: tuple(sorted(names & live)) for flag, names in sorted(node.unread.items()) if names & live}
+    return f", unread={found!r}" if found else ""
 
 
 def _texts(names: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from regraft.compiler.capture.control.tree import (
     RESULT,
     SCOPES,
     Branch,
+    Flag,
     Guard,
     Loop,
     Next,
@@ -150,7 +151,7 @@ class Lowering:
         return [
             _assign(node, flag, value=False),
             *inner,
-            located(Branch(node, test, follows, []), node),
+            located(Branch(node, test, follows, [], flag), node),
         ], True
 
     def _with(self, node: ast.With, tail: _Tail) -> tuple[list[ast.stmt], bool]:
@@ -194,7 +195,7 @@ class Lowering:
         leaving = {kind: (*names, flag) for kind, names in {"break": (), **outer}.items()}
         body = self.block(node.body, [], {"continue": (), **leaving})
         test = self._unset(flag, node)
-        return [_assign(node, flag, value=False), *body, Branch(node, test, [following], [])]
+        return [_assign(node, flag, value=False), *body, Branch(node, test, [following], [], flag)]
 
     @staticmethod
     def _unset(flag: str, origin: ast.AST) -> ast.expr:
@@ -230,7 +231,7 @@ def negated(test: ast.expr) -> ast.expr:
 
 
 def _assign(origin: ast.AST, name: str, *, value: bool) -> ast.stmt:
-    return located(ast.Assign([ast.Name(name, ast.Store())], ast.Constant(value)), origin)
+    return located(Flag(name, value=value), origin)
 
 
 def _jump(node: ast.stmt, flags: Flags) -> list[ast.stmt]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from regraft.compiler.capture.control.tree import (
+    PREFIX,
     SCOPES,
     Branch,
+    Flag,
     Guard,
     Loop,
     Next,
@@ -26,15 +28,15 @@ _SIMPLE = (ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom)
 
 
 def set_live(statements: Sequence[ast.stmt], after: frozenset[str], parameters: frozenset[str]) -> None:
-    """Set the ``live_*`` and ``spent`` fields of what is in ``statements``, the body of a function with such
-    ``parameters``; ``after`` is read when they have run.
+    """Set the ``live_*``, ``spent``, ``unread`` and ``dead`` fields of what is in ``statements``, the body of
+    a function with such ``parameters``; ``after`` is read when they have run.
 
     Names that inner functions read, and those that are not the function's own, are live everywhere.
     """
     elsewhere = declared(statements, ast.Global) | declared(statements, ast.Nonlocal)
     everywhere = elsewhere | captured(statements)
-    _Liveness(everywhere).block(statements, after | everywhere)
     own = (bound(statements) | parameters) - elsewhere
+    _Liveness(everywhere, own).block(statements, after | everywhere)
     for node in walk(statements):
         if isinstance(node, Loop) and isinstance(node.original, ast.For):
             node.spent = handed_over(node.original.iter) & own - node.live_head
@@ -45,6 +47,13 @@ class _Liveness:
     """What is read before statements run, the names of ``everywhere`` being read at any time."""
 
     everywhere: frozenset[str]
+    #: The function's own variables.
+    own: frozenset[str]
+    #: What is read where a jump has set a flag, from the end of what the flag skips on.
+    skipped: dict[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
+
+    #: What is read only where the flag is not set.
+    needed: dict[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
 
     def block(self, statements: Sequence[ast.stmt], live: frozenset[str]) -> frozenset[str]:
         """What is read before ``statements`` run, ``live`` being what is read after them."""
@@ -55,7 +64,15 @@ class _Liveness:
     def _statement(self, node: ast.stmt, live: frozenset[str]) -> frozenset[str]:
         if isinstance(node, Branch):
             node.live_after = live
-            return read(node.test) | self.block(node.body, live) | self.block(node.orelse, live)
+            # Only a flag that is read later tells of this run of the arms.
+            flags = bound([node]) & live & self.skipped.keys()
+            node.unread = {flag: live - self.skipped[flag] - {flag} for flag in flags}
+            if node.skipped_by is not None:
+                self.skipped[node.skipped_by] = live
+            before = read(node.test) | self.block(node.body, live) | self.block(node.orelse, live)
+            if node.skipped_by is not None:
+                self.needed[node.skipped_by] = before - live - {node.skipped_by}
+            return before
         if isinstance(node, Guard):
             return live | read(node.test) | _reads(node.body)
         if isinstance(node, Next):
@@ -66,6 +83,11 @@ class _Liveness:
             return _reads(node.items) | self.block(node.body, live)
         if isinstance(node, SCOPES):
             return self._without(live, bound([node])) | read(node)
+        if isinstance(node, Flag) and node.is_set:
+            # The flags of one jump are set one after the other, the one that skips most first.
+            return self.skipped[node.name] | {name for name in live - {node.name} if name.startswith(PREFIX)}
+        if isinstance(node, Flag):
+            node.dead = self.needed[node.name] & self.own - live
         if isinstance(node, _SIMPLE):
             return self._without(live, _overwritten(node)) | read(node)
         return live | read(node)

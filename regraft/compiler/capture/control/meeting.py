@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -49,6 +51,7 @@ from regraft.compiler.capture.control.tree import RESULT
 from regraft.compiler.capture.control.watch import Watch, is_shared
 
 _Arm = Callable[[], object]
+NOTHING: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 #: How often a function may be under way at once; looked at where so many arms are around one another.
 _LEVELS, _LOOK = 64, 16
 
@@ -62,11 +65,13 @@ def meet(
     live: Sequence[str],
     optional: Sequence[str] = (),
     goes_on: str | None = None,
+    unread: Mapping[str, Sequence[str]] = NOTHING,
 ) -> None:
     """Run both arms, of which a call takes one by ``test``, and give ``variables`` the values that go on.
 
     They are what the arms may change; only the ``live`` ones are read later, the ``optional`` ones by code
     that knows ``Maybe``. ``goes_on`` is the one that says whether a loop, of which a trip ends here, goes on.
+    ``unread`` has for flags among them the variables that nobody reads where the flag is true.
     """
     _check_depth(context)
     _let_grow(context, then, otherwise, variables)
@@ -75,23 +80,29 @@ def meet(
     before = Saved.of(every, live)
     outcomes: list[Outcome] = []
     joined: list[_Joined] = []
-    lifted = _lifted(context, otherwise, variables, before, optional)
+    lifted = _lifted(context, otherwise, variables, before, (*optional, *chain(*unread.values())))
+
+    def lift(index: int, outcome: Outcome, other: Any, leaves: bool | None) -> None:
+        is_missing = outcome.values[index] is UNBOUND
+        if not is_missing or variables.names[index] in _unread(variables, unread, outcome):
+            outcome.lift(index, other, leaves)
 
     def first() -> Sequence[Tensor]:
         outcomes.append(run_arm(context, then, variables, before, live=saved))
         for index, other in lifted.items():
-            outcomes[0].lift(index, other.values[index], _leaves(variables, goes_on, outcomes[0], other))
+            lift(index, outcomes[0], other.values[index], _leaves(variables, goes_on, outcomes[0], other))
         return outcomes[0].tensors()
 
     def second() -> Sequence[Tensor]:
         outcomes.append(run_arm(context, otherwise, variables, before, live=saved))
         leaves = _leaves(variables, goes_on, outcomes[1], outcomes[0])
         for index in lifted:
-            outcomes[1].lift(index, outcomes[0].rebuilt()[index], leaves)
-        learnt = _learnt(variables, optional, *outcomes, may_leave=leaves is not None)
+            lift(index, outcomes[1], outcomes[0].rebuilt()[index], leaves)
+        missing = [_unread(variables, unread, outcome) for outcome in outcomes]
+        learnt = _learnt(variables, optional, *outcomes, may_leave=leaves is not None, missing=missing[0])
         if learnt is not None and (*place, learnt[1]) not in context.optional:
             raise learnt[0]((*place, learnt[1]))
-        joined.extend(_join(name, i, *outcomes) for i, name in enumerate(variables.names))
+        joined.extend(_join(i, *outcomes, may_miss=n in missing[1]) for i, n in enumerate(variables.names))
         return [tensor for each in joined for tensor in each.yielded]
 
     results = iter(context.tracer.cond(unwrapped(test), first, second))
@@ -135,6 +146,15 @@ def _lifted(
     return dict.fromkeys(found, outcome)
 
 
+def _unread(variables: Variables, unread: Mapping[str, Sequence[str]], outcome: Outcome) -> frozenset[str]:
+    """The variables that nobody reads after the arm that left ``outcome``, since it has set their flag.
+
+    What is returned is among them: whoever takes a path without it returns later on, and sets it then.
+    """
+    values = dict(zip(variables.names, outcome.values, strict=True))
+    return frozenset([RESULT, *chain(*(names for flag, names in unread.items() if values.get(flag) is True))])
+
+
 def _leaves(variables: Variables, goes_on: str | None, path: Outcome, other: Outcome) -> bool | None:
     """Whether ``path`` leaves the loop that ``goes_on`` is about; None unless one of the two does."""
     if goes_on is None or goes_on not in variables.names:
@@ -145,16 +165,23 @@ def _leaves(variables: Variables, goes_on: str | None, path: Outcome, other: Out
 
 
 def _learnt(
-    variables: Variables, optional: Sequence[str], one: Outcome, other: Outcome, *, may_leave: bool
+    variables: Variables,
+    optional: Sequence[str],
+    one: Outcome,
+    other: Outcome,
+    *,
+    may_leave: bool,
+    missing: frozenset[str],
 ) -> tuple[type[Learnt], str] | None:
     """What the first arm must know, and of which variable.
 
     An ``optional`` one is None on one path alone, or, where one of the paths leaves a loop, of another type.
+    One that the first arm does not set is among the ``missing``, which nobody reads after it.
     """
     for name, first, second in zip(variables.names, one.rebuilt(), other.rebuilt(), strict=True):
         if name in optional and (may_be_none(first, second) or (may_leave and are_unlike(first, second))):
             return MayBeNone, name
-        if name == RESULT and first is UNBOUND and second is not UNBOUND:
+        if name in missing and first is UNBOUND and second is not UNBOUND:
             return Returns, name
     return None
 
@@ -289,12 +316,12 @@ class _Joined:
         return unflatten(leaves, self.spec)
 
 
-def _join(name: str, i: int, one: Outcome, other: Outcome) -> _Joined:
+def _join(i: int, one: Outcome, other: Outcome, *, may_miss: bool) -> _Joined:
+    """The variable ``i`` where two paths meet; nobody reads it after the second one where it ``may_miss``."""
     places = [in_place_of(form) for leaf in one.leaves[i] for form in forms(leaf)]
     if one.specs[i] is None and other.specs[i] is None:
         return _Joined([])
-    if other.specs[i] is None and name == RESULT:
-        # Whoever takes the second path returns later on, and sets it then.
+    if other.specs[i] is None and may_miss:
         return _Joined(places, None, [_alone(leaf) for leaf in one.leaves[i]], one.specs[i])
     if one.specs[i] is None or other.specs[i] is None:
         return _Joined(places, Lost("is set in one branch only", "give it a value before the `if`"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 _Node = TypeVar("_Node", bound=ast.AST)
@@ -84,21 +84,48 @@ class Branch(ast.stmt):
 
     Fields:
         test, body, orelse: as in ``ast.If``.
+        skipped_by: the flag that, where a jump has set it, keeps all of this from being done.
         live_after: the names that are read later.
+        unread: for flags that the arms may set, the names that nobody reads where the flag is set.
     """
 
-    def __init__(self, origin: ast.AST, test: ast.expr, body: list[ast.stmt], orelse: list[ast.stmt]) -> None:
+    def __init__(
+        self,
+        origin: ast.AST,
+        test: ast.expr,
+        body: list[ast.stmt],
+        orelse: list[ast.stmt],
+        skipped_by: str | None = None,
+    ) -> None:
         super().__init__()
         self.test = test
         self.body = body
         self.orelse = orelse
+        self.skipped_by = skipped_by
         self.live_after: frozenset[str] = frozenset()
+        self.unread: Mapping[str, frozenset[str]] = {}
         ast.copy_location(self, origin)
 
     @property
     def ends(self) -> Loop | None:
         """The loop of which this ends a trip, one arm with its ``Next``, the other without."""
         return _ended_by(self.body) or _ended_by(self.orelse)
+
+
+class Flag(ast.Assign):
+    """``name = value``: whether a jump has been made.
+
+    Fields:
+        name, is_set: what is assigned.
+        dead: the variables that what the flag skips reads, and that have no use until then: on a path that
+            jumps they have no value, so that nothing of an earlier trip goes on.
+    """
+
+    def __init__(self, name: str, *, value: bool) -> None:
+        super().__init__([ast.Name(name, ast.Store())], ast.Constant(value))
+        self.name = name
+        self.is_set = value
+        self.dead: frozenset[str] = frozenset()
 
 
 def _ended_by(block: Sequence[ast.stmt]) -> Loop | None:
@@ -197,6 +224,8 @@ def _bound(node: ast.AST) -> Iterator[str]:
         yield from (node.goes_on, *node.targets, *node.spent)
     elif isinstance(node, Extended):
         yield node.name
+    elif isinstance(node, Flag):
+        yield from (node.name, *node.dead)
     elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         yield node.name
         return
