@@ -276,3 +276,26 @@ def test_an_iterator_that_a_function_closes_over_is_refused() -> None:
 
     with pytest.raises(CaptureError, match="advances the iterator 'values of forward'"):
         regraft.capture(model, (UP,))
+
+
+# -- the walk ------------------------------------------------------------------------------------
+
+
+def helper(index: int) -> Any:
+    """A function with a global variable of its own, which a call of ``helper`` changes."""
+    namespace: dict[str, Any] = {"last": None}
+    text = f"\n\n\ndef keep_{index}(x):\n    global last\n    last = x * {index}\n    return x\n"
+    exec(compile(text, __file__, "exec"), namespace)
+    return namespace[f"keep_{index}"]
+
+
+@pytest.mark.parametrize("index", [0, 7, 30, 59])
+def test_none_of_many_functions_is_left_out(index: int) -> None:
+    helpers = [helper(i) for i in range(60)]
+
+    def model(x: Tensor) -> Tensor:
+        return helpers[index](x) + 1
+
+    with pytest.raises(CaptureError, match="the model writes to 'last of "):
+        regraft.capture(model, (UP,))
+    assert all(each.__globals__["last"] is None for each in helpers)

@@ -41,6 +41,7 @@ from regraft.compiler.capture.control.reach import (
     parts,
     same,
     slots_of,
+    variable_of,
 )
 from regraft.compiler.capture.control.sequences import Sequence as Unknown
 from regraft.compiler.capture.control.sequences import Span
@@ -128,7 +129,7 @@ def _putting_back(value: Any) -> Iterator[Callable[[], None]]:
         yield from [] if isinstance(value, memoryview) else [partial(_rewrite, value, copy.copy(value))]
     elif isinstance(value, Globals):
         for name, namespace in value.variables():
-            yield partial(_set_item, namespace, name, namespace.get(name, EMPTY))
+            yield partial(_set_item, namespace, name, variable_of(namespace, name))
     elif issubclass(type(value), type):
         yield partial(_set_attributes, value, attributes_of(value))
     else:
@@ -168,9 +169,10 @@ def _rewrite(memory: Any, before: Any) -> None:
 
 
 def _set_item(namespace: dict[str, Any], name: str, before: Any) -> None:
-    if before is EMPTY:
-        namespace.pop(name, None)
-    elif namespace.get(name, EMPTY) is not before:
+    now = variable_of(namespace, name)
+    if before is EMPTY and now is not EMPTY:
+        del namespace[name]
+    elif now is not before:
         namespace[name] = before
 
 
@@ -202,13 +204,13 @@ def _set_cell(cell: CellType, before: Any) -> None:
 def _reached(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """What leads from ``module`` to objects that can change, and what is of the trace, each with its path."""
     pending: deque[tuple[str, Any]] = deque([("", module)])
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}  # with the objects, or another one may come to have the identity of one
     while pending and len(seen) < LIMIT:
         path, value = pending.popleft()
         is_of_the_trace = _is_of_the_trace(value)
         if id(value) in seen or (is_opaque(value) and not is_of_the_trace):
             continue
-        seen.add(id(value))
+        seen[id(value)] = value
         yield path, value
         if not is_of_the_trace:
             pending += _of_module(path, value) if isinstance(value, nn.Module) else parts(path, value)

@@ -17,6 +17,7 @@ import functools
 import gc
 import hashlib
 import importlib.util
+import inspect
 import io
 import itertools
 import logging
@@ -58,7 +59,7 @@ _OPAQUE = (
     *(logging.Filterer, io.IOBase, PurePath, OperatorBase, OpOverloadPacket),
 )
 #: Containers that hold nothing but their elements.
-_PLAIN = frozenset([list, tuple, dict, set, frozenset, deque, OrderedDict, defaultdict])
+_PLAIN = (list, tuple, dict, set, frozenset, deque, OrderedDict, defaultdict)
 #: A method, with the object that it belongs to.
 _METHODS = (MethodType, BuiltinFunctionType, MethodWrapperType)
 #: So many objects are looked at.
@@ -106,7 +107,15 @@ class Globals:
 
     def parts(self) -> Iterator[tuple[str, Any]]:
         for name, namespace in self.variables():
-            yield f"{name} of {namespace.get('__name__')}", namespace.get(name, EMPTY)
+            yield f"{name} of {namespace.get('__name__')}", variable_of(namespace, name)
+
+
+def variable_of(namespace: dict[str, Any], name: str) -> Any:
+    """The value of a module's variable; ``EMPTY`` without one, and where it only says what is imported."""
+    value = namespace.get(name, EMPTY)
+    if isinstance(value, ModuleType) and vars(value).get("__name__") == f"{namespace.get('__name__')}.{name}":
+        return EMPTY
+    return value
 
 
 def is_opaque(value: Any) -> bool:
@@ -139,7 +148,8 @@ def parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _of_class(value)
     else:
         yield from _of_container(path, value)
-        if type(value) not in _PLAIN:
+        # By identity: a class of the user's may not be hashable, or equal to all others.
+        if not any(type(value) is plain for plain in _PLAIN):
             yield from _of_object(path, value)
 
 
@@ -236,7 +246,6 @@ def _of_object(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((path, each) for each in of_iterator(value))
 
 
-@functools.lru_cache(maxsize=4096)
 def slots_of(kind: type) -> tuple[str, ...]:
     """The attributes that ``__slots__`` of ``kind`` and its bases declare."""
     bases = [base for base in kind.__mro__ if "__slots__" in vars(base)]
@@ -316,11 +325,29 @@ def _remembered(code: CodeType) -> _Named:
 
 def _is_own_module(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
-    return file is not None and owner_of(file) is Owner.USER
+    return getattr(module, "__name__", None) == "__main__" if file is None else owner_of(file) is Owner.USER
 
 
-@functools.lru_cache(maxsize=4096)
 def _is_own(cls: type) -> bool:
-    """Whether ``cls`` is from a file of the user's own."""
+    """Whether ``cls`` is from a file of the user's own.
+
+    The module that it names need not be there, nor be the one that it is from, as under ``runpy.run_path``.
+    """
+    if issubclass(cls, enum.Enum):
+        return False
     module = sys.modules.get(cls.__module__)
-    return module is not None and _is_own_module(module) and not issubclass(cls, enum.Enum)
+    if module is None or _is_own_module(module):
+        return True
+    if getattr(module, "__dict__", {}).get(cls.__qualname__) is cls and hasattr(module, "__file__"):
+        return False
+    return any(owner_of(code.co_filename) is Owner.USER for code in _codes_in(cls))
+
+
+def _codes_in(cls: type) -> Iterator[CodeType]:
+    """Those of the methods of ``cls``."""
+    for value in vars(cls).values():
+        held = value.fget if isinstance(value, property) else value
+        held = held.__func__ if isinstance(held, (staticmethod, classmethod)) else held
+        function = inspect.unwrap(held) if isinstance(held, FunctionType) else None
+        if isinstance(function, FunctionType):
+            yield function.__code__
