@@ -28,6 +28,7 @@ from torch.fx.experimental.symbolic_shapes import (
     statically_known_false,
     statically_known_true,
 )
+from torch.nn.modules import module as nn_module
 
 from regraft.compiler.capture.control import markers
 from regraft.compiler.capture.control.facts import Known, text_of
@@ -289,6 +290,8 @@ def _slot(value: Tensor) -> Any:
 def _parts() -> Generator[Callable[[], None]]:
     """Gives a function to call where an arm ends: tensors that it wrote to are no constants from there on.
 
+    What the arms assign to buffers is for whoever puts them back, and makes one value of both, to see to.
+
     The trace follows writes to constants as they come, in an arm that a call may not take.
     """
     mode = proxy_tensor.get_proxy_mode()
@@ -300,7 +303,26 @@ def _parts() -> Generator[Callable[[], None]]:
             if tensor._version != version:
                 _forget_constant(tensor)
 
-    yield end_of_arm
+    with _buffers_unwatched():
+        yield end_of_arm
+
+
+@contextmanager
+def _buffers_unwatched() -> Generator[None]:
+    """In the block torch does not note which node of the graph a buffer of the model is assigned.
+
+    What counts is what the buffer is where arms have met and the last trip is over.
+    """
+    hooks = nn_module._global_buffer_registration_hooks
+    before = dict(hooks)
+    for number, hook in before.items():
+        if getattr(hook, "__module__", "").startswith("torch."):
+            del hooks[number]
+    try:
+        yield
+    finally:
+        hooks.clear()
+        hooks.update(before)
 
 
 def _forget_constant(tensor: Tensor) -> None:
