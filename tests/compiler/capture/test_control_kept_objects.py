@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import array
+import functools
 import itertools
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +138,91 @@ def test_a_tensor_that_constants_make_may_be_remembered() -> None:
     TABLES.clear()
     regraft.capture(remembers, (UP,))
     assert TABLES == {}
+
+
+# -- containers of classes of the user's own, and caches -------------------------------------------
+
+
+class Shy(list[int]):
+    """A list that shows nobody what it holds, and takes nothing."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(())
+
+    def extend(self, values: Any) -> None:
+        raise AssertionError(values)
+
+
+class Stack(deque[int]):
+    def __init__(self, name: str) -> None:
+        super().__init__([1, 2], maxlen=3)
+        self.name = name
+
+
+class Named(OrderedDict[str, int]):
+    def __setitem__(self, key: str, value: int) -> None:
+        super().__setitem__(f"{key}!", value)
+
+
+class Group(set[int]):
+    pass
+
+
+class Fills(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counter = Counter({"a": 1})
+        self.shy = Shy([1, 2])
+        self.stack = Stack("numbers")
+        self.named = Named(one=1, two=2)
+        self.group = Group([1, 2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.counter["b"] += 1
+        self.shy.append(3)
+        self.stack.append(3)
+        self.stack.append(4)
+        self.named["three"] = 3
+        self.named.move_to_end("one!")
+        self.group.add(3)
+        return x * 2
+
+    def state(self) -> Any:
+        in_order = [self.shy[i] for i in range(len(self.shy))], list(self.stack), list(self.named.items())
+        return dict(self.counter), *in_order, self.stack.maxlen, self.stack.name, set(self.group)
+
+
+def test_containers_of_derived_classes_hold_what_they_did() -> None:
+    model = Fills().eval()
+    before = model.state()
+    made = compiled(model, (UP,), "ort")
+    torch.testing.assert_close(made(UP), UP * 2)
+    assert model.state() == before
+
+
+@functools.lru_cache
+def mask(n: int) -> Tensor:
+    return torch.ones(n, n).tril()
+
+
+def masked(x: Tensor) -> Tensor:
+    y = x @ mask(4)
+    return y if x.sum() > 0 else x * mask(x.shape[1])[0]
+
+
+def test_a_cache_of_a_function_keeps_nothing_of_the_trace() -> None:
+    mask.cache_clear()
+    regraft.capture(masked, (UP,))
+    assert mask.cache_info().currsize == 0
+    torch.testing.assert_close(masked(UP), UP @ torch.ones(4, 4).tril())
+
+
+def test_a_cache_that_the_trace_only_reads_stays() -> None:
+    mask.cache_clear()
+    kept = mask(4)
+    made = compiled(masked, (UP,), "ort")
+    assert mask(4) is kept
+    torch.testing.assert_close(made(UP), UP @ kept)
 
 
 # -- what only a call knows ----------------------------------------------------------------------

@@ -314,7 +314,45 @@ def of_the_function_s_own_arms(x: Tensor) -> Tensor:
     return y
 
 
+class Whole(np.ndarray):
+    """An array too large to copy, as one of a file may be."""
+
+    def __copy__(self) -> Any:
+        raise AssertionError("copied")
+
+    def tobytes(self, *_: Any) -> bytes:
+        raise AssertionError("copied")
+
+
+READ_ONLY = np.arange(12.0).reshape(3, 4).view(Whole)
+READ_ONLY.flags.writeable = False
+RECORDS = np.array([(1, None), (2, "two")], dtype=[("n", np.int32), ("what", object)])
+
+
+def of_memory_that_is_only_read(x: Tensor) -> Tensor:
+    values = np.asfortranarray(np.ones((3, 4))).view(Whole)
+    if x.sum() > 0:
+        x = x * 2
+    return x + float(READ_ONLY[1, 2]) + float(values[1, 2])
+
+
+def of_records_that_are_only_read(x: Tensor) -> Tensor:
+    if x.sum() > 0:
+        x = x * 2
+    return x + float(RECORDS["n"][1])
+
+
+def of_memory_of_no_bytes(x: Tensor) -> Tensor:
+    values = np.zeros((0, 4)), np.array(2.0), np.zeros((4, 6))[:, ::2], np.array(["2020-01-01"], "M8[D]")
+    if x.sum() > 0:
+        x = x * float(values[1])
+    return x + len(values)
+
+
 FOLLOWED = [
+    of_memory_that_is_only_read,
+    of_records_that_are_only_read,
+    of_memory_of_no_bytes,
     of_a_long_loop,
     of_an_array_in_a_long_loop,
     of_bytes_that_are_made_in_an_arm,
@@ -374,9 +412,31 @@ def an_array_of_pythons(x: Tensor) -> Tensor:
     return x + values[0]
 
 
+def an_array_of_records(x: Tensor) -> Tensor:
+    values = np.array([(1, None)], dtype=RECORD)
+    if x.sum() > 0:
+        values["n"][0] = 2
+    return x + float(values["n"][0])
+
+
+def an_object_in_an_array_of_records(x: Tensor) -> Tensor:
+    values = np.array([(1, None)], dtype=RECORD)
+    if x.sum() > 0:
+        values["what"][0] = "else"
+    return x + (values["what"][0] is None)
+
+
+def an_array_by_columns(x: Tensor) -> Tensor:
+    values = np.zeros((2, 3), order="F")
+    if x.sum() > 0:
+        values[1, 2] = 2
+    return x + float(values.sum())
+
+
+RECORD = np.dtype([("n", np.int32), ("what", object)])
 MEMORY = [
     *(an_array_in_an_arm, a_view_of_an_array, an_array_of_objects, bytes_in_an_arm, bytes_in_a_view),
-    an_array_of_pythons,
+    *(an_array_of_pythons, an_array_of_records, an_object_in_an_array_of_records, an_array_by_columns),
 ]
 
 

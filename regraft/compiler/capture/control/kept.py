@@ -15,10 +15,10 @@ import copy
 import dis
 import linecache
 import re
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from types import CellType, FunctionType
 from typing import Any
 
@@ -37,6 +37,7 @@ from regraft.compiler.capture.control.reach import (
     content,
     is_buffer,
     is_opaque,
+    is_read_only,
     of_iterator,
     parts,
     same,
@@ -53,8 +54,10 @@ from regraft.errors import CaptureError
 
 #: What only a call knows, but for tensors.
 _OF_THE_TRACE = (Number, Growing, Unordered, Span, Unknown, Array)
-#: Of these the methods are Python's own.
-_CONTAINERS = frozenset([list, deque, dict, OrderedDict, defaultdict, set])
+#: Python's containers that can change; a class derived from one may do anything in its own methods.
+_CONTAINERS = (list, deque, OrderedDict, dict, set)
+#: A function whose results Python keeps.
+_CACHED = type(lru_cache(len))
 #: What each module has. Parameters, buffers and hooks are in the hands of torch.export and of ours.
 _STANDARD = frozenset(vars(nn.Module()))
 
@@ -123,10 +126,12 @@ def _is_only_gone_over(value: Any) -> bool:
 
 def _putting_back(value: Any) -> Iterator[Callable[[], None]]:
     """What makes ``value`` hold what it does now."""
-    if type(value) in _CONTAINERS:
-        yield partial(_refill, value, value.copy())
-    elif is_buffer(value):
-        yield from [] if isinstance(value, memoryview) else [partial(_rewrite, value, copy.copy(value))]
+    base = next((each for each in _CONTAINERS if issubclass(type(value), each)), None)
+    if base is not None:
+        yield partial(_refill, base, value, _elements(base, value))
+    if is_buffer(value):
+        if not isinstance(value, memoryview) and not is_read_only(value):
+            yield partial(_rewrite, value, copy.copy(value))
     elif isinstance(value, Globals):
         for name, namespace in value.variables():
             yield partial(_set_item, namespace, name, variable_of(namespace, name))
@@ -135,29 +140,47 @@ def _putting_back(value: Any) -> Iterator[Callable[[], None]]:
     else:
         attributes = getattr(value, "__dict__", None)
         if type(attributes) is dict:
-            yield partial(_refill, attributes, attributes.copy())
+            yield partial(_refill, dict, attributes, _elements(dict, attributes))
         for name in slots_of(type(value)):
             yield partial(_set_slot, value, name, getattr(value, name, EMPTY))
+        if isinstance(value, _CACHED):
+            yield partial(_forget, value, value.cache_info())
         if isinstance(value, FunctionType) and is_users(value.__code__.co_filename):
             yield from (partial(_set_cell, cell, content(cell)) for _, cell in cells_of(value))
 
 
-def _refill(container: Any, before: Any) -> None:
-    if _hold_the_same(container, before):
+def _elements(base: Any, container: Any) -> tuple[Any, ...]:
+    """What ``container``, a ``base`` or derived, holds; of a dict the keys, and then the values."""
+    elements = tuple(base.__iter__(container))
+    if not issubclass(base, dict):
+        return elements
+    if base is dict:
+        return (*elements, *dict.values(container))
+    # The order is its own, and its values() may ask methods of a derived class.
+    return (*elements, *(dict.__getitem__(container, key) for key in elements))
+
+
+def _refill(base: Any, container: Any, before: tuple[Any, ...]) -> None:
+    """Make ``container`` hold ``before``, as ``_elements`` has it, by the methods of ``base``."""
+    now = _elements(base, container)
+    if len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True)):
         return
-    container.clear()
-    if isinstance(container, (list, deque)):
-        container.extend(before)
+    base.clear(container)
+    if issubclass(base, dict):
+        size = len(before) // 2
+        for key, value in zip(before[:size], before[size:], strict=True):
+            base.__setitem__(container, key, value)
+    elif issubclass(base, set):
+        base.update(container, before)
     else:
-        container.update(before)
+        base.extend(container, before)
 
 
-def _hold_the_same(one: Any, other: Any) -> bool:
-    if isinstance(one, dict):
-        return _hold_the_same(list(one), list(other)) and _hold_the_same(
-            list(one.values()), list(other.values())
-        )
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+def _forget(function: Any, before: Any) -> None:
+    """Empty the cache of ``function`` if it has got results since its ``cache_info`` was ``before``."""
+    now = function.cache_info()
+    if (now.misses, now.currsize) != (before.misses, before.currsize):
+        function.cache_clear()
 
 
 def _rewrite(memory: Any, before: Any) -> None:

@@ -220,16 +220,36 @@ def _of_container(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def _of_buffer(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """The objects that an array of NumPy's holds, or what stands for the bytes."""
-    if getattr(getattr(value, "dtype", None), "hasobject", False):
+    dtype: Any = getattr(value, "dtype", None)
+    if not getattr(dtype, "hasobject", False):
+        if not is_read_only(value):
+            yield path, hashlib.blake2b(_in_one_piece(value)).digest()
+    elif dtype.names is not None:
+        for name in dtype.names:
+            yield from _of_buffer(f"{path}[{name!r}]", value[name])
+    else:
         yield from ((f"{path}[{i}]", each) for i, each in enumerate(value.flat))
-    elif not _is_read_only(value):
-        yield path, hashlib.blake2b(value.tobytes() if hasattr(value, "tobytes") else value).digest()
 
 
-def _is_read_only(value: Any) -> bool:
+def is_read_only(value: Any) -> bool:
+    """Whether memory, as ``is_buffer`` has it, cannot be written to under this name."""
     if isinstance(value, memoryview):
         return value.readonly
     return not getattr(getattr(value, "flags", None), "writeable", True)
+
+
+def _in_one_piece(memory: Any) -> Any:
+    """The bytes of ``memory``: itself where they lie side by side, else a copy."""
+    if isinstance(memory, memoryview):
+        return memory.tobytes()
+    if not hasattr(memory, "dtype"):
+        return memory
+    array = memory.view(sys.modules["numpy"].ndarray)
+    if array.flags.f_contiguous:
+        array = array.T
+    # NumPy says no to bytes of what has none.
+    is_whole = array.flags.c_contiguous and array.nbytes > 0
+    return array.reshape(-1).view("u1") if is_whole else array.tobytes()
 
 
 def _of_object(path: str, value: Any) -> Iterator[tuple[str, Any]]:
