@@ -250,8 +250,8 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, Tens
 
 def _of_module(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
     own = [(name, value) for name, value in vars(module).items() if name not in _STANDARD]
-    if isinstance(module, nn.RNNBase):  # torch.export sees to the list that it keeps of its weights
-        own = [(name, value) for name, value in own if name != "_flat_weights"]
+    if isinstance(module, nn.RNNBase):  # torch.export sees to the lists that it keeps of its weights
+        own = [(name, value) for name, value in own if name not in ("_flat_weights", "_flat_weight_refs")]
     for name, value in (*module.named_children(), *own):
         if not isinstance(value, Tensor):  # torch.export sees to those
             yield f"{path}.{name}".removeprefix("."), value
