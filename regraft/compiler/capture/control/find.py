@@ -21,6 +21,7 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any, NoReturn
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
@@ -33,7 +34,7 @@ from regraft.compiler.capture.control.convert import convert, has_range
 from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.jumps import Note
 from regraft.compiler.capture.control.meeting import run_arm
-from regraft.compiler.capture.control.number import UnknownNumber, unwrapped
+from regraft.compiler.capture.control.number import SYMBOLIC, UnknownNumber, number_tensor, unwrapped
 from regraft.compiler.capture.control.swap import around, nested, owners, swapped
 from regraft.compiler.capture.source import is_users
 from regraft.compiler.owners import Owner, owner_of
@@ -289,9 +290,8 @@ class _Quiet:
 
 def _is_undecided(error: Exception) -> bool:
     name = type(error).__name__
-    return isinstance(error, (GuardOnDataDependentSymNode, UnknownNumber, Asks)) or (
-        name == "UserError" and "data-dependent" in str(error).lower()
-    )
+    kinds = (GuardOnDataDependentSymNode, DataDependentOutputException, UnknownNumber, Asks)
+    return isinstance(error, kinds) or (name == "UserError" and "data-dependent" in str(error).lower())
 
 
 def _deciding_frame(error: Exception) -> tuple[FrameType, int] | None:
@@ -314,4 +314,4 @@ def _as_tensors(module: Any, args: Any, output: Any) -> Any:
 def _as_tensor(leaf: Any) -> Any:
     if isinstance(leaf, Growing):
         leaf.refuse("is returned")
-    return unwrapped(leaf)
+    return number_tensor(leaf) if isinstance(leaf, SYMBOLIC) else unwrapped(leaf)

@@ -17,7 +17,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import free_symbols, free_unbacked_symbols
+from torch.fx.experimental.symbolic_shapes import (
+    free_symbols,
+    free_unbacked_symbols,
+    statically_known_true,
+)
 from torch.utils import _pytree as pytree
 
 from regraft.compiler.capture.control import arrays
@@ -118,6 +122,37 @@ class Functions:
 
     def _item(self, tensor: Tensor) -> Number:
         return Number(one(tensor))
+
+    def _is_nonzero(self, tensor: Any) -> Any:
+        """``torch.is_nonzero``, which raises of a tensor that has not one element."""
+        tensor = unwrapped(tensor)
+        if not self._undecided(tensor) or not statically_known_true(tensor.numel() == 1):
+            return torch.is_nonzero(tensor)
+        return Number(one(tensor) != 0)
+
+    def _allclose(self, x: Any, other: Any, *args: Any, **kwargs: Any) -> Any:
+        """``torch.allclose``"""
+        x, other = unwrapped(x), unwrapped(other)
+        if not (self._undecided(x) or self._undecided(other)):
+            return torch.allclose(x, other, *args, **kwargs)
+        return Number(torch.isclose(x, other, *args, **kwargs).all())
+
+    def _equal(self, x: Any, other: Any) -> Any:
+        """``torch.equal``: tensors of other sizes are not equal, and of other types torch compares none."""
+        x, other = unwrapped(x), unwrapped(other)
+        if not (self._undecided(x) or self._undecided(other)):
+            return torch.equal(x, other)
+        if x.dtype != other.dtype:
+            refuse(f"torch.equal of {x.dtype} and {other.dtype}, which raises", "give both one dtype")
+        pairs = list(zip(x.shape, other.shape, strict=False))
+        if x.dim() != other.dim() or any(statically_known_true(a != b) for a, b in pairs):
+            return False
+        if not all(statically_known_true(a == b) for a, b in pairs):
+            refuse(
+                "torch.equal of tensors whose sizes are not known to be the same",
+                "compare the sizes first, in another function, or give the arguments fixed sizes",
+            )
+        return Number((x == other).all())
 
     def _check(self, cond: Any, message: _Thunk | None = None) -> None:
         """``torch._check``"""
@@ -448,6 +483,7 @@ _FUNCTIONS: Mapping[int, str] = {
     **{id(each): f"_{each.__name__}" for each in (enumerate, zip, list, set, sorted, sum, reversed, map)},
     id(torch.stack): "_stack",
     **{id(each): "_cat" for each in (torch.cat, torch.concat, torch.concatenate)},
+    **{id(each): f"_{each.__name__}" for each in (torch.is_nonzero, torch.allclose, torch.equal)},
     id(torch._check): "_check",
     id(torch.tensor): "_tensor",
     id(torch.as_tensor): "_as_tensor",
@@ -456,4 +492,9 @@ _FUNCTIONS: Mapping[int, str] = {
 #: Functions that take nothing but sizes, and methods of tensors that do.
 _MAKERS = (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)
 _SIZED = frozenset(["new_zeros", "new_ones", "new_empty", "expand", "view", "reshape", "repeat", "tile"])
-_METHODS: Mapping[str, str] = {"item": "_item", "tolist": "_listed", "numpy": "_array"}
+_METHODS: Mapping[str, str] = {
+    "item": "_item",
+    "tolist": "_listed",
+    "numpy": "_array",
+    **{name: f"_{name}" for name in ("is_nonzero", "allclose", "equal")},
+}
