@@ -27,9 +27,9 @@ from torch.export import ExportedProgram
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from regraft.compiler.capture.composites import functional
+from regraft.compiler.capture.control.anew import SetAnew
 from regraft.compiler.capture.control.find import FrontEnd
 from regraft.compiler.capture.control.higher_order import copied, write_out
-from regraft.compiler.capture.control.kept import unchanged
 from regraft.compiler.capture.control.writes import settle_writes
 from regraft.compiler.capture.effects import (
     WriteWatch,
@@ -180,12 +180,16 @@ def _export(
 ) -> ExportedProgram:
     """The functional program."""
     args, kwargs = split(arguments, n_args)
-    front_end = FrontEnd(max_trips)
+    front_end, anew = FrontEnd(max_trips), SetAnew(module)
 
     def once() -> ExportedProgram:
         dynamic = torch_shapes(shapes, arguments) if shapes else None
-        with unchanged(module), Undo():
-            return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+
+        def trace() -> ExportedProgram:
+            with Undo():
+                return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+
+        return anew.traced(trace)
 
     def export() -> ExportedProgram:
         return front_end.run(module, once)

@@ -76,7 +76,7 @@ def line_of_assignment(module: torch.nn.Module, path: str) -> tuple[str, int] | 
     try:
         file = inspect.getsourcefile(kind)
         lines, start = inspect.getsourcelines(kind)
-    except (OSError, TypeError):  # made in an interactive session, or built in
+    except (OSError, TypeError, KeyError):  # of an interactive session, built in, or of a module not listed
         return None
     (definition,) = ast.parse(textwrap.dedent("".join(lines))).body
     uses = [

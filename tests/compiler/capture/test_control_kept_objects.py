@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import copy
 import functools
 import itertools
 from collections import Counter, OrderedDict, deque
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 import regraft
 from regraft.errors import CaptureError
+from regraft.testing import assert_close
 from tests.compiler.capture.running import check_calls, compiled, rows
 
 HERE = Path(__file__).name
@@ -386,3 +388,65 @@ def test_none_of_many_functions_is_left_out(index: int) -> None:
     with pytest.raises(CaptureError, match="the model writes to 'last of "):
         regraft.capture(model, (UP,))
     assert all(each.__globals__["last"] is None for each in helpers)
+
+
+# -- attributes that each call sets anew -------------------------------------------------------
+
+
+class Gate(nn.Module):
+    """A layer that keeps its state on itself, as ``before`` leaves it; ``read`` is how the call begins."""
+
+    def __init__(self, before: Any, read: Any) -> None:
+        super().__init__()
+        self.cell, self.state, self.read = nn.LSTMCell(4, 4), before, read
+
+    def step(self, x: Tensor) -> Tensor:
+        self.state = self.cell(x, self.state)
+        return self.state[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.read(self, x)
+        for _ in range(3):
+            h = self.step(x)
+            if h.mean() > 0:
+                x = x + h
+        return x
+
+
+def begins_anew(self: Any, x: Tensor) -> None:
+    self.state = (torch.zeros_like(x), torch.zeros_like(x))
+
+
+def goes_on(self: Any, x: Tensor) -> None:
+    if self.state is None:
+        begins_anew(self, x)
+
+
+def goes_on_if_there(self: Any, x: Tensor) -> None:
+    if getattr(self, "state", None) is None:
+        begins_anew(self, x)
+
+
+def asks(self: Any, x: Tensor) -> None:
+    if not hasattr(self, "state") or self.state is None:
+        begins_anew(self, x)
+
+
+def test_an_attribute_that_each_call_sets_before_it_reads_it() -> None:
+    torch.manual_seed(0)
+    model = Gate(None, begins_anew).eval()
+    made = regraft.compile(model, (rows(6),), cache=False)
+    assert model.state is None
+    assert "__getattr__" not in vars(Gate)
+    for seed in range(4):
+        x = rows(6, seed)
+        assert_close(made(x), copy.deepcopy(model).double()(x.double()), reassociates=True)
+
+
+@pytest.mark.parametrize("read", [goes_on, goes_on_if_there, asks])
+def test_an_attribute_that_a_call_reads_first_is_state(read: Any) -> None:
+    model = Gate(None, read).eval()
+    with pytest.raises(CaptureError, match=r"the model writes to its attribute 'state\[0\]'"):
+        regraft.compile(model, (rows(6),), cache=False)
+    assert model.state is None
+    assert "__getattr__" not in vars(Gate)

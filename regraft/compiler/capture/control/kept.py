@@ -16,7 +16,7 @@ import dis
 import linecache
 import re
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from types import CellType, FunctionType
@@ -62,13 +62,24 @@ _CACHED = type(lru_cache(len))
 _STANDARD = frozenset(vars(nn.Module()))
 
 
+class KeptAttribute(Exception):
+    """Something that only a call knows is left in the ``attribute`` of a module, which ``refusal`` says."""
+
+    def __init__(self, attribute: str, refusal: CaptureError) -> None:
+        super().__init__(attribute)
+        self.attribute, self.refusal = attribute, refusal
+
+
 @contextmanager
-def unchanged(module: nn.Module) -> Generator[None]:
+def unchanged(module: nn.Module, apart: Collection[str] = ()) -> Generator[None]:
     """Put back what ``module``, which is traced in the block, does to its objects.
+
+    What the attributes of the paths ``apart`` hold at the end does not matter.
 
     Raises:
         CaptureError: it ends with something in them that only a call knows, or another tensor in an attribute
             that had one, which a graph does not keep from call to call; or an iterator has been advanced.
+        KeptAttribute: an attribute of a module holds the like.
     """
     reached = list(_reached(module))
     put_back = [each for _, value in reached for each in _putting_back(value)]
@@ -78,7 +89,11 @@ def unchanged(module: nn.Module) -> Generator[None]:
     kept: list[str] = []
 
     def look(*_: Any) -> None:
-        kept.extend(path for path, value in _reached(module) if _is_of_the_trace(value))
+        kept.extend(
+            path
+            for path, value in _reached(module)
+            if _is_of_the_trace(value) and _attribute(path) not in apart
+        )
         kept.extend(path for path, held, name, tensor in tensors if held.get(name) is not tensor)
 
     def check() -> None:
@@ -90,7 +105,9 @@ def unchanged(module: nn.Module) -> Generator[None]:
         if kept:
             is_attribute = " of " not in kept[0] and hasattr(module, re.findall(r"\w+", kept[0])[0])
             what = f"its attribute '{kept[0]}'" if is_attribute else f"'{kept[0]}', which outlives a call"
-            raise _refusal(module, functions, kept[0], f"the model writes to {what}", _VALUE)
+            refusal = _refusal(module, functions, kept[0], f"the model writes to {what}", _VALUE)
+            attribute = _attribute(kept[0])
+            raise KeptAttribute(attribute, refusal) if _is_plain(module, attribute) else refusal
 
     hook = module.register_forward_hook(look)
     try:
@@ -110,6 +127,16 @@ def unchanged(module: nn.Module) -> Generator[None]:
 
 _VALUE = "return the new value instead of keeping it in the model"
 _ITERATOR = "keep a list in its place, and how far it is in a buffer, or pass its values as arguments"
+
+
+def _attribute(path: str) -> str:
+    """The attribute with which ``path`` begins."""
+    return path.partition("[")[0]
+
+
+def _is_plain(module: nn.Module, path: str) -> bool:
+    """Whether ``path`` is that of an attribute of a module."""
+    return " " not in path and path.rpartition(".")[0] in {name for name, _ in module.named_modules()}
 
 
 def _is_of_the_trace(value: Any) -> bool:
