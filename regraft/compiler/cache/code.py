@@ -71,7 +71,7 @@ class CodeCache:
             return True
         try:
             found = [each.lstat() for each in (path, path.parent)]
-        except FileNotFoundError:
+        except OSError:  # there is none, or no folder, or a file where one should be
             return False
         shared = stat.S_IWGRP | stat.S_IWOTH
         return all(each.st_uid == os.getuid() and not each.st_mode & shared for each in found)

@@ -54,6 +54,15 @@ def test_a_link_is_a_miss(tmp_path: Path) -> None:
     assert code.read("a") is None
 
 
+def test_a_file_where_the_folder_should_be_is_a_miss(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code = cache.CodeCache(tmp_path / "file" / "cache")
+    assert code.read("a") is None
+    reason = code.write("a", b"machine code")
+    assert reason is not None
+    assert "cannot be written" in reason
+
+
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no modes here")
 def test_what_others_could_have_written_is_a_miss(tmp_path: Path) -> None:
     code = cache.CodeCache(tmp_path)
