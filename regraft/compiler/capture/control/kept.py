@@ -63,7 +63,7 @@ _STANDARD = frozenset(vars(nn.Module()))
 
 
 class KeptAttribute(Exception):
-    """Something that only a call knows is left in the ``attribute`` of a module, which ``refusal`` says."""
+    """A tensor of the call is left in the ``attribute`` of a module, which ``refusal`` says."""
 
     def __init__(self, attribute: str, refusal: CaptureError) -> None:
         super().__init__(attribute)
@@ -79,7 +79,7 @@ def unchanged(module: nn.Module, apart: Collection[str] = ()) -> Generator[None]
     Raises:
         CaptureError: it ends with something in them that only a call knows, or another tensor in an attribute
             that had one, which a graph does not keep from call to call; or an iterator has been advanced.
-        KeptAttribute: an attribute of a module holds the like.
+        KeptAttribute: it is a tensor in an attribute of a module that the code reads.
     """
     reached = list(_reached(module))
     put_back = [each for _, value in reached for each in _putting_back(value)]
@@ -87,13 +87,13 @@ def unchanged(module: nn.Module, apart: Collection[str] = ()) -> Generator[None]
     iterators = [(path, each, tuple(of_iterator(each))) for path, each in reached if _is_only_gone_over(each)]
     tensors = list(_tensors(module))
     kept: list[str] = []
+    tensors_kept: set[str] = set()
 
     def look(*_: Any) -> None:
-        kept.extend(
-            path
-            for path, value in _reached(module)
-            if _is_of_the_trace(value) and _attribute(path) not in apart
-        )
+        for path, value in _reached(module):
+            if _is_of_the_trace(value) and _attribute(path) not in apart:
+                kept.append(path)
+                tensors_kept.update([path] if isinstance(value, FakeTensor) else [])
         kept.extend(path for path, held, name, tensor in tensors if held.get(name) is not tensor)
 
     def check() -> None:
@@ -107,7 +107,11 @@ def unchanged(module: nn.Module, apart: Collection[str] = ()) -> Generator[None]
             what = f"its attribute '{kept[0]}'" if is_attribute else f"'{kept[0]}', which outlives a call"
             refusal = _refusal(module, functions, kept[0], f"the model writes to {what}", _VALUE)
             attribute = _attribute(kept[0])
-            raise KeptAttribute(attribute, refusal) if _is_plain(module, attribute) else refusal
+            # What no code reads is there for the caller to read.
+            is_read = any(_lines(functions, "LOAD_ATTR", attribute.rpartition(".")[2]))
+            if kept[0] in tensors_kept and is_read and _is_plain(module, attribute):
+                raise KeptAttribute(attribute, refusal)
+            raise refusal
 
     hook = module.register_forward_hook(look)
     try:
