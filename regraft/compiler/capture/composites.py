@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# What run_decompositions of torch 2.13 is made of, which the package asks for.
 from torch._decomp import _core_aten_decompositions_post_autograd
 from torch._export.utils import (
     _collect_all_valid_cia_ops_for_aten_namespace,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 import regraft
 from regraft.backends.tvm import attention
@@ -55,9 +56,7 @@ def drawn(rows: int, keys: int, depth: int, width: int, heads: int = 2) -> tuple
 
 
 def double(given: Any) -> Any:
-    if isinstance(given, Tensor):
-        return given.double() if given.is_floating_point() else given
-    return type(given)(map(double, given))
+    return pytree.tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, given)
 
 
 def check(model: nn.Module, given: list[tuple[Tensor, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""Attributes of modules that each call sets before it reads them: they hold nothing from call to call."""
+"""Attributes of modules whose tensors each call sets before it reads them: no later call sees them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ T = TypeVar("T")
 
 
 class SetAnew:
-    """Traces a module whose attributes may hold what only a call knows, if that is nobody's to read.
+    """Traces a module whose attributes may be left with tensors of the call, if no later call reads them.
 
-    What a call leaves in such an attribute is not kept by a graph. Where the code reads the attribute before
-    it sets it, the next call would have to see it; so it is traced once more without the attribute, and
-    refused where it is asked for.
+    A graph does not keep them. Where the code reads such an attribute before it sets it, the next call would
+    have to see them; so it is traced once more without the attribute, and refused where it is asked for.
     """
 
     def __init__(self, module: nn.Module) -> None:

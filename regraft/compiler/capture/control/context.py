@@ -136,7 +136,7 @@ class MayBeNone(Learnt):
     """A variable is a tensor on one path and None on the other."""
 
 
-class Returns(Learnt):
+class OneSided(Learnt):
     """Only the second arm of a condition sets a variable that is read where that arm was taken alone."""
 
 

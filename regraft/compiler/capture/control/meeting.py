@@ -23,7 +23,7 @@ from regraft.compiler.capture.control.context import (
     Grows,
     Learnt,
     MayBeNone,
-    Returns,
+    OneSided,
     refuse,
     shown_name,
     where,
@@ -182,7 +182,7 @@ def _learnt(
         if name in optional and (may_be_none(first, second) or (may_leave and are_unlike(first, second))):
             return MayBeNone, name
         if name in missing and first is UNBOUND and second is not UNBOUND:
-            return Returns, name
+            return OneSided, name
     return None
 
 
