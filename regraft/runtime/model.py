@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from regraft.runtime.signature import Signature
 from regraft.runtime.standin import StandIn
 
 Refresher = Callable[[Any], "CompiledModel"]
+
+#: Without a step of the interpreter for each weight, of which there are hundreds in a small model's call.
+_version_of = operator.attrgetter("_version")
 
 
 class CompiledModel(StandIn):
@@ -69,7 +73,7 @@ class CompiledModel(StandIn):
             _weights=[w for w in weights if not w.is_inference()],
             _entry=EntryPoint(signature, plan, effects),
         )
-        vars(self)["_versions"] = [w._version for w in self._weights]
+        vars(self)["_versions"] = list(map(_version_of, self._weights))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """``forward``. The machinery of ``nn.Module`` takes a microsecond, and is there for hooks alone."""
@@ -86,7 +90,7 @@ class CompiledModel(StandIn):
             RegraftError: a weight of the original was written to since the compile, or the call runs under
                 another autocast than the model was compiled under.
         """
-        if [w._version for w in self._weights] != self._versions:
+        if list(map(_version_of, self._weights)) != self._versions:
             raise RegraftError(
                 "a weight of the model was changed in place after the compile; call refresh(model)"
             )

@@ -5,8 +5,8 @@ There ``cluster`` says which ops make one kernel, ``lower/`` and ``kernel`` writ
 how its loops run, by what ``neighbours`` finds out about memory, and ``program`` puts calls and conditions
 together. Products have ``templates``, whose parameters are in ``space``; ``packing`` is what becomes of
 weights at load, ``tune`` and ``bench`` choose, measure and check. ``run`` runs what comes back (``loaded``)
-over memory (``binding``) and knows nothing of the compiler. ``problems`` and ``following`` say what a
-template's kernel has to compute, ``choices`` which config it gets.
+over memory (``binding``), as a ``table`` of words that ``steps.c`` reads, and knows nothing of the compiler.
+``problems`` and ``following`` say what a template's kernel has to compute, ``choices`` which config it gets.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         neighbours,
         packing,
         space,
+        table,
         templates,
         tune,
         worker,
@@ -52,6 +53,7 @@ __all__ = [
     "neighbours",
     "packing",
     "space",
+    "table",
     "templates",
     "tune",
     "worker",

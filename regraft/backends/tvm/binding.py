@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from regraft.backends.tvm.arena import ALIGNMENT, Life, placed
-from regraft.backends.tvm.library import runtime
+from regraft.backends.tvm.library import KernelLibrary, runtime
 from regraft.backends.tvm.loaded import Branch, Call, Copy, LoadedProgram, Sizes, Step
-from regraft.runtime import ResultMemory, byte_of, lasting
-
-_BoundStep = tuple[Callable[..., object], list[Any]]
-"""What is called, and with what."""
-
-
-def _run_all(steps: Sequence[_BoundStep]) -> None:
-    for function, arguments in steps:
-        function(*arguments)
-
-
-def _run_arm(then: Sequence[_BoundStep], other: Sequence[_BoundStep], pred: memoryview[int] | Tensor) -> None:
-    _run_all(then if pred[0] else other)
-
-
-def _copied(source: Tensor, target: Tensor) -> None:
-    """torch would wake its own threads for a large row, while those of the kernels wait for work."""
-    ctypes.memmove(target.data_ptr(), source.data_ptr(), target.nbytes)
+from regraft.backends.tvm.table import Argument, StepTable, TableBuilder
+from regraft.runtime import ResultMemory, lasting
 
 
 class Binding:
     """A program over memory for one combination of sizes; one call at a time has it.
 
-    The arguments of every kernel are there already, but for those that change from call to call: the
-    arguments and results of the model that do not stay where they are, whose places in them are kept.
+    The arguments of every kernel are laid out already, but for the addresses of what changes from call to
+    call: the arguments and results of the model that do not stay where they are.
     """
 
     def __init__(
@@ -48,7 +30,7 @@ class Binding:
         inputs: Sequence[Tensor | None] = (),
         keep: Sequence[bool] = (),
     ) -> None:
-        """``inputs`` are the arguments that stay, as rows, and None for others; ``keep`` says which results
+        """``inputs`` are the arguments that stay, and None for others; ``keep`` says which results
         may stay, and ``kept`` has those that do. Left out, nothing stays.
         """
         self._program = program
@@ -62,48 +44,51 @@ class Binding:
         self._made = [number for number, tensor in enumerate(self.kept) if tensor is None]
         self._copies = [number for number, result in enumerate(program.results) if result.is_copy]
         self._arena, pieces = _arena(program, counts)
-        memory = {**program.constants, **pieces, **self._stay}
-        self._open: list[tuple[int, list[Any], int, _Seen]] = []
-        self._calls = list(self._bound(program.steps, memory, counts, sizes))
+        self._memory = {**program.constants, **pieces, **self._stay}
+        self._counts, self._sizes = counts, sizes
+        self._calls: dict[int, Call] = {}
+        builder = TableBuilder()
+        self._lay_out(builder, program.steps)
+        addresses = {number: tensor.data_ptr() for number, tensor in self._memory.items()}
+        self._table = StepTable(builder, addresses)
 
-    def _bound(
-        self, steps: Sequence[Step], memory: Mapping[int, Tensor], counts: Sequence[int], sizes: Sizes
-    ) -> Iterator[_BoundStep]:
+    def _lay_out(self, builder: TableBuilder, steps: Sequence[Step]) -> None:
         for step in steps:
             if isinstance(step, Branch):
-                then, other = (list(self._bound(arm, memory, counts, sizes)) for arm in step.arms)
-                is_there = step.pred in memory
-                pred = [byte_of(memory[step.pred])] if is_there else self._rows((step.pred,), memory)
-                yield partial(_run_arm, then, other), pred
+                branch = builder.branch(step.pred)
+                self._lay_out(builder, step.arms[0])
+                builder.otherwise(branch)
+                self._lay_out(builder, step.arms[1])
+                builder.end(branch)
             elif isinstance(step, Copy):
-                yield _copied, self._rows((step.source, step.target), memory)
-            elif any(counts[n] for n in step.writes or step.reads):  # a kernel of no element computes nothing
-                yield step.function, self._arguments(step, memory, sizes)
+                builder.copy(step.source, step.target, self._bytes(step.source))
+            elif any(self._counts[n] for n in step.writes or step.reads):  # no element: nothing to compute
+                self._calls[len(builder)] = step
+                library = self._program.library
+                assert library is not None, "a program that calls kernels has a library"
+                numbers = [self._sizes[symbol] for symbol in step.symbols]
+                builder.call(library.code.address(step.kernel), list(self._arguments(step)), numbers)
 
-    def _rows(self, buffers: Sequence[int], memory: Mapping[int, Tensor]) -> list[Any]:
-        """The rows of ``buffers`` as torch has them."""
-        arguments: list[Any] = [memory.get(number) for number in buffers]
-        for place, number in enumerate(buffers):
-            if number not in memory:
-                self._open.append((number, arguments, place, _Seen(None, None)))
-        return arguments
+    def _bytes(self, buffer: int) -> int:
+        return self._counts[buffer] * self._program.buffers[buffer].dtype.itemsize
 
-    def _arguments(self, call: Call, memory: Mapping[int, Tensor], sizes: Sizes) -> list[Any]:
-        buffers = (*call.reads, *call.writes)
-        arguments: list[Any] = [None] * len(buffers)
-        for place, number in enumerate(buffers):
-            shape = None if call.shapes is None else tuple(size(sizes) for size in call.shapes[place])
-            seen = _Seen(shape, call.views[place])
-            if number in memory:
-                arguments[place] = runtime().from_dlpack(seen.of(memory[number]))
+    def _arguments(self, call: Call) -> Iterator[Argument]:
+        """What the kernel sees of its buffers: a row of elements each, or a shape, maybe as another type."""
+        for place, number in enumerate((*call.reads, *call.writes)):
+            dtype = call.views[place] or self._program.buffers[number].dtype
+            if call.shapes is None:
+                shape = (self._bytes(number) // dtype.itemsize,)
             else:
-                self._open.append((number, arguments, place, seen))
-        arguments += [sizes[symbol] for symbol in call.symbols]
-        return arguments
+                shape = tuple(size(self._sizes) for size in call.shapes[place])
+            yield Argument(number, dtype, shape)
 
     def run(self, inputs: Sequence[Tensor], memories: Sequence[ResultMemory]) -> list[Tensor]:
-        """The results for ``inputs``, each one row of elements; those that do not stay, in ``memories``."""
-        program = self._program
+        """The results for ``inputs``, which are contiguous and aligned; what does not stay, in ``memories``.
+
+        Raises:
+            Exception: whatever tvm-ffi makes of what a kernel says is wrong.
+        """
+        program, table = self._program, self._table
         given = {buffer: inputs[number] for number, buffer in self._moving}
         made: list[Any] = list(self.kept)
         for number in self._made:
@@ -111,22 +96,32 @@ class Binding:
             tensor = memories[number].empty(self._shapes[number], program.buffers[result.buffer].dtype)
             made[number] = tensor
             if not result.is_copy:
-                given[result.buffer] = tensor.view(-1)
-        for number, arguments, place, seen in self._open:
-            arguments[place] = seen.of(given[number])
-        _run_all(self._calls)
+                given[result.buffer] = tensor
+        for buffer, tensor in given.items():
+            table.place(buffer, tensor.data_ptr())
+        if program.library is not None and (failed := table.run(program.library.code)) is not None:
+            self._fail(program.library, self._calls[failed], given)
         for number in self._copies:
             buffer = program.results[number].buffer
-            source = given.get(buffer, self._stay.get(buffer, program.constants.get(buffer)))
-            assert source is not None, "a result is copied from scratch memory"
-            _copied(source, made[number].view(-1))
-        self._forget()
+            source = given.get(buffer, self._memory.get(buffer))
+            assert source is not None, "a result is in memory that nobody has"
+            _copied(source, made[number])
         return made
 
-    def _forget(self) -> None:
-        """Let arguments and results go, which the caller owns."""
-        for _, arguments, place, _ in self._open:
-            arguments[place] = None
+    def _fail(self, library: KernelLibrary, call: Call, given: Mapping[int, Tensor]) -> NoReturn:
+        """Raise what the kernel said: it says so again of the same arguments, to tvm-ffi."""
+        rows = {number: tensor.detach().view(-1) for number, tensor in {**self._memory, **given}.items()}
+        arguments = [
+            runtime().from_dlpack(rows[each.buffer].view(each.dtype).view(each.shape))
+            for each in self._arguments(call)
+        ]
+        library.module[call.kernel](*arguments, *(self._sizes[symbol] for symbol in call.symbols))
+        raise AssertionError(f"the kernel '{call.kernel}' failed once, and not when it was called again")
+
+
+def _copied(source: Tensor, target: Tensor) -> None:
+    """torch would wake its own threads for a large row, while those of the kernels wait for work."""
+    ctypes.memmove(target.data_ptr(), source.data_ptr(), target.nbytes)
 
 
 def _kept(
@@ -142,24 +137,12 @@ def _kept(
 def _staying(
     program: LoadedProgram, inputs: Sequence[Tensor | None], kept: Sequence[Tensor | None]
 ) -> dict[int, Tensor]:
-    """Buffer -> its row, of the arguments and results that stay."""
-    stay = {program.inputs[number]: row for number, row in enumerate(inputs) if row is not None}
+    """Buffer -> what is in it, of the arguments and results that stay."""
+    stay = {program.inputs[number]: tensor for number, tensor in enumerate(inputs) if tensor is not None}
     for result, tensor in zip(program.results, kept, strict=True):
         if tensor is not None and not result.is_copy:
-            stay[result.buffer] = tensor.view(-1)
+            stay[result.buffer] = tensor
     return stay
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """How a kernel sees a row of elements: in a shape, or as elements of another type."""
-
-    shape: tuple[int, ...] | None
-    view: torch.dtype | None
-
-    def of(self, row: Tensor) -> Tensor:
-        row = row if self.view is None or row.dtype == self.view else row.view(self.view)
-        return row if self.shape is None else row.view(self.shape)
 
 
 def _arena(program: LoadedProgram, counts: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:

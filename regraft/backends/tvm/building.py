@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from regraft.backends.tvm.table import SOURCE
 from regraft.errors import BackendError
 
 
@@ -28,6 +29,24 @@ def build(functions: Sequence[Any]) -> Any:
     except (RuntimeError, ValueError, TypeError) as error:
         names = ", ".join(name.name_hint for name in module.get_global_vars())
         raise BackendError(f"TVM cannot build {names}: {error}", backend="tvm") from error
+
+
+def link(functions: Sequence[Any], path: str) -> None:
+    """Write a shared object with TIR functions, built, and with what runs the steps of a program.
+
+    Raises:
+        BackendError: TVM refuses to build them, or they cannot be linked.
+    """
+    from tvm.support import cc
+
+    options = ["-O2", str(SOURCE)]
+    try:
+        if functions:
+            build(functions).export_library(path, options=options)
+        else:  # a program of conditions and copies
+            cc.create_shared(path, [], options)
+    except RuntimeError as error:
+        raise BackendError(f"kernels cannot be linked: {error}", backend="tvm") from error
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any
 
 from regraft.backends.tvm.cpu import Cpu
 from regraft.backends.tvm.library import PINS
+from regraft.backends.tvm.table import SOURCE
 from regraft.runtime import cpu_features, cpu_model
 
 _LENGTH = 8
@@ -49,9 +50,11 @@ def calls_of(steps: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
 
 
 def content_key(text: str, cpu: Cpu, configs: Mapping[str, Sequence[str]]) -> str:
-    """Equal for builds that give the same: the function's text, the target, the configs, TVM's version.
+    """Equal for builds that give the same: the function's text, the target, the configs, TVM's version, ours.
 
     The target has LLVM's name of the CPU, which the model tells: it says how code is scheduled.
     """
     chosen = {key: list(listed) for key, listed in configs.items()}
-    return json.dumps([text, asdict(cpu), cpu_model(), sorted(cpu_features()), chosen, PINS])
+    return json.dumps(
+        [text, asdict(cpu), cpu_model(), sorted(cpu_features()), chosen, PINS, SOURCE.read_text()]
+    )

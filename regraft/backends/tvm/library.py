@@ -13,9 +13,11 @@ import os
 import shutil
 import tempfile
 import threading
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from regraft.backends.tvm.table import StepLibrary
 from regraft.errors import BackendError
 
 #: Both pins belong together: a newer tvm-ffi imports and compiles, then crashes.
@@ -63,8 +65,16 @@ def runtime() -> Any:
     return tvm_ffi
 
 
-def load(library: bytes) -> Any:
-    """The module in a shared object's bytes.
+@dataclass(frozen=True)
+class KernelLibrary:
+    """A shared object with kernels: as tvm-ffi has them, and as machine code."""
+
+    module: Any
+    code: StepLibrary
+
+
+def load(library: bytes) -> KernelLibrary:
+    """The kernels in a shared object's bytes.
 
     Raises:
         BackendError: the bytes are no shared object that fits this machine.
@@ -74,7 +84,8 @@ def load(library: bytes) -> Any:
         file.write(library)
         file.flush()
         try:
-            return ffi.load_module(file.name, keep_module_alive=False)
+            # The module tells the library where the launcher of parallel loops is.
+            return KernelLibrary(ffi.load_module(file.name, keep_module_alive=False), StepLibrary(file.name))
         except Exception as error:
             raise BackendError(f"kernels cannot be loaded: {error}", "tvm") from error
 

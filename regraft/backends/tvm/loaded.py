@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from regraft.backends.tvm.arena import ALIGNMENT
+from regraft.backends.tvm.library import KernelLibrary
 from regraft.backends.tvm.library import load as load_library
 from regraft.backends.tvm.packing import Packing
 from regraft.runtime import TORCH_DTYPES, compile_dim
@@ -37,7 +38,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Call:
-    function: Any
+    kernel: str
     reads: tuple[int, ...]
     writes: tuple[int, ...]
     symbols: tuple[str, ...]
@@ -81,6 +82,7 @@ class LoadedProgram:
         inputs: input -> its buffer.
         constants: buffer -> the constant in it, held by whoever has the program.
         scratch: the buffers that calls share an arena for.
+        library: its kernels, and what runs steps; None where it has no steps.
     """
 
     buffers: tuple[Buffer, ...]
@@ -89,12 +91,11 @@ class LoadedProgram:
     inputs: Mapping[int, int]
     constants: Mapping[int, Tensor]
     scratch: tuple[int, ...]
-    module: Any = field(repr=False)
+    library: KernelLibrary | None = field(repr=False)
 
     @staticmethod
     def of(record: Record, library: bytes | None, constants: Mapping[str, Tensor]) -> LoadedProgram:
-        module: Any = {} if library is None else load_library(library)
-        steps = tuple(_step(step, module) for step in record["calls"])
+        steps = tuple(_step(step) for step in record["calls"])
         buffers = record["buffers"]
         owners = {b["result"]: number for number, b in enumerate(buffers) if "result" in b}
         results = tuple(
@@ -113,19 +114,19 @@ class LoadedProgram:
             {b["input"]: number for number, b in enumerate(buffers) if "input" in b},
             {n: _constant(b, constants) for n, b in enumerate(buffers) if "constant" in b and n in used},
             tuple(n for n, b in enumerate(buffers) if not {"input", "constant", "result"} & set(b)),
-            module,
+            None if library is None else load_library(library),
         )
 
 
-def _step(record: Record, module: Any) -> Step:
+def _step(record: Record) -> Step:
     if "arms" in record:
-        arms = (tuple(_step(step, module) for step in arm) for arm in record["arms"])
+        arms = (tuple(_step(step) for step in arm) for arm in record["arms"])
         return Branch(record["pred"], tuple(arms))
     if "copy" in record:
         return Copy(record["copy"], record["to"])
     shapes = record.get("shapes")
     return Call(
-        module[record["kernel"]],
+        record["kernel"],
         tuple(record["reads"]),
         tuple(record["writes"]),
         tuple(record["symbols"]),

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from regraft.backends.tvm.arena import ALIGNMENT
@@ -90,23 +89,21 @@ class TvmExecutable:
 
     def bind(self, inputs: Sequence[Tensor | None], keep: Sequence[bool], sizes: Sizes) -> Bound:
         """A call whose kernels have the addresses of what stays."""
-        rows = [None if tensor is None else tensor.view(-1) for tensor in inputs]
-        return _BoundCall(
-            self, Binding(self._program, sizes, rows, keep), [tensor is None for tensor in inputs]
-        )
+        moves = [tensor is None for tensor in inputs]
+        return _BoundCall(self, Binding(self._program, sizes, inputs, keep), moves)
 
     def call(
-        self, binding: Binding, rows: Sequence[Tensor], memories: Sequence[ResultMemory]
+        self, binding: Binding, inputs: Sequence[Tensor], memories: Sequence[ResultMemory]
     ) -> list[Tensor]:
         """The results of ``binding`` for inputs that ``readable`` gave."""
         use_threads(self._threads)
         try:
-            return binding.run(rows, memories)
+            return binding.run(inputs, memories)
         except Exception as error:
             raise BackendError(f"a kernel failed: {error}", backend=self.backend) from error
 
     def readable(self, tensor: Tensor) -> Tensor:
-        """``tensor`` as one aligned row of elements; a copy where it is not one."""
+        """``tensor``, whose elements are in one aligned row; a copy where they are not."""
         try:
             is_aligned = tensor.data_ptr() % ALIGNMENT == 0
         except RuntimeError as error:
@@ -115,10 +112,8 @@ class TvmExecutable:
                 backend=self.backend,
             ) from error
         assert tensor.is_cpu, f"an argument is on {tensor.device}, expected the cpu"
-        if not tensor.numel():  # whatever its strides are
-            return torch.empty(0, dtype=tensor.dtype, device="cpu")
         if is_aligned and tensor.is_contiguous() and not tensor.is_neg():
-            return tensor.detach().view(-1)
+            return tensor
         self.copied += 1
         return copied_row(tensor)
 

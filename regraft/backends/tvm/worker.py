@@ -113,12 +113,11 @@ def _built(
     function = _function(text)
     program = assemble(function, products, products.alone(function) if is_careful else ())
     answer = {"program": program.record, "library": None, "notes": products.notes}
-    if not program.functions:
+    if not program.record["calls"]:
         return answer
-    built = building.build(list(program.functions.values()))
     handle, path = tempfile.mkstemp(suffix=".so", dir=folder)
     os.close(handle)
-    built.export_library(path)
+    building.link(list(program.functions.values()), path)
     return {**answer, "library": path}
 
 
