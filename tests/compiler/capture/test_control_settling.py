@@ -53,6 +53,16 @@ def lists_that_follow(x: Tensor) -> Any:
     return seen.sum() * len(kept)
 
 
+def a_list_that_grows(x: Tensor) -> Any:
+    """From the first trip on it is another object for the trace, and the function's own list all the same."""
+    kept, steps = [], 0
+    while x.abs().max() > 0.5 and steps < 6:
+        kept.append(steps)
+        x = x * 0.8
+        steps += 1
+    return x * len(kept), torch.tensor(kept)
+
+
 def none_in_a_trip(x: Tensor) -> Any:
     """The trip that is thrown away finds that ``half`` may be None; the next one knows it."""
     steps = 0
@@ -66,14 +76,19 @@ def none_in_a_trip(x: Tensor) -> Any:
 
 
 @pytest.mark.parametrize(
-    "model", [grows, sizes_that_follow, types_that_follow, lists_that_follow, none_in_a_trip]
+    "model",
+    [grows, sizes_that_follow, types_that_follow, lists_that_follow, a_list_that_grows, none_in_a_trip],
 )
 def test_all_that_changes_is_carried(model: Any) -> None:
     check_calls(model, (UP,), [(x,) for x in SHIFTS])
 
 
 @pytest.mark.parametrize(
-    ("model", "traces"), [(grows, 2), (none_in_a_trip, 2), (sizes_that_follow, 3), (types_that_follow, 3)]
+    ("model", "traces"),
+    [
+        *((model, 2) for model in (grows, a_list_that_grows, none_in_a_trip)),
+        *((model, 3) for model in (sizes_that_follow, types_that_follow)),
+    ],
 )
 def test_a_trace_begins_anew_only_where_one_trip_does_not_show_all(model: Any, traces: int) -> None:
     """The first one finds that a tensor decides."""

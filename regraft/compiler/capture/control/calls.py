@@ -160,13 +160,11 @@ class Calls:
         if sequence is not None:
             run.over(sequence)
         else:
-            here = 2  # `box` and `iterable`
-            if (
-                spend is not None
-                and isinstance(iterable, Iterator)
-                and is_alone(box, here, spent, self.context.frames())
-            ):
-                spend()  # How far an iterator is that nobody has is nobody's to see.
+            if spend is not None and isinstance(iterable, Iterator):
+                here = 2  # `box` and `iterable`
+                self.context.objects.forget()  # what is only remembered there is held by nobody
+                if is_alone(box, here, spent, self.context.frames()):
+                    spend()  # How far an iterator is that nobody has is nobody's to see.
             run.each(iterable)
 
     def repeat(

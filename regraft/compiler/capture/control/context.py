@@ -8,6 +8,7 @@ from __future__ import annotations
 import linecache
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from torch.export import ExportedProgram
 from regraft.compiler.capture.control.aliases import Aliases
 from regraft.compiler.capture.control.flat import FlatGraph, Memory
 from regraft.compiler.capture.control.growing import Growing, Inner
+from regraft.compiler.capture.control.objects import Objects
 from regraft.compiler.capture.control.state import Lost, holding, still_holds
 from regraft.compiler.capture.control.tree import PREFIX, RESULT
 from regraft.compiler.capture.source import is_users
@@ -180,6 +182,16 @@ class Context:
     _arms: threading.local = field(default_factory=threading.local)
     _thread: int | None = None
     _outermost: FrameType | None = None
+    _objects: Callable[[], Objects | None] = lambda: None
+
+    @property
+    def objects(self) -> Objects:
+        """What the objects of the model hold, for as long as somebody looks at them."""
+        found = self._objects()
+        if found is None:
+            found = Objects()
+            self._objects = weakref.ref(found)
+        return found
 
     def learn(self, learnt: Learnt) -> None:
         """Know in the next trace what this one has found."""

@@ -252,9 +252,7 @@ class Region:
         self.given = begin, []
         results = context.tracer.loop(self._tested, self._trip, begin, context.limit, changing)
         for tensors in self.given:
-            for given, result in zip(
-                tensors, results, strict=False
-            ):  # where nothing is recorded, no trip is made
+            for given, result in zip(tensors, results, strict=False):  # a trip that is not made gives none
                 context.hand_on(given, result)
         self._load(results, left=True)
         self._note_appended(results)
@@ -440,9 +438,10 @@ class Region:
         self.after = outcome.nodes
 
     def _rebound(self, outcome: Outcome) -> set[str]:
-        """The variables to which a trip has given another container."""
+        """The variables to which a trip gives another container than it began with: one that grows is new."""
         rows = zip(self.variables.names, self.saved.values, outcome.values, strict=True)
-        return {n for n, old, new in rows if isinstance(old, CONTAINERS) and new is not old}
+        changed = [(name, new) for name, old, new in rows if isinstance(old, CONTAINERS) and new is not old]
+        return {name for name, new in changed if new is not self.contents.get(name, (None,))[0]}
 
     def _resized(self, variable: int, after: Any) -> list[tuple[int, int, int]]:
         """The sizes of a variable, of one type before a trip and ``after`` it, now seen to differ."""

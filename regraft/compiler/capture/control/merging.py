@@ -70,7 +70,7 @@ class Merging:
         """
         if not self.chosen:
             return
-        held = {id(value) for _, value, _ in Watch.of(context).held}
+        held = Watch.of(context).reached.holders
         sides = Counter(place for _, *both in self.chosen for place in set(map(id, both)))
         for value, *both in self.chosen:
             known = [side for side in both if side is not UNBOUND]

@@ -24,7 +24,7 @@ import logging
 import sys
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from types import (
@@ -91,6 +91,14 @@ class Globals:
 
     def variables(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each with what holds it: where one is a module of the user's own, what the code names of it too."""
+        return ((name, namespace) for namespace, every in self._named() for name in every)
+
+    def namespaces(self) -> Iterator[dict[str, Any]]:
+        """What holds the variables."""
+        return (namespace for namespace, _ in self._named())
+
+    def _named(self) -> Iterator[tuple[dict[str, Any], Collection[str]]]:
+        """The variables of each module, of the user's own, that the code leads to."""
         named = _names_in(self.code)
         attributes = named.attributes
         pending = [(self.namespace, tuple(self.namespace) if named.may_be_any else named.variables)]
@@ -99,9 +107,8 @@ class Globals:
         while pending:
             namespace, every = pending.pop()
             seen.add(id(namespace))
-            for name in every:
-                yield name, namespace
-                value = namespace.get(name)
+            yield namespace, every
+            for value in map(namespace.get, every):
                 if isinstance(value, ModuleType) and id(vars(value)) not in seen and _is_own_module(value):
                     pending.append((vars(value), attributes))
 
@@ -120,10 +127,10 @@ def variable_of(namespace: dict[str, Any], name: str) -> Any:
 
 def is_opaque(value: Any) -> bool:
     """Whether nobody looks at what ``value`` holds."""
-    return not _is_own(value) if _is_class(value) else isinstance(value, _OPAQUE)
+    return not _is_own(value) if is_class(value) else isinstance(value, _OPAQUE)
 
 
-def _is_class(value: Any) -> bool:
+def is_class(value: Any) -> bool:
     """Whether ``value`` is a class, and does not only say so."""
     return issubclass(type(value), type)
 
@@ -144,7 +151,7 @@ def parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield path, getattr(value, "__func__", None)
     elif isinstance(value, Globals):
         yield from value.parts()
-    elif _is_class(value):
+    elif is_class(value):
         yield from _of_class(value)
     else:
         yield from _of_container(path, value)

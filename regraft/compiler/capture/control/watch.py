@@ -12,13 +12,14 @@ classes and closures hold, global variables, and how far iterators are.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
 from regraft.compiler.capture.control.context import Context, refuse
-from regraft.compiler.capture.control.reach import LIMIT, Globals, is_buffer, is_opaque, parts, same
+from regraft.compiler.capture.control.objects import Reached
+from regraft.compiler.capture.control.reach import is_buffer, parts, same
 from regraft.compiler.capture.control.tree import PREFIX
 
 
@@ -32,50 +33,63 @@ class Change:
 
 @dataclass(frozen=True)
 class Watch:
-    """Containers, objects, closures and iterators, each with its path and what it holds."""
+    """Containers, objects, closures and iterators, and what each holds.
 
-    held: tuple[tuple[str, Any, tuple[Any, ...]], ...]
+    Fields:
+        roots: the variables that lead to them, by name, and the global ones.
+        reached: all of them.
+    """
+
+    roots: Sequence[tuple[str, Any]]
+    reached: Reached
 
     @staticmethod
     def of(context: Context) -> Watch:
         """All that the running functions can reach through their variables, and the global ones they name."""
-        found: list[tuple[str, Any, tuple[Any, ...]]] = []
-        seen: set[int] = set()
-        pending: deque[tuple[str, Any]] = deque()
-        for frame in context.frames():
-            pending += [(k, v) for k, v in frame.f_locals.items() if not k.startswith(PREFIX)]
-        pending += [("", named) for frame in context.frames() if (named := Globals.of(frame)) is not None]
-        while pending and len(seen) < LIMIT:
-            path, value = pending.popleft()
-            if id(value) in seen or is_opaque(value):
-                continue
-            seen.add(id(value))
-            held = list(parts(path, value))
-            found.append((path, value, tuple(part for _, part in held)))
-            pending += held
-        return Watch(tuple(found))
+        objects, frames = context.objects, list(context.frames())
+        variables = (item for frame in frames for item in frame.f_locals.items())
+        roots: list[tuple[str, Any]] = [(k, v) for k, v in variables if not k.startswith(PREFIX)]
+        roots += [("", named) for frame in frames if (named := objects.globals_of(frame)) is not None]
+        return Watch(roots, objects.reached(value for _, value in roots))
+
+    @property
+    def held(self) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+        """Each object, and what it holds."""
+        return ((each.value, each.parts) for each in self.reached.holders.values())
 
     def check(self) -> None:
         """Refuse that something is not as it was."""
-        changed = self._changed()
-        if changed is not None:
-            refuse(changed.reason, changed.hint)
+        changed = self.reached.changed()
+        if changed:
+            change = self._first(changed)
+            refuse(change.reason, change.hint)
 
-    def _changed(self) -> Change | None:
-        for path, value, before in self.held:
-            now = list(parts(path, value))
-            pairs = list(zip(now, before, strict=False))
-            names = [name for (name, part), old in pairs if not same(part, old)]
-            if not names and len(now) == len(before):
+    def _first(self, changed: Set[int]) -> Change:
+        """The change that the fewest steps lead to from the variables."""
+        pending, seen = deque(self.roots), set[int]()
+        while pending:
+            path, value = pending.popleft()
+            before = self.reached.holders.get(id(value))
+            if before is None or id(value) in seen:
                 continue
-            if is_buffer(value):
-                return Change(f"'{path}', memory of Python's or NumPy's, {_WRITTEN}", _BUFFER)
-            if isinstance(value, Iterator):
-                return Change(f"'{path}' is advanced where a tensor decides", _ITERATOR)
-            name = names[0] if names else path
-            reason = f"'{name}' changes where a tensor decides, in a function that is called from there"
-            return Change(reason, _OBJECT)
-        return None
+            seen.add(id(value))
+            if id(value) in changed:
+                return _change(path, value, before.parts)
+            named = parts(path, value)
+            pending += [(name, part) for (name, _), part in zip(named, before.parts, strict=True)]
+        raise AssertionError("what has changed was not reached")
+
+
+def _change(path: str, value: Any, before: tuple[Any, ...]) -> Change:
+    if is_buffer(value):
+        return Change(f"'{path}', memory of Python's or NumPy's, {_WRITTEN}", _BUFFER)
+    if isinstance(value, Iterator):
+        return Change(f"'{path}' is advanced where a tensor decides", _ITERATOR)
+    pairs = zip(parts(path, value), before, strict=False)
+    name = next((name for (name, part), old in pairs if not same(part, old)), path)
+    return Change(
+        f"'{name}' changes where a tensor decides, in a function that is called from there", _OBJECT
+    )
 
 
 _WRITTEN = "is written to where a tensor decides"
@@ -89,7 +103,7 @@ def is_held_elsewhere(context: Context, holder: Any, container: Any) -> bool:
     variables = ((key, value) for frame in context.frames() for key, value in frame.f_locals.items())
     if any(value is container and not key.startswith(PREFIX) for key, value in variables):
         return True
-    held = [value for _, value, parts in Watch.of(context).held for part in parts if part is container]
+    held = [value for value, parts in Watch.of(context).held for part in parts if part is container]
     return context.is_given(container) or len(held) > 1 or any(value is not holder for value in held)
 
 
@@ -109,5 +123,5 @@ def is_shared(context: Context, name: str, container: Any) -> bool:
     if context.is_given(container):
         return True
     # A function that closes over the variable sees whatever the variable holds.
-    held = (parts for _, value, parts in Watch.of(context).held if not isinstance(value, FunctionType))
+    held = (parts for value, parts in Watch.of(context).held if not isinstance(value, FunctionType))
     return any(part is container for parts in held for part in parts)
