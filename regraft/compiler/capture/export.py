@@ -53,6 +53,7 @@ from regraft.compiler.capture.importer import import_program
 from regraft.compiler.capture.leaves import check_leaves
 from regraft.compiler.capture.lengths import any_length
 from regraft.compiler.capture.models import as_module, check_ready, owned_tensors
+from regraft.compiler.capture.products import quick_products
 from regraft.compiler.capture.quiet import flat_weights, quiet_export
 from regraft.compiler.capture.size_one import with_size_one
 from regraft.compiler.capture.source import line_of_assignment, line_of_error
@@ -196,7 +197,7 @@ def _export(
 
     # torch's tracers are process-wide: a second one in another thread fails. Of the graphs that they make on
     # the way, most are never run as Python.
-    with _EXPORTING, quiet_export(module), any_length(), torch.no_grad(), _use_lazy_graph_module(True):
+    with _EXPORTING, quiet_export(module), _types_said(), torch.no_grad(), _use_lazy_graph_module(True):
         with phases.phase("export"), _pointing_at_user_code(module):
             try:
                 with assignments(module) as assigned:
@@ -212,6 +213,13 @@ def _export(
             found = _functional(program, table, max_trips)
             check_assignments(assigned, module, found)
             return found
+
+
+@contextmanager
+def _types_said() -> Generator[None]:
+    """In the block, types are said that torch's tracers would find by more than they need to."""
+    with any_length(), quick_products():
+        yield
 
 
 def _functional(program: ExportedProgram, table: OpTable, max_trips: int | None) -> ExportedProgram:
@@ -238,7 +246,7 @@ def _check_example(signature: Signature, args: tuple[Any, ...], kwargs: Mapping[
 def _import_exported(
     program: ExportedProgram, table: OpTable, phases: Phases, max_trips: int | None
 ) -> Captured:
-    with _EXPORTING, quiet_export(None), any_length(), phases.phase("decompositions"):
+    with _EXPORTING, quiet_export(None), _types_said(), phases.phase("decompositions"):
         program = _functional(copied(program), table, max_trips)
     entry = program.module_call_graph[0].signature
     names = tuple(entry.forward_arg_names or ()) if entry is not None else ()

@@ -37,22 +37,23 @@ def any_length() -> Generator[None]:
     """
     kept = [(dict(layer.py_kernels), decomposition_table.get(layer)) for layer in _LAYERS]
     for layer in _LAYERS:
-        _set(layer, {**layer.py_kernels, **dict.fromkeys(_KEYS, _types)}, _types)
+        set_kernels(layer, {**layer.py_kernels, **dict.fromkeys(_KEYS, _types)}, _types)
     try:
         yield
     finally:
         for layer, (kernels, decomposition) in zip(_LAYERS, kept, strict=True):
-            _set(layer, kernels, decomposition)
+            set_kernels(layer, kernels, decomposition)
 
 
-def _set(layer: Any, kernels: dict[Any, Any], decomposition: Any) -> None:
-    layer.py_kernels.clear()
-    layer.py_kernels.update(kernels)
-    layer._dispatch_cache.clear()
+def set_kernels(op: Any, kernels: dict[Any, Any], decomposition: Any) -> None:
+    """Give an op these Python kernels by their keys, and this decomposition, in torch's tables."""
+    op.py_kernels.clear()
+    op.py_kernels.update(kernels)
+    op._dispatch_cache.clear()
     if decomposition is None:
-        decomposition_table.pop(layer, None)
+        decomposition_table.pop(op, None)
     else:
-        decomposition_table[layer] = decomposition
+        decomposition_table[op] = decomposition
 
 
 def _types(
