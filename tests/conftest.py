@@ -56,8 +56,11 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if is_full_run(config):
         return
-    kept = [item for item in items if belongs_to_plain_run(item, config)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    kept: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        (kept if belongs_to_plain_run(item, config) else others).append(item)
+    config.hook.pytest_deselected(items=others)
     items[:] = kept
 
 
