@@ -20,6 +20,7 @@ from regraft.ir import (
     AttrSpec,
     Builder,
     Constant,
+    Dim,
     DType,
     Function,
     Leaf,
@@ -423,9 +424,12 @@ def decayed(b: Builder, h: Value, x: Value, w: Value) -> Sequence[Value]:
     return h, b.aten.neg(h)
 
 
-@pytest.mark.parametrize(("name", "trips"), [("eager", 0), ("eager", 5), ("ort", 1), ("ort", 5)])
-def test_a_scan_stacks_a_row_for_each_trip(name: str, trips: int) -> None:
-    state, rows = TensorType(DType.F32, (3,)), TensorType(DType.F32, (S, 3))
+@pytest.mark.parametrize(
+    ("name", "length", "trips"),
+    [("eager", U, 0), ("eager", S, 5), ("ort", S, 1), ("ort", S, 5), ("ort", U, 0), ("ort", U, 5)],
+)
+def test_a_scan_stacks_a_row_for_each_trip(name: str, length: Dim, trips: int) -> None:
+    state, rows = TensorType(DType.F32, (3,)), TensorType(DType.F32, (length, 3))
     region = Region([state, rows, state])
     b = Builder(OPS, region)
     results = scanned(b, *region.args, decayed)
@@ -434,7 +438,7 @@ def test_a_scan_stacks_a_row_for_each_trip(name: str, trips: int) -> None:
     function = Function("forward", region, input_symbols(region.args))
     h, x, w = torch.randn(3), torch.randn(trips, 3), torch.rand(3)
     executable = backend(name).lower(function, Store(), LowerOptions())
-    last, stacked = executable.run([h, x, w], {"s": trips})
+    last, stacked = executable.run([h, x, w], {str(length): trips})
     expected = []
     for each in x:
         h = h * w + each
@@ -457,12 +461,26 @@ def test_a_scan_refuses(change: Body, reason: str) -> None:
         scanned(Builder(OPS, region), *region.args, change)
 
 
-def test_a_scan_that_may_have_no_trip_is_none_of_onnx_runtimes() -> None:
-    state, rows = TensorType(DType.F32, (3,)), TensorType(DType.F32, (U, 3))
-    region = Region([state, rows, state])
-    results = scanned(Builder(OPS, region), *region.args, decayed)
-    assert backend("ort").supports(results[0].op) == "it may have no trip, which Scan refuses"
-    assert backend("eager").supports(results[0].op) is None
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
+@pytest.mark.parametrize("name", ["eager", "ort"])
+def test_a_recurrent_layer_may_have_no_step(name: str, cell: str) -> None:
+    """ONNX Runtime's kernels give arbitrary states then, or end the process."""
+    gates = {"lstm": 4, "gru": 3}.get(cell, 1)
+    shapes = [(U, 2, 5), (2, gates * 3, 5), (2, gates * 3, 3), (2, gates * 6), (2, 2, 3), (2, 2, 3)]
+    region = Region([TensorType(DType.F32, shape) for shape in shapes[: 6 if cell == "lstm" else 5]])
+    b = Builder(OPS, region)
+    x, weight, recurrence, bias, *states = region.args
+    memory = states[1] if cell == "lstm" else None
+    b.create("cf.yield", (b.rg.recurrent(x, weight, recurrence, bias, states[0], memory, cell),))
+    function = Function("forward", region, input_symbols(region.args))
+    executable = backend(name).lower(function, Store(), LowerOptions())
+    _, *given = (torch.randn(tuple(int(str(size)) if size != U else 0 for size in shape)) for shape in shapes)
+    others = given[: len(region.args) - 1]
+    rows, *last = executable.run([torch.randn(0, 2, 5), *others], {"u": 0})
+    assert rows.shape == (0, 2, 2, 3)
+    torch.testing.assert_close(last, others[3:])
+    rows, *_ = executable.run([torch.randn(4, 2, 5), *others], {"u": 4})
+    assert rows.shape == (4, 2, 2, 3)
 
 
 def test_a_scan_needs_something_to_scan() -> None:

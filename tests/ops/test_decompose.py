@@ -16,7 +16,7 @@ UNDEFINED = frozenset(
     {"aten.empty.memory_format", "aten.empty_permuted", "aten.empty_like", "aten.new_empty"}
 )
 #: Ops of our own that a decomposition of torch's may be made of.
-INNER = ("rg.dim_value", "rg.recurrent", "rg.check")
+INNER = ("rg.dim_value", "rg.recurrent", "rg.check", "cf.scan")
 
 
 @pytest.mark.conformance

@@ -111,6 +111,9 @@ def recurrent(
     """One layer: ``x[T, N, I] -> [T, D, N, H]`` and the last states."""
     layer, order = _LAYERS[cell]
     directions, rows, width = recurrence.shape
+    if not x.shape[0]:  # torch refuses to run no step
+        last = [state.clone() for state in (hidden, memory) if state is not None]
+        return x.new_empty(0, directions, x.shape[1], width), *last
 
     def restored(gates: Tensor) -> Tensor:
         blocks = gates.chunk(len(order))

@@ -269,9 +269,12 @@ class _Importer:
 
     def _add_size(self, node: Node) -> None:
         """An integer that a tensor holds, which later code takes for a size."""
-        dim, symbols = self.sizes.dim(node.meta["val"]), self.sizes.take_fresh()
-        (tensor,) = node.all_input_nodes
-        number_as_size(self._builder(node), self._value(tensor), dim, symbols)
+        size, value = node.meta["val"], self._value(node.all_input_nodes[0])
+        known = value.op.site.dim_attr("value") if value.op and value.op.name == "rg.dim_value" else None
+        if known is not None and self.sizes.settle(size, known):
+            return
+        dim, symbols = self.sizes.dim(size), self.sizes.take_fresh()
+        number_as_size(self._builder(node), value, dim, symbols)
 
     def _is_size_assert(self, node: Node) -> bool:
         """Whether ``node`` asserts a fact about sizes; one that is not proved becomes a check."""

@@ -29,6 +29,8 @@ class Sizes:
         self._relaxed = relaxed
         self._symbols: dict[str, Symbol] = {}
         self._fresh: list[Symbol] = []
+        #: What symbols of values' own sizes are, where these values are sizes themselves.
+        self._settled: dict[Symbol, Dim] = {}
         #: The greatest length of a result that depends on values, while it is known.
         self.longest: int | None = None
 
@@ -36,6 +38,16 @@ class Sizes:
         """The symbols of values' own sizes that came up since the last call: an op defines them."""
         fresh, self._fresh = tuple(self._fresh), []
         return fresh
+
+    def settle(self, size: int | torch.SymInt, dim: Dim) -> bool:
+        """Let ``size``, a symbol that did not come up before, be ``dim``; whether it is such a one."""
+        known = len(self._symbols)
+        symbol = dims.as_symbol(self.dim(size))
+        if symbol is None or symbol not in self._fresh or len(self._symbols) != known + 1:
+            return False
+        self._fresh.remove(symbol)
+        self._settled[symbol] = dim
+        return True
 
     def new_symbol(self) -> Symbol:
         """A symbol for a size that torch has no symbol for."""
@@ -57,7 +69,7 @@ class Sizes:
         for symbol in sorted(expression.free_symbols, key=str):
             self._register(symbol)
         try:
-            return from_sympy(expression, self._symbols)
+            return dims.substitute(from_sympy(expression, self._symbols), self._settled)
         except ValueError as error:
             raise CaptureError(f"the size {expression} cannot be expressed: {error}") from error
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from regraft.ir.builder import Builder
+from regraft.ir.core import Region
 from regraft.ir.dims import Dim
 from regraft.ir.opdef import SAFE, CallSite, OpDef
 from regraft.ir.ops.rules import define, refuse, require, require_equal, require_rank, same_dtype, spelling
@@ -55,6 +57,69 @@ def _layer(site: CallSite) -> Sequence[TensorType]:
 def _layer_flops(site: CallSite) -> Dim:
     x, weight, recurrence = site.type("x"), site.type("weight"), site.type("recurrence")
     return 2 * x.shape[0] * x.shape[1] * (weight.numel + recurrence.numel)
+
+
+# -- one layer as a loop -----------------------------------------------------------------------
+
+
+def _as_scans(b: Any, op: Any) -> list[Any]:
+    """A scan for each direction; the products of all steps' inputs are one."""
+    outputs: list[Any] = []
+    lasts: list[list[Any]] = []
+    length, batch, _ = op.operand("x").tensor.shape
+    for d in range(op.operand("weight").tensor.shape[0]):
+        x = b.aten.flip(op.operand("x"), (0,)) if d else op.operand("x")
+        weight, recurrence = (_of_direction(b, op.operand(name), d) for name in ("weight", "recurrence"))
+        rows, width = recurrence.tensor.shape
+        bias = op.optional("bias")
+        both = None if bias is None else _of_direction(b, bias, d)
+        biases = [None if both is None else take(b, both, 0, i * rows, rows) for i in (0, 1)]
+        given = b.aten.linear(x, weight, biases[0])
+        states = [op.operand("hidden"), op.optional("memory")]
+        starts = [_of_direction(b, state, d) for state in states if state is not None]
+        fixed = [recurrence] if biases[1] is None else [recurrence, biases[1]]
+        body = _step(b, op.attr("cell"), starts, given, fixed)
+        *last, steps = b.create("cf.scan", (starts, (given,), fixed), regions=(body,)).results
+        steps = b.aten.flip(steps, (0,)) if d else steps
+        outputs.append(view(b, steps, (length, 1, batch, width)))
+        lasts.append([view(b, state, (1, batch, width)) for state in last])
+    if len(outputs) == 1:
+        return [outputs[0], *lasts[0]]
+    ends = [b.aten.cat(states, 0) for states in zip(*lasts, strict=True)]
+    return [b.aten.cat(tuple(outputs), 1), *ends]
+
+
+def _of_direction(b: Any, value: Any, d: int) -> Any:
+    return view(b, take(b, value, 0, d, 1), value.tensor.shape[1:])
+
+
+def _step(b: Any, cell: str, starts: Sequence[Any], given: Any, fixed: Sequence[Any]) -> Region:
+    """A trip over the states, the gates' share of the input, the recurrence and perhaps its bias."""
+    step = given.tensor.with_shape(given.tensor.shape[1:])
+    region = Region([*(s.tensor for s in starts), step, *(value.tensor for value in fixed)])
+    inner: Any = Builder(b.table, region, loc=b.loc)
+    states, (x, recurrence, *bias) = region.args[: len(starts)], region.args[len(starts) :]
+    own = inner.aten.linear(states[0], recurrence, *bias)
+    width, gates = states[0].tensor.shape[1], len(CELLS[cell])
+    xs, hs = ([take(inner, value, 1, i * width, width) for i in range(gates)] for value in (x, own))
+    after = _after(inner, cell, xs, hs, states)
+    inner.create("cf.yield", ((*after, after[0]),))
+    return region
+
+
+def _after(b: Any, cell: str, xs: Sequence[Any], hs: Sequence[Any], states: Sequence[Any]) -> list[Any]:
+    """The states after a step, of what input and state give to each gate."""
+    add, mul = b.aten.add.Tensor, b.aten.mul.Tensor
+    if cell == "gru":
+        update, reset = (b.aten.sigmoid(add(x, h)) for x, h in zip(xs[:2], hs[:2], strict=True))
+        new = b.aten.tanh(add(xs[2], mul(reset, hs[2])))
+        return [add(new, mul(update, b.aten.sub.Tensor(states[0], new)))]
+    sums = [add(x, h) for x, h in zip(xs, hs, strict=True)]
+    if cell != "lstm":
+        return [b.aten.tanh(sums[0]) if cell == "rnn_tanh" else b.aten.relu(sums[0])]
+    enters, leaves, kept = map(b.aten.sigmoid, sums[:3])
+    memory = add(mul(kept, states[1]), mul(enters, b.aten.tanh(sums[3])))
+    return [mul(leaves, b.aten.tanh(memory)), memory]
 
 
 # -- torch's layers ----------------------------------------------------------------------------
@@ -156,6 +221,7 @@ OPS = (
         _layer,
         SAFE,
         _layer_flops,
+        decompose=_as_scans,
     ),
     _torch_layer("lstm", "Tensor[]"),
     _torch_layer("gru", "Tensor"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from regraft.ir import Builder, Region, Symbol, Type, Value
+from regraft.ir import Builder, Dim, Region, Symbol, Type, Value
 
 #: ``body(op, *arguments)`` gives the value or the values that a region yields. Spelled out by number of
 #: arguments, so that the parameters of a lambda have types.
@@ -42,11 +42,13 @@ def loop(op: Builder, operands: Sequence[Value], test: Body, body: Body) -> Any:
     return _results(op.create("cf.while", (tuple(operands),), regions=regions).results)
 
 
-def below(limit: int) -> Body:
+def below(limit: Dim) -> Body:
     """The test of a loop whose first value counts up to ``limit``."""
 
     def test(op: Any, i: Value, *_: Value) -> Any:
-        return op.aten.lt.Scalar(i, limit)
+        if isinstance(limit, int):
+            return op.aten.lt.Scalar(i, limit)
+        return op.aten.lt.Tensor(i, op.rg.dim_value(limit))
 
     return test
 

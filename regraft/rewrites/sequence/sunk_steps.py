@@ -46,8 +46,8 @@ class SunkSteps(Rewrite):
 
     def check(self, m: Match) -> Declined | None:
         found = Scan.of(m.root)
-        if dims.le(2, found.length) is not True:
-            return m.decline("there may be one trip alone, which slices nothing", m.root.operands[0])
+        if found.length == 1:
+            return m.decline("there is one trip alone, which slices nothing", m.root.operands[0])
         if not _sunk(found):
             return m.decline("no slices are made of smaller ones that nobody else reads", m.root.operands[0])
         return None

@@ -9,7 +9,8 @@ import onnx_ir as ir
 from regraft.backends.ort.dtypes import ONNX_TYPES, carrier
 from regraft.backends.ort.emit import Emitter, Lowering
 from regraft.backends.ort.lower import blocks
-from regraft.ir import DType, Op, Region, Value, dims, settled_form
+from regraft.backends.ort.lower.empty import empty, unless_empty
+from regraft.ir import DType, Op, Region, Value, settled_form
 
 
 def _cond(e: Emitter, op: Op) -> list[ir.Value]:
@@ -114,8 +115,19 @@ def _while(e: Emitter, op: Op) -> list[ir.Value]:
     return [by_index.get(i, start[i]) for i in range(len(start))]
 
 
-def _scan(e: Emitter, op: Op) -> list[ir.Value]:
-    """``Scan`` reads slices and writes rows in place; what is fixed its body sees from outside."""
+def _scan(e: Emitter, op: Op) -> Sequence[ir.Value]:
+    """``Scan`` reads slices and writes rows in place; it refuses to make no trip."""
+    count = op.variadic("scanned")[0].tensor.shape[0]
+
+    def nothing() -> list[ir.Value]:
+        starts = [e.get(value) for value in op.variadic("carried")]
+        return [*starts, *(empty(e, result.tensor) for result in op.results[len(starts) :])]
+
+    return unless_empty(e, count, lambda: _trips(e, op), nothing)
+
+
+def _trips(e: Emitter, op: Op) -> list[ir.Value]:
+    """What is fixed the body of the ``Scan`` sees from outside."""
     (body,) = op.regions
     carried, scanned = op.variadic("carried"), op.variadic("scanned")
     moving = len(carried) + len(scanned)
@@ -129,8 +141,6 @@ def _scan(e: Emitter, op: Op) -> list[ir.Value]:
 
 
 def _scan_fits(op: Op) -> str | None:
-    if dims.le(1, op.variadic("scanned")[0].tensor.shape[0]) is not True:
-        return "it may have no trip, which Scan refuses"
     checks = any(inner.name == "rg.check" for region in op.regions for inner in region.walk())
     return "a trip of it checks values" if checks else None
 

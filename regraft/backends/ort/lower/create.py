@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from regraft.backends.ort.dtypes import carrier
 from regraft.backends.ort.emit import Emitter, Lowering
-from regraft.ir import DType, Expr, Op
+from regraft.ir import DType, Expr, Op, dims
 
 #: Ranges up to this long are written out.
 _SHORT = 256
@@ -32,7 +32,8 @@ def _arange(e: Emitter, op: Op) -> ir.Value:
             return e.cast_array(values, dtype)
         counted = e.op("Range", *(e.scalar(v, DType.I64) for v in (0, length, 1)))
         return _affine(e, counted, start, step, dtype)
-    if dtype in (DType.I64, DType.I32):
+    # ONNX Runtime makes a Slice of a Gather at a Range, where negative bounds count from the end.
+    if dtype in (DType.I64, DType.I32) and step > 0 and dims.le(0, start) is True:
         bounds = [_number(e, v, dtype) for v in (start, end, step)]
         return e.op("Range", *bounds)
     counted = e.op("Range", e.scalar(0, DType.I64), e.size_scalar(length), e.scalar(1, DType.I64))

@@ -1,4 +1,4 @@
-"""Kernels that refuse to run over no elements."""
+"""Kernels that refuse to run over no elements, or go wrong there."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
+from regraft.backends.ort.dtypes import carrier
 from regraft.backends.ort.emit import Emitter
-from regraft.ir import Dim, DType, dims
+from regraft.ir import Dim, DType, TensorType, dims
 
 
 def is_positive(size: Dim) -> bool:
@@ -36,3 +37,8 @@ def unless_empty(
     with e.nested():
         other = e.graph("none", otherwise())
     return e.ops("If", len(then.outputs), some, then_branch=then, else_branch=other)
+
+
+def empty(e: Emitter, type: TensorType) -> ir.Value:
+    """A tensor of ``type``, which has no elements where this is run."""
+    return e.expand(e.scalar(0, carrier(type.dtype)), (), type.shape)

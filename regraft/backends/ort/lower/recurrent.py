@@ -8,12 +8,23 @@ import onnx_ir as ir
 
 from regraft.backends.ort.emit import Emitter, Lowering
 from regraft.backends.ort.lower.elementwise import dtype_of
+from regraft.backends.ort.lower.empty import empty, unless_empty
 from regraft.ir import Dim, DType, Op, dims
 
 _KINDS = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
 
 
-def _recurrent(e: Emitter, op: Op) -> list[ir.Value]:
+def _recurrent(e: Emitter, op: Op) -> Sequence[ir.Value]:
+    """Without a step the kernels' last states are arbitrary, or the process ends."""
+
+    def nothing() -> list[ir.Value]:
+        names = ("hidden", "memory") if op.attr("cell") == "lstm" else ("hidden",)
+        return [empty(e, op.results[0].tensor), *(e.operand(op, name) for name in names)]
+
+    return unless_empty(e, op.operand("x").tensor.shape[0], lambda: _steps(e, op), nothing)
+
+
+def _steps(e: Emitter, op: Op) -> list[ir.Value]:
     cell = op.attr("cell")
     directions, _, width = op.operand("recurrence").tensor.shape
     attrs = {"hidden_size": width, "direction": "bidirectional" if directions == 2 else "forward"}

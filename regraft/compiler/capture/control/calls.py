@@ -344,9 +344,10 @@ class Calls:
     def element(self, value: Any, index: Any) -> Any:
         """``value[index]``"""
         if isinstance(value, Growing):
-            is_part = isinstance(index, slice)
-            if is_part:
-                return value.part(element(value.rows, index, self.context))
+            if isinstance(index, slice):
+                is_turned = (index.start, index.stop, index.step) == (None, None, -1)
+                rows = value.rows.flip(0) if is_turned else element(value.rows, index, self.context)
+                return value.part(rows)
             return self.context.taken(value, value.element(index))
         if isinstance(value, SEQUENCES) and is_integer(index) and self._undecided(index):
             return self._among(value, unwrapped(index))

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 
 from regraft.compiler.capture.control.exact import check
 from regraft.compiler.capture.control.number import (
@@ -144,7 +144,8 @@ class Growing:
         """The elements, which are tensors, one after the other; a call fails in which there are none."""
         if self.kind is not None:
             self.refuse("of numbers is stacked")
-        check(as_tensor(self.length > 0), "RuntimeError: a list of tensors to be joined is empty")
+        if not statically_known_true(self.length > 0):
+            check(as_tensor(self.length > 0), "RuntimeError: a list of tensors to be joined is empty")
         return self.rows
 
     @property
@@ -188,6 +189,9 @@ class Growing:
     def _check_type(self, element: Element | None) -> None:
         if not self.element_type.is_like(element):
             self.refuse("takes in an element of another type")
+
+    def reverse(self) -> None:
+        self.rows = self.rows.flip(0)
 
     def part(self, rows: Tensor) -> Growing:
         """A list of some of the elements, which are ``rows``."""
@@ -369,6 +373,9 @@ class Inner(Growing):
     def extend(self, others: Any) -> None:
         self._keep()
 
+    def reverse(self) -> None:
+        self._keep()
+
     def _keep(self) -> NoReturn:
         self.refuse(
             "changes in another list, which holds it", "take a copy first, as in path = list(paths[i])"
@@ -428,6 +435,9 @@ class Ragged(Growing):
     def part(self, rows: Tensor) -> Growing:
         self.refuse("of lists of numbers is cut")
 
+    def reverse(self) -> None:
+        self.refuse("of lists of numbers is turned round")
+
     @property
     def truths(self) -> Tensor:
         return self.lengths != 0
@@ -455,7 +465,7 @@ def _runs_in_place(frame: FrameType) -> bool:
     return any(step.offset == frame.f_lasti and step.argrepr == "+=" for step in steps)
 
 
-_CHANGES = frozenset(["insert", "pop", "remove", "clear", "reverse", "sort"])
+_CHANGES = frozenset(["insert", "pop", "remove", "clear", "sort"])
 
 
 def has_grown(start: list[Any], after: Any) -> bool:

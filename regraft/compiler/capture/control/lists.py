@@ -19,7 +19,7 @@ from regraft.compiler.capture.control.loops import Run
 from regraft.compiler.capture.control.meeting import meet, run_arm
 from regraft.compiler.capture.control.number import Number
 from regraft.compiler.capture.control.sequences import Sequence, sequence_of
-from regraft.compiler.capture.control.state import Saved, Variables
+from regraft.compiler.capture.control.state import KEPT, Saved, Variables
 from regraft.compiler.capture.control.watch import is_held_elsewhere, is_shared
 
 #: For some items: whether each stays, and what makes its value.
@@ -41,20 +41,35 @@ def listed(context: Context, make: Make, iterable: Any) -> Any:
 
 def _of_sequence(context: Context, make: Make, sequence: Sequence) -> Any:
     """The list of values from a loop of which only a call knows the trips."""
-
-    def trip(run: Run, item: Any) -> None:
-        for holds, value in make([item]):
-            _with(context, found, holds, value)
+    are_kept: list[Any] = []
 
     def first() -> Iterator[Any]:
         item = sequence.at(Number(torch.zeros((), dtype=torch.int64)))
-        return (value() for _, value in islice(make([item]), 1))
+        for holds, value in islice(make([item]), 1):
+            are_kept.append(holds)
+            yield value()
 
-    found = _started(context, [], first)
+    found: Any = _started(context, [], first)
     if isinstance(found, list):  # no item makes a value
         return found
-    variables = Variables((_LIST, _GOES_ON), (lambda: found, lambda: True), _put)
-    Run(context, trip, _nothing, variables, _GOES_ON, (_LIST,), leaves=False).over(sequence)
+    if are_kept[0] is True and not isinstance(sequence.count, Number):
+        found = []  # a trip for each item appends as much
+
+    def trip(run: Run, item: Any) -> None:
+        nonlocal found
+        for holds, value in make([item]):
+            found = _with(context, found, holds, value)
+
+    def put(values: Any, _: Any) -> None:
+        nonlocal found
+        if values is not KEPT:
+            found = values
+
+    variables = Variables((_LIST, _GOES_ON), (lambda: found, lambda: True), put)
+    appended = (_LIST,)
+    Run(context, trip, _nothing, variables, _GOES_ON, (_LIST,), leaves=False, appended=appended).over(
+        sequence
+    )
     return found
 
 

@@ -22,19 +22,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from regraft.compiler.capture.control.carried import (
     as_carried,
     carried_parts,
-    fit_rows,
     loaded,
     pairs,
     placeholder,
     settled,
 )
+from regraft.compiler.capture.control.collecting import Collecting
 from regraft.compiler.capture.control.context import (
     Context,
     Given,
@@ -49,8 +49,7 @@ from regraft.compiler.capture.control.growing import Element, Growing, has_grown
 from regraft.compiler.capture.control.markers import differ
 from regraft.compiler.capture.control.meeting import meet, run_arm
 from regraft.compiler.capture.control.merging import Merging
-from regraft.compiler.capture.control.number import as_tensor, as_truth, unwrapped
-from regraft.compiler.capture.control.optional import in_place_of
+from regraft.compiler.capture.control.number import Number, as_tensor, as_truth, unwrapped
 from regraft.compiler.capture.control.sequences import Items, Span
 from regraft.compiler.capture.control.sequences import Sequence as Unknown
 from regraft.compiler.capture.control.state import (
@@ -145,7 +144,9 @@ class Run:
         """``for`` over many indices, or over as much as a call knows, one trip standing for all of them."""
         count: list[Any] = [0]
         trip, variables = self.trip, self.variables
-        at = Span(items.start, items.stop, items.step).at if isinstance(items, range) else items.at
+        if isinstance(items, range):
+            items = Unknown(len(items), Span(items.start, items.stop, items.step).at)
+        length, at = items.length, items.at
 
         def one(run: Run) -> None:
             trip(run, at(count[0]))
@@ -158,10 +159,12 @@ class Run:
 
         gets = (*variables.gets, lambda: count[0])
         self.trip, self.variables = one, Variables((*variables.names, _COUNT), gets, put)
-        if isinstance(items, range):
-            Region(self, lambda: count[0] < len(items), starts=True, trips=len(items)).run()
+        trips = items.count
+        if isinstance(trips, Number):
+            Region(self, lambda: count[0] < length).run()
         else:
-            Region(self, lambda: count[0] < items.length).run()
+            starts = statically_known_true(trips >= 1)
+            Region(self, lambda: count[0] < length, starts=starts, trips=trips).run()
 
     def repeat(self, test: Callable[[], Any] | None) -> None:
         """``while test()``; without end where there is no test."""
@@ -203,7 +206,7 @@ class Region:
         test: whether another trip follows; None where only the trip itself says so.
         starts: whether the first trip is made for certain.
         goes_on: what a trip before the region said about another one.
-        trips: how many there are, where that is known; the variable ``_COUNT`` then counts them.
+        trips: how many there are, where that is a number or a size; the variable ``_COUNT`` then counts them.
         start: what the loop begins with, by variable; its parts that may change are tensors and ``Number``.
     """
 
@@ -211,7 +214,7 @@ class Region:
     test: Callable[[], Any] | None
     starts: bool = False
     goes_on: Any = True
-    trips: int | None = None
+    trips: Any = None
     start: list[Any] = field(default_factory=list[Any])
 
     def __post_init__(self) -> None:
@@ -222,8 +225,7 @@ class Region:
         self.before = [Node.of(value) for value in self.saved.values]
         self.after = self.before
         self.watch = Watch.of(self.loop.context)
-        #: What lists collect, a tensor with a row for each trip for each append of a trip.
-        self.rows: dict[str, list[Tensor]] = {}
+        self.lists = Collecting(self.loop.context, self.trips)
         #: What the loop begins with, and a trip ends with.
         self.given: tuple[list[Tensor], list[Tensor]] = [], []
         #: What the present trip began with, and the count of writes to each.
@@ -247,7 +249,7 @@ class Region:
             self._settle()
         flag = [as_truth(self.goes_on)] if loop.leaves else []
         carried = [as_tensor(leaf) for value in self.start for leaf in carried_parts(value)]
-        rows = [row for every in self.rows.values() for row in every]
+        rows = self.lists.tensors
         begin, changing = [*flag, *carried, *rows], self._changing()
         self.given = begin, []
         results = context.tracer.loop(self._tested, self._trip, begin, context.limit, changing)
@@ -255,8 +257,8 @@ class Region:
             for given, result in zip(tensors, results, strict=False):  # a trip that is not made gives none
                 context.hand_on(given, result)
         self._load(results, left=True)
-        self._note_appended(results)
         self._collect(results[len(results) - len(rows) :])
+        self._note_appended(results)
         if not loop.leaves:
             loop.done()
         elif self.test is not None:
@@ -282,24 +284,17 @@ class Region:
         outcome = self._run_trip(on)
         self._check_settled(outcome)
         found = on if self.loop.leaves else []
-        rows = iter(now[len(now) - sum(map(len, self.rows.values())) :])
+        rows = iter(now[len(now) - len(self.lists.tensors) :])
         collected: list[Tensor] = []
         for name, start, value in zip(self.variables.names, self.start, outcome.rebuilt(), strict=True):
-            if name in self.rows:
+            if name in self.lists.columns:
                 value, new = value[: len(start)], value[len(start) :]
-                collected += [self._with_row(next(rows), each) for each in new]
+                collected += [self.lists.with_row(next(rows), self.count, each) for each in new]
             if start is not UNBOUND:
                 found += self._yielded(start, value)
         self.given[1][:] = *found, *collected
         self._check_written(outcome)
         return [*found, *collected]
-
-    def _with_row(self, rows: Tensor, element: Tensor) -> Tensor:
-        """``rows`` with what this trip has appended; in eager the list holds the ``element`` itself."""
-        at = as_tensor(self.count).reshape(1)
-        found = rows.index_copy(0, at, element.unsqueeze(0))
-        self.loop.context.copied(found, element)
-        return found
 
     def _run_trip(self, on: list[Tensor]) -> Outcome:
         def trip() -> None:
@@ -336,14 +331,12 @@ class Region:
 
     def _collect(self, rows: Sequence[Tensor]) -> None:
         """Put what was collected into the lists."""
-        rest = iter(rows)
-        for name, every in self.rows.items():
-            container: list[Any] = self.saved.values[self.variables.names.index(name)]
-            columns = [next(rest) for _ in every]
-            parts = [part for trip in zip(*(c.unbind(0) for c in columns), strict=True) for part in trip]
-            if len(columns) == 1 and not container:
-                self.loop.context.collected.append((parts, columns[0]))
-            container.extend(parts)
+        rest, found = iter(rows), list(self.variables.read())
+        for name, columns in self.lists.columns.items():
+            index = self.variables.names.index(name)
+            found[index] = self.lists.filled(self.saved.values[index], [next(rest) for _ in columns])
+        self.variables.write(found)
+        self._check_growing(found)
 
     def settles(self) -> bool:
         """Whether the first trip can be one like the others, which find all variables as the trip before left
@@ -367,7 +360,7 @@ class Region:
         The last of them would change nothing: where no trace knows better, the recorded one is to show that.
         """
         self.start = [mapped(as_carried, value) for value in self.saved.values]
-        self.rows.clear()
+        self.lists.columns.clear()
         self.resized.clear()
         self.rebound.clear()
         self.after = self.before
@@ -426,9 +419,9 @@ class Region:
             raise Unsettled(self._place)
 
     def _is_settled(self, number: int, name: str, start: Any, after: Any) -> bool:
-        if name in self.rows:
+        if name in self.lists.columns:
             after, new = after[: len(start)], after[len(start) :]
-            if not fit_rows(self.rows[name], new):
+            if not self.lists.fits(name, new):
                 return False
         return self._adapted(name, start, after) is start and not self._resized(number, after)
 
@@ -451,7 +444,7 @@ class Region:
         if isinstance(start, Growing) and not isinstance(after, Growing):  # a list that has grown
             parts = range(len(carried_parts(start)))
             return [(variable, i, 0) for i in parts if (variable, i, 0) not in self.resized]
-        if self.variables.names[variable] in self.rows:
+        if self.variables.names[variable] in self.lists.columns:
             after = after[: len(start)]
         return [
             (variable, part, axis)
@@ -486,7 +479,7 @@ class Region:
             return self._lose(name, Lost("is set only inside a loop", "give it a value before the loop"))
         if isinstance(start, list) and has_grown(start, after):
             starts = isinstance(after, list) and self._starts_to_collect(name, after[len(start) :])
-            if name not in self.rows and not starts:
+            if name not in self.lists.columns and not starts:
                 grown = self._starts_to_grow(name, start, after)
                 reason = Lost("is a list that grows", "append tensors of one shape to it")
                 return self._lose(name, reason) if grown is None else grown
@@ -508,12 +501,9 @@ class Region:
         container = self.saved.values[self.variables.names.index(name)]
         if self.trips is None or self.loop.leaves or name not in self.loop.appended:
             return False
-        if not all(isinstance(each, Tensor) for each in new) or is_shared(self.loop.context, name, container):
+        if is_shared(self.loop.context, name, container):
             return False
-        self.rows[name] = [
-            torch.stack([in_place_of(each)]).repeat(self.trips, *[1] * each.dim()) for each in new
-        ]
-        return True
+        return self.lists.starts(name, container, new)
 
     def _starts_to_grow(self, name: str, start: Sequence[Any], after: Any) -> Growing | None:
         """What ``name``, a list, starts with, of which a trip makes ``after``; None where that cannot be."""
@@ -528,7 +518,7 @@ class Region:
 
     def _check_written(self, outcome: Outcome) -> None:
         """A list holds the tensors it was given: no trip may write to what an earlier one has appended."""
-        lists = [value for value in outcome.rebuilt() if isinstance(value, Growing)]
+        lists = [self.lists, *(value for value in outcome.rebuilt() if isinstance(value, Growing))]
         held = self.loop.context.is_held
         for (tensor, version), *given in zip(self.loaded, *self.given, strict=True):
             if tensor._version == version:

@@ -13,7 +13,11 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import free_symbols, statically_known_true
+from torch.fx.experimental.symbolic_shapes import (
+    free_symbols,
+    free_unbacked_symbols,
+    statically_known_true,
+)
 
 from regraft.compiler.capture.control.context import Context
 from regraft.compiler.capture.control.exact import check
@@ -81,8 +85,10 @@ class Span:
 
     @property
     def length(self) -> Any:
-        more = self.step - 1 if self.step > 0 else self.step + 1
-        return (self.stop - self.start + more) // self.step
+        far, step = self.stop - self.start, self.step
+        if step < 0:
+            far, step = self.start - self.stop, -step
+        return far if step == 1 else (far + step - 1) // step
 
     @property
     def count(self) -> Any:
@@ -137,10 +143,12 @@ class Span:
 
 
 def not_negative(length: Any) -> Any:
-    """``max(length, 0)``; the sizes of tensors are left as they are."""
-    if isinstance(length, torch.SymInt) and statically_known_true(length >= 0):
+    """``max(length, 0)``; sizes of arguments, and what is computed from them, stay sizes."""
+    if not isinstance(length, Number) and statically_known_true(length >= 0):
         return length
-    return Number(as_tensor(length).clamp(min=0))
+    if isinstance(length, Number) or free_unbacked_symbols(length):
+        return Number(as_tensor(length).clamp(min=0))
+    return torch.sym_max(length, 0)
 
 
 def asked(value: Any) -> Any:
