@@ -197,19 +197,20 @@ class FileExporter(Protocol):
         contrib: bool,
         input_names: Sequence[str] | None = None,
         output_names: Sequence[str] | None = None,
+        size_names: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Any:
         """Write ``function`` to ``path``, whole or not at all; what was written is described.
 
-        The file says of itself what ``metadata`` has.
+        Symbols have the names of ``size_names`` in it, and it says of itself what ``metadata`` has.
 
         Raises:
             OptionError: ``path`` cannot be written, or ``opset`` is not one that can be emitted.
         """
         ...
 
-    def argument_names(self, function: Function, taken: Sequence[str]) -> list[str]:
-        """The names of the arguments in a file, none of them in ``taken``."""
+    def argument_names(self, function: Function) -> list[str]:
+        """The names of the arguments in a file."""
         ...
 
     def plan_runner(self) -> str:

@@ -439,11 +439,11 @@ def export_onnx(
     if adapter is not None:
         options = replace(options, adapters=options.adapters.only(adapter))
     phases = Phases(options.progress)
-    _, compilation, store = prepared(
+    captured, compilation, store = prepared(
         model, args, kwargs, dynamic_shapes, options, phases, switched=adapter is None
     )
     with torch.no_grad(), phases.phase("lower"):
-        return write_onnx(compilation, store, target, opset, contrib, switched)
+        return write_onnx(compilation, store, target, opset, contrib, captured.size_names, switched)
 
 
 @checks_names
@@ -495,9 +495,9 @@ def export_plan(
         batch=batch,
     )
     phases = Phases(options.progress)
-    _, compilation, store = prepared(model, args, kwargs, dynamic_shapes, options, phases)
+    captured, compilation, store = prepared(model, args, kwargs, dynamic_shapes, options, phases)
     with torch.no_grad(), phases.phase("lower"):
-        return write_plan(compilation, store, target, opset, contrib)
+        return write_plan(compilation, store, target, opset, contrib, captured.size_names)
 
 
 def _target(call: str, path: Any) -> Path:

@@ -25,8 +25,9 @@ class ExportReport:
         path: the file.
         opset: version of the default domain.
         operators: ``domain::op`` -> nodes (the default domain has no prefix).
-        inputs, outputs: names in the order of the flat arguments and results. The model's state follows the
-            arguments, under the names of its buffers.
+        inputs, outputs: names in the order of the flat arguments and results: the path to each, as
+            ``batch_ids`` of an argument ``batch`` and ``states_last`` of a result, else ``output_N``. The
+            model's state follows the arguments, under the names of its buffers.
         writes: output -> the input that it is the new value of: feed it back there at the next run. Called
             ``<input>_out``, these outputs follow the results.
         checks: what the model checks of values and the file does not, each with its line: a run of the file
@@ -131,9 +132,12 @@ def write_onnx(
     path: Path,
     opset: int | None,
     contrib: bool,
+    sizes: Mapping[str, str],
     adapters: tuple[str, ...] = (),
 ) -> ExportReport:
     """Lower the whole module to one ONNX graph and write it to ``path``, whole or not at all.
+
+    ``sizes`` has the user's names of symbols.
 
     Raises:
         UnsupportedOpError: an op has no ONNX form; all of them are listed.
@@ -143,10 +147,18 @@ def write_onnx(
     exporter = backend("ort")
     assert isinstance(exporter, FileExporter), "the ort back end writes files"
     assign(function, (Writer(exporter),), None, compilation.options.table)
-    names, checks = output_names(function), checks_in(function)
+    inputs, checks = exporter.argument_names(function), checks_in(function)
     metadata = metadata_of(compilation, adapters)
     written = exporter.export_file(
-        function, store, path, opset=opset, contrib=contrib, output_names=names, metadata=metadata
+        function,
+        store,
+        path,
+        opset=opset,
+        contrib=contrib,
+        input_names=inputs,
+        output_names=output_names(function, inputs),
+        size_names=size_names(function, sizes),
+        metadata=metadata,
     )
     for domain in written.untried:
         compilation.report.notes.append(
@@ -174,36 +186,50 @@ def checks_in(function: Function) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"{op.loc}: {op.attr('message')}" for op in found))
 
 
-def output_names(function: Function) -> tuple[str, ...]:
-    """A name for each flat result: the key of the result's dict or output class, else ``output_N``.
+def output_names(function: Function, inputs: Sequence[str]) -> tuple[str, ...]:
+    """A name for each flat result, none of them among ``inputs``.
 
-    What is written back to an input is called ``<input>_out``.
+    It is the path to the result through dicts and output classes, with ``output`` before it where it starts
+    in a tuple, else ``output_N``. What is written back to an input is called ``<input>_out``.
     """
     signature = function.signature
     computed = len(function.results) - len(function.aliases) - len(signature.returned)
-    keys = _keys(signature.out_structure)
-    leaves = [(key, out) for key, out in zip(keys, signature.outputs, strict=True) if isinstance(out, int)]
+    paths = _paths(signature.out_structure)
+    leaves = [(path, out) for path, out in zip(paths, signature.outputs, strict=True) if isinstance(out, int)]
     names: dict[int, str] = {}
-    taken: set[str] = set()
-    for position, (key, out) in enumerate(leaves):
+    taken = set(inputs)
+    for position, (path, out) in enumerate(leaves):
         # Arguments that are returned come after what is written back.
         result = out if out < computed else out + len(function.aliases)
-        names[result] = unique_name(key or f"output_{position}", taken)
+        names[result] = unique_name(_joined(path) or f"output_{position}", taken)
     for result, target in function.aliases.items():
-        names[result] = unique_name(f"{function.args[target].hint}_out", taken)
+        names[result] = unique_name(f"{inputs[target]}_out", taken)
     return tuple(names[result] for result in range(len(function.results)))
 
 
-def _keys(structure: Any) -> list[str]:
-    """A name for each leaf, empty where the structure has none."""
-    context = structure.context
+def _joined(path: Sequence[str | int]) -> str:
+    """The name that ``path`` gives; empty where it has no key."""
+    if not any(isinstance(part, str) for part in path):
+        return ""
+    start = ("output",) if isinstance(path[0], int) else ()
+    return "_".join(str(part) for part in (*start, *path))
+
+
+def _paths(structure: Any) -> list[tuple[str | int, ...]]:
+    """The way to each leaf: keys of dicts and output classes, names of fields, positions elsewhere."""
     if structure.is_leaf():
-        return [""]
+        return [()]
     children = structure.children()
-    named: list[Any] = list(context) if isinstance(context, list) else []  # pyright: ignore[reportUnknownArgumentType]
-    if len(named) != len(children):
-        named = [""] * len(children)
-    keys: list[str] = []
-    for name, child in zip(named, children, strict=True):
-        keys += [str(name)] if child.is_leaf() else [f"{name}_{i}" for i, _ in enumerate(_keys(child))]
-    return keys
+    fields: Any = getattr(structure.context, "_fields", structure.context)
+    own: list[Any] = list(fields) if isinstance(fields, (list, tuple)) else []  # pyright: ignore[reportUnknownArgumentType]
+    keys: Sequence[Any] = [str(key) for key in own] if len(own) == len(children) else range(len(children))
+    return [(key, *path) for key, child in zip(keys, children, strict=True) for path in _paths(child)]
+
+
+def size_names(function: Function, given: Mapping[str, str]) -> dict[str, str]:
+    """Symbol -> its name in a file: the user's of ``given``, and others' own, told apart from these."""
+    inner = (s for op in function.walk() for s in (*op.symbols, *(s for r in op.regions for s in r.symbols)))
+    symbols = dict.fromkeys(symbol.name for symbol in (*function.symbols, *inner))
+    taken: set[str] = set()
+    names = {name: unique_name(given[name], taken) for name in symbols if name in given}
+    return {name: names.get(name) or unique_name(name, taken) for name in symbols}

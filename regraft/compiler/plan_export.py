@@ -18,6 +18,7 @@ from regraft.compiler.export import (
     checks_in,
     metadata_of,
     output_names,
+    size_names,
     told_of_approximations,
 )
 from regraft.compiler.materialise import Store
@@ -79,9 +80,16 @@ class PlanReport:
 
 
 def write_plan(
-    compilation: Compilation, store: Store, folder: Path, opset: int | None, contrib: bool
+    compilation: Compilation,
+    store: Store,
+    folder: Path,
+    opset: int | None,
+    contrib: bool,
+    sizes: Mapping[str, str],
 ) -> PlanReport:
     """Write the module as networks, a plan and the script that runs them; whole or not at all.
+
+    ``sizes`` has the user's names of symbols.
 
     Raises:
         UnsupportedOpError: an op has no ONNX form; all of them are listed.
@@ -98,7 +106,8 @@ def write_plan(
     except OSError as error:
         raise OptionError(f"cannot write to '{folder.parent}': {error.strerror}") from error
     try:
-        plan = _Plan(exporter, store, temporary, opset, contrib, metadata_of(compilation, ()))
+        names, metadata = size_names(function, sizes), metadata_of(compilation, ())
+        plan = _Plan(exporter, store, temporary, opset, contrib, names, metadata)
         record = plan.of(function)
         (temporary / _PLAN).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         (temporary / _RUNNER).write_text(exporter.plan_runner(), encoding="utf-8")
@@ -132,6 +141,7 @@ class _Plan:
     """The plan in the making.
 
     Fields:
+        sizes: names of symbols in the networks.
         slots: values that the plan knows -> their names in it.
         files: names of the networks that are written.
     """
@@ -141,17 +151,18 @@ class _Plan:
     folder: Path
     opset: int | None
     contrib: bool
+    sizes: Mapping[str, str]
     metadata: Mapping[str, str]
     slots: dict[Value, str] = field(default_factory=dict[Value, str])
     files: list[str] = field(default_factory=list[str])
     _names: set[str] = field(default_factory=set[str])
 
     def of(self, function: Function) -> Record:
-        inputs = self.exporter.argument_names(function, ())
+        inputs = self.exporter.argument_names(function)
         for name, argument in zip(inputs, function.args, strict=True):
             self._name(argument, name)
         block = self._block(function.body)
-        outputs = dict(zip(output_names(function), block["results"], strict=True))
+        outputs = dict(zip(output_names(function, inputs), block["results"], strict=True))
         return {
             "format": _FORMAT,
             "inputs": list(inputs),
@@ -242,6 +253,7 @@ class _Plan:
             contrib=self.contrib,
             input_names=[f"in_{i}" for i in range(len(inputs))],
             output_names=[f"out_{i}" for i in range(len(outputs))],
+            size_names=self.sizes,
             metadata=self.metadata,
         )
         self.files.append(name)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.utils._pytree import tree_leaves, tree_map
 
 import regraft
 from regraft.errors import OptionError, UnsupportedOpError
@@ -94,6 +95,83 @@ def test_names_and_dynamic_axes(tmp_path: Path) -> None:
         first, second = port.type.tensor_type.shape.dim
         assert first.dim_param
         assert not second.dim_param
+
+
+def _ports(path: Path) -> tuple[dict[str, list[str | int]], dict[str, list[str | int]]]:
+    """The shapes of a file's inputs and outputs by name."""
+    graph = onnx.load(path).graph
+    inputs, outputs = (
+        {
+            port.name: [dim.dim_param or dim.dim_value for dim in port.type.tensor_type.shape.dim]
+            for port in ports
+        }
+        for ports in (graph.input, graph.output)
+    )
+    return inputs, outputs
+
+
+class Nested(nn.Module):
+    """Dicts and lists in each other, and a result with an argument's name."""
+
+    def forward(self, batch: dict, x: Tensor, y: Tensor) -> dict:
+        both = batch["own"]["left"] + batch["own"]["right"][0]
+        return {"x": 2 * x, "deep": {"sum": both, "more": [2 * both, -both]}, "y": (torch.cat([y, y]),)}
+
+
+def test_paths_are_names_and_sizes_are_called_as_the_users_dims(tmp_path: Path) -> None:
+    """A derived size names its root, also where no argument has that one as its size."""
+    batch, half = Dim("batch"), Dim("half")
+    own = {"left": torch.randn(3, 4), "right": [torch.randn(3, 4)]}
+    args = ({"own": own}, torch.randn(6, 2), torch.randn(8, 2))
+    shapes = {
+        "batch": {"own": {"left": {0: batch}, "right": [{0: batch}]}},
+        "x": {0: 2 * batch},
+        "y": {0: 2 * half + 2},
+    }
+    report = regraft.export_onnx(Nested().eval(), args, tmp_path / "nested.onnx", dynamic_shapes=shapes)
+    inputs, outputs = _ports(report.path)
+    assert inputs == {
+        "batch_own_left": ["batch", 4],
+        "batch_own_right_0": ["batch", 4],
+        "x": ["2*batch", 2],
+        "y": ["2*half + 2", 2],
+    }
+    assert outputs == {
+        "x_2": ["2*batch", 2],
+        "deep_sum": ["batch", 4],
+        "deep_more_0": ["batch", 4],
+        "deep_more_1": ["batch", 4],
+        "y_0": ["4*half + 4", 2],
+    }
+    assert report.inputs == tuple(inputs)
+    assert report.outputs == tuple(outputs)
+    flat = tree_leaves(args)
+    expected = tree_leaves(Nested()(*tree_map(lambda each: each.double(), args)))
+    given = dict(zip(inputs, (each.numpy() for each in flat), strict=True))
+    found = onnxruntime.InferenceSession(report.path).run(None, given)
+    assert_close([torch.from_numpy(each) for each in found], expected)
+
+
+def test_results_in_tuples(tmp_path: Path) -> None:
+    def model(x: Tensor) -> tuple:
+        return x + 1, (x + 2, x + 3), {"last": x + 4}
+
+    report = regraft.export_onnx(model, (torch.randn(3),), tmp_path / "model.onnx")
+    assert report.outputs == ("output_0", "output_1", "output_2", "output_2_last")
+
+
+def test_a_dim_with_the_name_of_another_size(tmp_path: Path) -> None:
+    """Sizes that nobody named are not called as the user's."""
+
+    def model(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x + 1, y + 1, y.nonzero()
+
+    shapes = {"x": {0: Dim.AUTO}, "y": {0: Dim("s0"), 1: Dim("len0")}}
+    args = (torch.randn(3), torch.randn(4, 5))
+    report = regraft.export_onnx(model, args, tmp_path / "model.onnx", dynamic_shapes=shapes)
+    inputs, outputs = _ports(report.path)
+    assert inputs == {"x": ["s0_2"], "y": ["s0", "len0"]}
+    assert outputs == {"output_0": ["s0_2"], "output_1": ["s0", "len0"], "output_2": ["len0_2", 2]}
 
 
 def test_opset(tmp_path: Path) -> None:

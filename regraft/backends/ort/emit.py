@@ -84,8 +84,14 @@ class Emission:
 class Emitter(SizeBuilder):
     """Emits ops. Lowerings use its methods; values of f16 and bf16 are f32 here (see ``dtypes``)."""
 
-    def __init__(self, find: Callable[[Op], Lowering | None], store: ConstantStore, target: Target) -> None:
-        super().__init__(allow_size_inputs=target.shared)
+    def __init__(
+        self,
+        find: Callable[[Op], Lowering | None],
+        store: ConstantStore,
+        target: Target,
+        size_names: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(size_names or {}, allow_size_inputs=target.shared)
         self.find = find
         self.store = store
         self.target = target
@@ -297,9 +303,10 @@ def emit_function(
     target: Target,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    size_names: Mapping[str, str] | None = None,
 ) -> Emission:
     """The ONNX model of ``function``."""
-    emitter = Emitter(find, store, target)
+    emitter = Emitter(find, store, target, size_names)
     args = _declare_inputs(emitter, function, input_names)
     for name in output_names or ():
         emitter.unique(name)
@@ -311,7 +318,7 @@ def emit_function(
         output = outputs[index]
         output.name = output_names[index] if output_names else emitter.unique(f"out.{index}")
         output.type = ir.TensorType(ONNX_TYPES[result.tensor.dtype])
-        output.shape = ir.Shape([d if isinstance(d, int) else str(d) for d in result.tensor.shape])
+        output.shape = emitter.onnx_shape(result.tensor.shape)
     for output in outputs[len(results) :]:
         output.type, output.shape = ir.TensorType(ir.DataType.BOOL), ir.Shape([])
     return _emission(emitter, function.name, outputs, target, tuple(message for _, message in checks))

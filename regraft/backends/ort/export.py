@@ -19,7 +19,7 @@ from regraft.backends.ort.lower import lowering_of
 from regraft.backends.ort.run import register
 from regraft.backends.protocol import ConstantStore
 from regraft.errors import BackendError, OptionError, shown
-from regraft.ir import Function
+from regraft.ir import Function, unique_name
 
 #: The oldest and newest standard that the lowerings speak.
 MIN_OPSET, MAX_OPSET = 20, 23
@@ -37,6 +37,7 @@ def export_model(
     contrib: bool = False,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    size_names: Mapping[str, str] | None = None,
 ) -> ir.Model:
     """``function`` as an ONNX model that holds its weights.
 
@@ -45,6 +46,7 @@ def export_model(
         contrib: use ONNX Runtime's own ops too; without them any ONNX implementation will do.
         input_names: a name for each input, instead of ``in.0``...
         output_names: a name for each output, instead of ``out.0``...
+        size_names: names of symbols, instead of their own.
 
     Raises:
         OptionError: a version or a name that cannot be.
@@ -62,7 +64,7 @@ def export_model(
             "inputs and outputs share a name", "output_names", repr(output_names), "other names"
         )
     target = Target(contrib=contrib, opset=opset, shared=False)
-    return emit_function(function, lowering_of, store, target, input_names, output_names).model
+    return emit_function(function, lowering_of, store, target, input_names, output_names, size_names).model
 
 
 def _check_names(option: str, names: Sequence[str] | None, count: int) -> None:
@@ -101,6 +103,7 @@ def export_onnx_file(
     contrib: bool = True,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    size_names: Mapping[str, str] | None = None,
     external: bool | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> WrittenFile:
@@ -112,9 +115,14 @@ def export_onnx_file(
         OptionError: a version or a name that cannot be, or a path that cannot be written.
         BackendError: an op has no lowering.
     """
-    inputs = list(input_names) if input_names else argument_names(function, output_names or ())
     model = export_model(
-        function, store, opset=opset, contrib=contrib, input_names=inputs, output_names=output_names
+        function,
+        store,
+        opset=opset,
+        contrib=contrib,
+        input_names=input_names or argument_names(function),
+        output_names=output_names,
+        size_names=size_names,
     )
     model.metadata_props.update(metadata or {})
     libraries = libraries_of(function)
@@ -130,17 +138,10 @@ def export_onnx_file(
     )
 
 
-def argument_names(function: Function, taken: Sequence[str]) -> list[str]:
-    """The arguments' own names, told apart from each other and from ``taken``."""
-    names: list[str] = []
-    for index, arg in enumerate(function.args):
-        hint = name = arg.hint or f"input_{index}"
-        count = 1
-        while name in names or name in taken:
-            count += 1
-            name = f"{hint}_{count}"
-        names.append(name)
-    return names
+def argument_names(function: Function) -> list[str]:
+    """The arguments' own names, told apart from each other."""
+    taken: set[str] = set()
+    return [unique_name(arg.hint or f"input_{index}", taken) for index, arg in enumerate(function.args)]
 
 
 def operator_counts(model: ir.Model) -> dict[str, int]:

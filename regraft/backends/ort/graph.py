@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from regraft.backends.ort.dtypes import ONNX_TYPES
-from regraft.ir import DType, Expr, Symbol
+from regraft.ir import Dim, DType, Expr, Symbol, dims, symbol
 
 #: ONNX's own name for "no such optional input".
 Input: TypeAlias = ir.Value | None
@@ -55,7 +55,8 @@ class Scope:
 class GraphBuilder:
     """Nodes go to the innermost scope; initializers and graph inputs to the main graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, size_names: Mapping[str, str] | None = None) -> None:
+        self.size_names = size_names or {}
         self.scopes = [Scope()]
         self.inputs: list[ir.Value] = []
         self.initializers: dict[str, ir.Value] = {}
@@ -78,8 +79,16 @@ class GraphBuilder:
 
     def value(self, name: str, dtype: DType, shape: Sequence[Any] | None) -> ir.Value:
         """A value that no node makes: a graph input or an initializer."""
-        onnx_shape = None if shape is None else ir.Shape([d if isinstance(d, int) else str(d) for d in shape])
+        onnx_shape = None if shape is None else self.onnx_shape(shape)
         return ir.Value(name=self.unique(name), type=ir.TensorType(ONNX_TYPES[dtype]), shape=onnx_shape)
+
+    def onnx_shape(self, shape: Sequence[Dim]) -> ir.Shape:
+        """``shape`` as ONNX has it, with the names that symbols have in the file."""
+        return ir.Shape([d if isinstance(d, int) else str(self._renamed(d)) for d in shape])
+
+    def _renamed(self, dim: Expr) -> Dim:
+        names = {s: self.size_names[s.name] for s in dims.symbols_of(dim) if s.name in self.size_names}
+        return dims.substitute(dim, {s: symbol(name, s.lo, s.hi, s.divisor) for s, name in names.items()})
 
     @property
     def scope(self) -> Scope:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import numpy as np
@@ -22,8 +22,8 @@ TO_END = np.iinfo(np.int64).max
 class SizeBuilder(GraphBuilder):
     """A graph builder that can compute sizes. A size is an ``i64[1]``, ready to be concatenated."""
 
-    def __init__(self, *, allow_size_inputs: bool) -> None:
-        super().__init__()
+    def __init__(self, size_names: Mapping[str, str], *, allow_size_inputs: bool) -> None:
+        super().__init__(size_names)
         self.allow_size_inputs = allow_size_inputs
         self.size_inputs: dict[str, str] = {}
         self._reshaped: dict[ir.Value, tuple[ir.Value, Shape]] = {}

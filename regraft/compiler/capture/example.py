@@ -16,6 +16,7 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from regraft.errors import CaptureError, OptionError
+from regraft.ir import TensorType, dims
 from regraft.runtime import Signature, TensorSpec
 
 
@@ -168,6 +169,33 @@ def _open_axes(tensor: torch.Tensor, spec: Any) -> dict[int, Any]:
     return {
         a: d for a, d in listed.items() if d is not None and d is not Dim.STATIC and not isinstance(d, int)
     }
+
+
+def _derived(size: Any, root: dims.Expr) -> dims.Dim:
+    """``size``, a ``Dim`` that is derived from another one, where that is ``root``."""
+    return size.fn(root)
+
+
+def size_names(
+    inputs: Sequence[TensorType], arguments: Mapping[str, Any], shapes: Mapping[str, Any]
+) -> dict[str, str]:
+    """Symbol -> the name of the ``Dim`` that the user gave it, where there is one.
+
+    ``inputs`` are the types of the tensors in ``arguments``. A ``Dim`` that is derived from another one, as
+    ``2 * batch``, names that one's symbol.
+    """
+    names: dict[str, str] = {}
+    found = (axes for name, value in arguments.items() for _, axes in dynamic_axes(value, shapes.get(name)))
+    for type, axes in zip(inputs, found, strict=False):
+        for axis, given in axes.items():
+            if not isinstance(given, Dim):
+                continue
+            size, root = type.shape[axis], getattr(given, "root", given)
+            for symbol in dims.symbols_of(size):
+                derived = dims.as_expr(symbol) if root is given else _derived(given, dims.as_expr(symbol))
+                if derived == size:
+                    names.setdefault(symbol.name, root.__name__)
+    return names
 
 
 def widened(arguments: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, Any]:

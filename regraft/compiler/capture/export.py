@@ -19,7 +19,7 @@ import re
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ from regraft.compiler.capture.example import (
     CallForm,
     check_dynamic,
     shapes_by_parameter,
+    size_names,
     split,
     torch_shapes,
     widened,
@@ -74,12 +75,14 @@ class Captured:
         module: its graph, as captured.
         args, kwargs: the example arguments; empty, with ``traced`` false, when
             an exported program came without its example.
+        size_names: symbol -> the name of the user's ``Dim``, where there is one.
     """
 
     module: Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     traced: bool = True
+    size_names: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def capture_model(
@@ -125,7 +128,8 @@ def capture_model(
     check_dynamic(captured.main.signature, traced, shapes)
     own_args, own_kwargs = split(call.arguments, len(args))
     _check_example(captured.main.signature, own_args, own_kwargs)
-    return Captured(captured, own_args, own_kwargs)
+    names = size_names([arg.tensor for arg in captured.main.args], traced, shapes)
+    return Captured(captured, own_args, own_kwargs, size_names=names)
 
 
 def call_of(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Call:

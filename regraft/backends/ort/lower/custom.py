@@ -49,7 +49,7 @@ def _widened(e: Emitter, output: ir.Value, result: Value) -> ir.Value:
     """The output, which no schema describes, with the type of the op's result."""
     dtype, shape = result.tensor.dtype, result.tensor.shape
     output.type = ir.TensorType(ONNX_TYPES[dtype])
-    output.shape = ir.Shape([d if isinstance(d, int) else str(d) for d in shape])
+    output.shape = e.onnx_shape(shape)
     return e.cast(output, dtype, carrier(dtype))
 
 
