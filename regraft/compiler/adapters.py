@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regraft.compiler.inner_values import InnerValue
 from regraft.errors import OptionError, no_such, shown
 from regraft.ir import Builder, DType, Function, Leaf, Module, Op, OpTable, TensorType, Value
 from regraft.runtime import ACTIVE_ADAPTER
@@ -143,15 +144,18 @@ def insert_adapters(
     if not adapters.names:
         return None
     function = module.main
-    number = _active_number(function) if switched else None
+    number = InnerValue(_active_number(function), table) if switched else None
     constants = {n: c for c in module.constants() if isinstance(c, Leaf) for n in (c.name, *c.names)}
     bytes_added = 0
     _check_weights(adapters, constants)
     for weight, by_number in adapters.changes.items():
-        stacks = _stacks(weight, constants[weight], by_number, adapters, model)
+        leaf = constants[weight]
+        stacks = _stacks(weight, leaf, by_number, adapters, model)
         bytes_added += sum(stack.nbytes for stack in stacks.values())
-        for const in _places(function, constants[weight], weight, switched):
-            _adapt(const, stacks, number, table, weight)
+        leaves = {kind: _leaf(f"adapters:{weight}.{kind}", leaf, stacks[kind], switched) for kind in stacks}
+        for const in [op for op in function.walk() if op.name == "rg.const" and op.attr("value") is leaf]:
+            assert const.parent is not None
+            _adapt(const, leaves, number and number.at(const.parent), table)
     if not switched:
         return f"the adapter '{adapters.names[0]}' is merged into {len(adapters.changes)} weights"
     counts = f"{len(adapters.names)} adapters over {len(adapters.changes)} weights"
@@ -261,20 +265,14 @@ def _misfit(adapter: str, weight: str, tensor: Tensor, expected: str) -> OptionE
     )
 
 
-def _places(function: Function, leaf: Leaf, name: str, switched: bool) -> list[Op]:
-    """The constants of the function that are ``leaf``.
-
-    Raises:
-        OptionError: one is in a branch or a loop, which the number of the adapter does not reach.
-    """
-    found = [op for op in function.walk() if op.name == "rg.const" and op.attr("value") is leaf]
-    if switched and any(op.parent is not function.body for op in found):
-        raise OptionError(f"'{name}' is used in a branch or a loop, which adapters do not reach")
-    return found
+def _leaf(name: str, weight: Leaf, stack: Tensor, switched: bool) -> Leaf:
+    """All of ``stack`` as a constant, or the one adapter's part of it where none is switched to."""
+    held = stack if switched else stack[1]
+    return Leaf(name, TensorType(weight.type.dtype, tuple(held.shape)), held, is_added=True)
 
 
-def _adapt(const: Op, stacks: Mapping[str, Tensor], number: Value | None, table: OpTable, name: str) -> None:
-    """Let the users of ``const`` read ``W + L[i] @ R[i] + D[i]``, ``i`` being 1 without a number."""
+def _adapt(const: Op, leaves: Mapping[str, Leaf], number: Value | None, table: OpTable) -> None:
+    """Let the users of ``const`` read ``W + L[i] @ R[i] + D[i]``, or ``W + L @ R + D`` without a number."""
     uses = list(const.result.uses)
     if not uses:
         return
@@ -283,17 +281,15 @@ def _adapt(const: Op, stacks: Mapping[str, Tensor], number: Value | None, table:
     op = Builder(table, const.parent, first, const.loc)
 
     def picked(kind: str) -> Value:
-        stack = stacks[kind] if number is not None else stacks[kind][1]
-        type = TensorType(const.result.tensor.dtype, tuple(stack.shape))
-        factors = op.constant(Leaf(f"adapters:{name}.{kind}", type, stack, is_added=True))
+        factors = op.constant(leaves[kind])
         if number is None:
             return factors
-        return op.aten.view(op.aten.index_select(factors, 0, number), tuple(stack.shape[1:]))
+        return op.aten.view(op.aten.index_select(factors, 0, number), factors.tensor.shape[1:])
 
     adapted = const.result
-    if "left" in stacks:
+    if "left" in leaves:
         adapted = op.aten.add.Tensor(adapted, op.aten.matmul(picked("left"), picked("right")))
-    if "delta" in stacks:
+    if "delta" in leaves:
         adapted = op.aten.add.Tensor(adapted, picked("delta"))
     for use in uses:
         use.op.set_operand(use.index, adapted)

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 import regraft
 from regraft.errors import ArtefactError, NumericsMismatch, OptionError
-from regraft.testing import assert_close, randomise
+from regraft.testing import PathCounts, assert_close, randomise
 
 WIDTH, HIDDEN = 24, 32
 
@@ -297,6 +297,87 @@ def test_an_adapter_changes_a_tied_weight_under_one_name() -> None:
         regraft.compile(model, (x,), adapters={"a": both})
     apart = {name[0]: {name: change / 8} for name, change in both.items()}
     regraft.compile(model, (x,), adapters=apart, verify=True)
+
+
+# -- in conditions and loops ---------------------------------------------------------------------
+
+
+class Steps(nn.Module):
+    """Layers in arms, in an arm within a trip, in the test of a loop, and around all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.step, self.test = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.tanh(self.first(x))
+        if x.sum() > 0:
+            x = self.second(x)
+        else:
+            x = self.first(x) - 1
+        count = torch.zeros((), dtype=torch.int64)
+        while torch.sigmoid(self.test(x)).mean() < 0.9 and count < 5:
+            if x.mean() > 0:
+                x = torch.tanh(self.step(x)) / 2
+            else:
+                x = self.second(x) + 0.3
+            count = count + 1
+        return x, count
+
+
+STEPS: dict[str, dict[str, Any]] = {
+    "one": {
+        **factors("first", WIDTH, WIDTH, 2),
+        **factors("step", WIDTH, WIDTH, 2, 5),
+        "test.bias": torch.full((1,), 0.25),
+    },
+    "two": {**factors("second", WIDTH, WIDTH, 1, 9), "step.weight": normal(WIDTH, WIDTH, seed=4) / 8},
+}
+
+
+def changed(model: nn.Module, name: str | None) -> nn.Module:
+    model = copy.deepcopy(model)
+    state = STEPS[name] if name is not None else {}
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            layer = path.removesuffix(".weight")
+            if f"{layer}.lora_A.weight" in state:
+                parameter += state[f"{layer}.lora_B.weight"] @ state[f"{layer}.lora_A.weight"]
+            if path in state:
+                parameter += state[path]
+    return model
+
+
+@pytest.mark.parametrize("backends", [("ort",), ("tvm", "ort")])
+def test_weights_in_conditions_and_loops(backends: tuple[str, ...]) -> None:
+    model, paths = randomise(Steps().eval()), PathCounts()
+    compiled = regraft.compile(
+        model, (normal(3, WIDTH),), adapters=STEPS, backends=backends, passes=paths.passes, verify=True
+    )
+    trips = set()
+    for name in (None, "one", "two", "one"):
+        compiled.set_adapter(name)
+        for seed in range(8):
+            x = normal(3, WIDTH, seed=seed)
+            eager = changed(model, name)
+            with torch.no_grad():
+                expected = copy.deepcopy(eager).double()(x.double())
+                assert_close(compiled(x), expected, eager(x), reassociates=True)
+            trips.add((name, int(expected[1])))
+    assert {count for _, count in trips} >= {5}
+    paths.assert_all_ran()
+
+
+def test_weights_in_conditions_and_loops_saved_and_loaded(tmp_path: Path) -> None:
+    model, x = randomise(Steps().eval()), normal(3, WIDTH)
+    compiled = regraft.compile(model, (x,), adapters=STEPS)
+    compiled.save(tmp_path / "steps")
+    loaded = regraft.load(tmp_path / "steps")
+    loaded.set_adapter("two")
+    with torch.no_grad():
+        eager = changed(model, "two")
+        assert_close(loaded(x), copy.deepcopy(eager).double()(x.double()), eager(x), reassociates=True)
 
 
 # -- verification --------------------------------------------------------------------------------

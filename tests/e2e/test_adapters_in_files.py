@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -13,9 +14,9 @@ from torch.export import Dim
 
 import regraft
 from regraft.errors import OptionError
-from regraft.testing import assert_close
+from regraft.testing import assert_close, randomise
 from tests.e2e.exported import run_without_torch, write_case
-from tests.e2e.test_adapters import ADAPTERS, WIDTH, block, factors, merged, normal
+from tests.e2e.test_adapters import ADAPTERS, STEPS, WIDTH, Steps, block, changed, factors, merged, normal
 
 NAMES = (None, "french", "german")
 
@@ -44,6 +45,23 @@ def test_an_input_picks_the_adapter(tmp_path: Path, dynamic: bool) -> None:
             x = normal(rows, WIDTH, seed=rows)
             result = run(path, x=x, active_adapter=torch.tensor([number]))
             assert_like(result, merged(model, name), x)
+
+
+@pytest.mark.parametrize("adapter", [None, "two"])
+def test_weights_in_conditions_and_loops(tmp_path: Path, adapter: str | None) -> None:
+    model, path = randomise(Steps().eval()), tmp_path / "steps.onnx"
+    regraft.export_onnx(model, (normal(3, WIDTH),), path, adapters=STEPS, adapter=adapter)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for number, name in enumerate((None, *STEPS)) if adapter is None else [(None, adapter)]:
+        for seed in range(4):
+            x = normal(3, WIDTH, seed=seed)
+            given = (
+                {"x": x.numpy()} if number is None else {"x": x.numpy(), "active_adapter": np.array([number])}
+            )
+            found = [torch.from_numpy(np.asarray(each)) for each in session.run(None, given)]
+            with torch.no_grad():
+                eager = changed(model, name)
+                assert_close(found, copy.deepcopy(eager).double()(x.double()), eager(x), reassociates=True)
 
 
 def test_without_torch(tmp_path: Path) -> None:
@@ -85,8 +103,6 @@ def test_a_merged_weight_may_be_inside_of_a_branch(tmp_path: Path) -> None:
 
     model, path = Branching().eval(), tmp_path / "branching.onnx"
     change = factors("inside", 8, 8, 2)
-    with pytest.raises(OptionError, match="branch or a loop"):
-        regraft.export_onnx(model, (torch.ones(3, 8),), path, adapters={"a": change})
     regraft.export_onnx(model, (torch.ones(3, 8),), path, adapters={"a": change}, adapter="a")
     adapted = copy.deepcopy(model)
     with torch.no_grad():
