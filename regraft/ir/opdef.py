@@ -234,6 +234,7 @@ class OpDef:
             operator, its attributes under their own names.
         regions: number of regions, or None for any number.
         opaque: the result types come from capture, not from ``infer``.
+        refusal: why the table has no types for this use of an op that it knows; such a use is opaque.
         origin: who gave the definition, for messages; empty for regraft's own.
     """
 
@@ -249,6 +250,7 @@ class OpDef:
     regions: int | None = 0
     canonical: bool = True
     opaque: bool = False
+    refusal: str = field(default="", compare=False)
     origin: str = field(default="", compare=False)
 
     @property
@@ -262,6 +264,11 @@ class OpDef:
     @property
     def attrs(self) -> tuple[AttrSpec, ...]:
         return tuple(p for p in self.params if isinstance(p, AttrSpec))
+
+    @property
+    def uncovered(self) -> str:
+        """Why nobody can lower an opaque use of an op of this name."""
+        return "the op table does not cover this use of it" + (f": {self.refusal}" if self.refusal else "")
 
     def locate(self, name: str, segments: Sequence[Segment]) -> tuple[int, Segment]:
         """Start index and segment of the operand ``name`` in the flat operand list."""

@@ -51,6 +51,7 @@ from regraft.compiler.capture.example import (
     widened,
 )
 from regraft.compiler.capture.importer import import_program
+from regraft.compiler.capture.kernels import own_kernels
 from regraft.compiler.capture.leaves import check_leaves
 from regraft.compiler.capture.lengths import any_length
 from regraft.compiler.capture.models import as_module, check_ready, owned_tensors
@@ -222,7 +223,7 @@ def _export(
 @contextmanager
 def _types_said() -> Generator[None]:
     """In the block, types are said that torch's tracers would find by more than they need to."""
-    with any_length(), quick_products():
+    with any_length(), quick_products(), own_kernels():
         yield
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,10 +53,13 @@ from regraft.compiler.capture.selection import (
     as_captured,
     check_elements,
     check_sizes,
+    differing,
+    is_alike,
     longest_result,
     number_as_size,
     picked,
     picking_mask,
+    put,
     truth,
 )
 from regraft.compiler.capture.signature import make_signature
@@ -372,6 +376,8 @@ class _Importer:
                 "a part of a tensor is taken up to a number that only a call knows",
                 hint="select the part with a mask, or with an index made by torch.arange",
             )
+        if overload_name(target) == "aten.index_put" and (mask := differing(arguments)) is not None:
+            arguments = put(builder, arguments, mask, self._places_of(mask, (), builder))
         known = self._known(overload_name(target), arguments, result_types, symbols, builder)
         if known is not None:
             self.values[node.name] = known
@@ -384,9 +390,9 @@ class _Importer:
             return
         bound = promoted(definition, bound, result_types, builder)
         op = _typed(definition, bound, result_types, builder.loc, symbols)
-        if op is None:
+        if isinstance(op, str):
             # A use that the table does not cover: eager can still run it.
-            plain = opaque(target)
+            plain = replace(opaque(target), refusal=op)
             known = {p.name for p in plain.params}
             given = {name: value for name, value in arguments.items() if name in known}
             op = Op.create(plain, (), given, result_types=result_types, symbols=symbols, loc=builder.loc)
@@ -411,13 +417,23 @@ class _Importer:
         mask = arguments["self"] if name == "aten.nonzero" else picking_mask(name, arguments)
         if mask is None or (name == "aten.nonzero" and symbols):
             return None
+        places = self._places_of(mask, symbols, builder)
+        found = places if name == "aten.nonzero" else picked(builder, arguments, mask, places)
+        return as_captured(builder, found, types[0])
+
+    def _places_of(self, mask: Value, symbols: tuple[Symbol, ...], builder: Builder) -> Value:
+        """``nonzero(mask)``, found once for each mask."""
+        if not symbols and mask not in self.places:
+            # A mask that is computed anew, as in y[y > 0] = f(y[y > 0]).
+            alike = (each for known, each in self.places.items() if is_alike(known, mask))
+            here = (each for each in alike if each.op is not None and each.op.parent is self.regions.current)
+            if (found := next(here, None)) is not None:
+                self.places[mask] = found
         if mask not in self.places or symbols:
             # Where later code settles how many there are, torch has no symbol for it.
             own = symbols or (self.sizes.new_symbol(),)
             self.places[mask] = builder.create("aten.nonzero", (mask,), symbols=own).result
-        places = self.places[mask]
-        found = places if name == "aten.nonzero" else picked(builder, arguments, mask, places)
-        return as_captured(builder, found, types[0])
+        return self.places[mask]
 
     def _add_draw(self, node: Node, definition: OpDef, arguments: dict[str, Any], builder: Builder) -> None:
         """An op that draws random numbers, with what its numbers depend on besides the operands' values."""
@@ -447,10 +463,10 @@ def _typed(
     result_types: Sequence[TensorType],
     loc: Location,
     symbols: Sequence[Symbol] = (),
-) -> Op | None:
+) -> Op | str:
     """The op with its types inferred and compared with those captured.
 
-    None when a built-in op has no type rule for this use.
+    The reason instead where a built-in op has no type rule for this use.
     """
     if definition.opaque:
         return Op.create(definition, (), bound, result_types=result_types, symbols=symbols, loc=loc)
@@ -459,7 +475,7 @@ def _typed(
     except Exception as error:
         if not definition.origin:
             if isinstance(error, TypeError):
-                return None
+                return str(error).removeprefix(f"{definition.name}: ")
             raise
         raise CaptureError(
             f"the type rule of {definition.name} refuses a use of it that torch takes: {error}",

@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 import linecache
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import reduce
 from itertools import takewhile
 from typing import Any
 
 from regraft.compiler.capture.sizes import Sizes
 from regraft.errors import CaptureError
-from regraft.ir import Builder, Dim, DType, Location, Symbol, TensorType, Value, dims
+from regraft.ir import Builder, Dim, DType, Location, Symbol, TensorType, Trait, Value, dims
+from regraft.rewrites import fold
 
 #: Op -> the operand of which it gives a part.
 _PART_OF = {
@@ -56,9 +57,11 @@ _TORCHS = "Runtime assertion failed for expression"
 _CONNECTIVES: Mapping[str, str] = {"And": "logical_and", "Or": "logical_or"}
 
 
-def picking_mask(name: str, arguments: Mapping[str, Any]) -> Value | None:
-    """The one mask by which ``aten.index.Tensor`` picks elements, or None."""
-    if name != "aten.index.Tensor":
+def picking_mask(
+    name: str, arguments: Mapping[str, Any], among: Collection[str] = ("aten.index.Tensor",)
+) -> Value | None:
+    """The one mask by which an op ``among`` these picks elements, or None."""
+    if name not in among:
         return None
     given = [index for index in arguments["indices"] if index is not None]
     return given[0] if len(given) == 1 and given[0].tensor.dtype == DType.BOOL else None
@@ -76,13 +79,66 @@ def longest_result(name: str, arguments: Mapping[str, Any]) -> int | None:
 
 def picked(builder: Builder, arguments: Mapping[str, Any], mask: Value, places: Value) -> Value:
     """``self[mask]`` from the places where the mask is true."""
-    length, rank = places.tensor.shape[0], mask.tensor.rank
+    return builder.aten.index.Tensor(arguments["self"], _by_places(builder, arguments, mask, places))
+
+
+def _by_places(builder: Builder, arguments: Mapping[str, Any], mask: Value, places: Value) -> tuple[Any, ...]:
+    """The indices of ``arguments`` with ``places`` in the stead of the mask."""
     columns: list[Any] = []
-    for axis in range(rank):
+    for axis in range(mask.tensor.rank):
         column = builder.aten.slice.Tensor(places, 1, axis, axis + 1, 1)
-        columns.append(builder.aten.view(column, (length,)))
+        columns.append(builder.aten.view(column, (places.tensor.shape[0],)))
     before = takewhile(lambda index: index is None, arguments["indices"])
-    return builder.aten.index.Tensor(arguments["self"], (*before, *columns))
+    return (*before, *columns)
+
+
+def is_alike(a: Value, b: Value, depth: int = 8) -> bool:
+    """Whether two values are the same by what computes them."""
+    x, y = a.op, b.op
+    if a is b or x is None or y is None or depth == 0:
+        return a is b
+    if (
+        a.index != b.index
+        or not x.has(Trait.PURE)
+        or x.regions
+        or x.symbols
+        or fold.op_key(x, ()) != fold.op_key(y, ())
+    ):
+        return False
+    return all(is_alike(p, q, depth - 1) for p, q in zip(x.operands, y.operands, strict=True))
+
+
+def differing(arguments: Mapping[str, Any]) -> Value | None:
+    """The mask of an ``aten.index_put`` whose values may differ from place to place, or None."""
+    mask, values = picking_mask("aten.index_put", arguments, ("aten.index_put",)), arguments["values"]
+    if mask is None or values.tensor.numel == 1 or values.tensor.rank <= _behind(arguments, mask):
+        return None
+    return mask
+
+
+def _behind(arguments: Mapping[str, Any], mask: Value) -> int:
+    """How many axes of what is written to lie behind those of the mask."""
+    before = sum(1 for _ in takewhile(lambda index: index is None, arguments["indices"]))
+    return arguments["self"].tensor.rank - before - mask.tensor.rank
+
+
+def put(builder: Builder, arguments: Mapping[str, Any], mask: Value, places: Value) -> dict[str, Any]:
+    """The arguments of a write by a mask, as one by the places where it is true.
+
+    That there are as many values as places is checked at each call where it is not known.
+    """
+    values, count = arguments["values"], places.tensor.shape[0]
+    axis = values.tensor.rank - 1 - _behind(arguments, mask)
+    size = values.tensor.shape[axis]
+    if dims.eq(size, 1) is not True and dims.eq(size, count) is not True:
+        sizes = [builder.rg.dim_value(each) for each in (size, count)]
+        message = f"{size} values are written to the places that a mask picks, of which there are {count}"
+        builder.rg.check(builder.aten.eq.Tensor(*sizes), message)
+        # The check may be read at the end of the call: until then there is a value for each place.
+        number = builder.aten.arange.start_step(0, count, 1, dtype=DType.I64)
+        number = builder.aten.minimum(number, builder.rg.dim_value(size - 1))
+        values = builder.aten.index.Tensor(values, (*(None,) * axis, number))
+    return {**arguments, "indices": _by_places(builder, arguments, mask, places), "values": values}
 
 
 def check_elements(name: str, arguments: Mapping[str, Any], builder: Builder) -> None:

@@ -9,6 +9,7 @@ from regraft.rewrites.fold.dead_code import DeadCode
 from regraft.rewrites.fold.index_analysis import IndexAnalysis, complement, fact_about, sizes_of_elements
 from regraft.rewrites.fold.indices import ConstantIndices, IotaIndex, uniform_value
 from regraft.rewrites.fold.keys import op_key
+from regraft.rewrites.fold.masked_writes import MaskedWrite
 from regraft.rewrites.fold.recipes import ConstantRecipes
 
 __all__ = [
@@ -31,4 +32,4 @@ __all__ = [
     "uniform_value",
 ]
 
-FOLD: tuple[Rewrite, ...] = (IotaIndex(),)
+FOLD: tuple[Rewrite, ...] = (IotaIndex(), MaskedWrite())

@@ -96,7 +96,7 @@ def can_write(op: Op) -> str | None:
         return "it draws from torch's generator, and ONNX Runtime has its own"
     lowering = lowering_of(op)
     if op.name in LOWERINGS and op.definition.opaque:
-        return "the op table does not cover this use of it"
+        return op.definition.uncovered
     if lowering is None:
         return "there is no lowering to ONNX"
     return _kernels(op, lowering) or lowering.check(op)

@@ -52,7 +52,7 @@ def supports(op: Op) -> str | None:
     if lowering is None:
         return "there is no lowering to a kernel"
     if op.definition.opaque:
-        return "the op table does not cover this use of it"
+        return op.definition.uncovered
     return lowering.check(op)
 
 

@@ -24,7 +24,7 @@ def refusal(op: Op) -> str | None:
     if reason is not None:
         return reason
     if op.definition.opaque:
-        return "the op table does not cover this use of it"
+        return op.definition.uncovered
     if op.name == PRODUCT:
         return None
     lowering = POINTWISE.get(op.name) or REDUCTIONS.get(op.name)
