@@ -23,7 +23,7 @@ from regraft.compiler.materialise import Store, replacements
 from regraft.compiler.memory import Resident
 from regraft.compiler.options import Fallback, Options, Tune, Verify, check_max_trips
 from regraft.compiler.overflow import harmful
-from regraft.compiler.per_sample import OneByOne, check_samples
+from regraft.compiler.per_sample import OneByOne, check_example, check_samples
 from regraft.compiler.pipeline import WHOLE, Compilation, Limit
 from regraft.compiler.plan_export import PlanReport, write_plan
 from regraft.compiler.progress import Observer, Phases
@@ -290,6 +290,8 @@ def prepared(
     Raises:
         NumericsMismatch: an approximation is off by more than was allowed.
     """
+    if options.batch is not None and not isinstance(model, ExportedProgram):
+        check_example(call_of(model, args, kwargs).arguments)
     captured = capture_model(
         model, args, kwargs, dynamic_shapes, options.table, phases, max_trips=options.max_trips
     )

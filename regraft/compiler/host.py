@@ -127,7 +127,11 @@ class HostBackend:
     def _block(self, region: Region, op: Op, store: ConstantStore, options: LowerOptions) -> Block:
         body = clone_region(region)
         symbols = dict.fromkeys(s for value in _values(body) for s in symbols_in(value.type))
-        function = Function(op.name.replace(".", "_"), body, tuple(symbols))
+        # What the ops here find out is not known before they run.
+        found = {
+            s for each in body.walk() for s in (*each.symbols, *(s for r in each.regions for s in r.symbols))
+        }
+        function = Function(op.name.replace(".", "_"), body, tuple(s for s in symbols if s not in found))
         assignment = assign(function, self._backends, None, self._table, host=self, prefers=self._prefers)
         pieces = cut(function, assignment)
         plan = make_plan(function, pieces, self._constants, store, options, function.results)

@@ -282,10 +282,15 @@ def _producers(op: Op, assignment: Assignment, sizes: Mapping[Symbol, Op]) -> se
 
 
 def _sizes_read(ops: Iterable[Op]) -> set[Symbol]:
-    """The symbols in the types and attributes of ``ops`` and of what is in their regions."""
-    inside = [each for op in ops for each in (op, *(i for region in op.regions for i in region.walk()))]
+    """The symbols in the types and attributes of ``ops`` and of what is in their regions, but for those that
+    are known in these regions alone.
+    """
+    given = list(ops)
+    inner = [each for op in given for region in op.regions for each in region.walk()]
+    inside = [*given, *inner]
     parts = (p for op in inside for p in (*(v.type for v in (*op.operands, *op.results)), *op.attrs.values()))
     own = {symbol for op in inside for region in op.regions for symbol in region.symbols}
+    own |= {symbol for op in inner for symbol in op.symbols}
     return {symbol for part in parts for symbol in symbols_in(part)} - own
 
 

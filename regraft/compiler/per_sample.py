@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,13 +53,38 @@ class PerSample:
         function = module.main
         _refuse_obstacles(function)
         taken = {s.name for s in function.symbols} | {s.name for op in function.walk() for s in op.symbols}
-        size = Symbol(_unused(_NAME, taken), lo=1)
+        size = Symbol(_unused(_NAME, taken))
         rewriter = context.rewriter(self.name)
         body = Region()
         function.body = _many(function, rewriter.at_end(body), body, size, taken)
         function.symbols = (size, *function.symbols)
         function.signature = _many_arguments(function.signature, size)
         return True
+
+
+def check_example(arguments: Mapping[str, Any]) -> None:
+    """Refuse an example, by parameter, that is not one sample: a model for one is captured with it.
+
+    Raises:
+        OptionError: no tensor in it has a first size of 1.
+    """
+    sizes: dict[str, int] = {}
+    for name, value in arguments.items():
+        for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+            if _is_sample(leaf):
+                return
+            if isinstance(leaf, torch.Tensor) and leaf.dim():
+                sizes.setdefault(name + pytree.keystr(path), leaf.shape[0])
+    told = ", ".join(f"'{name}' has {size}" for name, size in sizes.items())
+    which = next(iter(sizes), None)
+    raise OptionError(
+        f"no argument of the example has a first size of 1{f': {told}' if told else ''}",
+        "batch",
+        repr(PER_SAMPLE),
+        f"one sample as the example, {which}[:1]: calls take any number"
+        if which is not None
+        else "arguments with samples along their first dim",
+    )
 
 
 def check_samples(function: Function) -> None:
@@ -70,7 +95,7 @@ def check_samples(function: Function) -> None:
     """
     reason = None
     if not _samples(function):
-        reason = "no argument has a first size of 1"
+        reason = "no argument has a first size of 1, fixed by the example: leave it out of dynamic_shapes"
     if function.state or function.aliases or function.signature.returned:
         reason = "the model writes to a tensor, which samples would share"
     if reason is not None:

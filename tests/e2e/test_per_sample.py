@@ -120,14 +120,16 @@ def given(name: str) -> tuple[nn.Module, Any, Tensor]:
     return randomise(make().eval()), draw, torch.tensor(threshold)
 
 
-@pytest.mark.parametrize(("name", "backend"), [*((name, "ort") for name in CASES), ("refines", "eager")])
+@pytest.mark.parametrize(
+    ("name", "backend"), [*((name, "ort") for name in CASES), ("refines", "eager"), ("exits", "tvm")]
+)
 def test_each_sample_gets_what_it_gets_alone(name: str, backend: str) -> None:
     model, draw, threshold = given(name)
     paths = PathCounts()
     compiled = regraft.compile(
         model,
         (draw(1, 0), threshold),
-        backends=(backend,),
+        backends=("tvm", "ort") if backend == "tvm" else (backend,),
         batch="per_sample",
         passes=paths.passes,
         cache=False,
@@ -139,6 +141,18 @@ def test_each_sample_gets_what_it_gets_alone(name: str, backend: str) -> None:
         check(compiled(x[:3], torch.tensor(level)), model, x[:3], torch.tensor(level))
     assert len(decided) == 1 or len(decided[1].unique()) >= 3, "the samples take few paths"
     paths.assert_all_ran()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("backends", [("ort",), ("eager",), ("tvm", "ort")])
+def test_no_samples(name: str, backends: tuple[str, ...]) -> None:
+    model, draw, threshold = given(name)
+    compiled = regraft.compile(
+        model, (draw(1, 0), threshold), backends=backends, batch="per_sample", cache=False
+    )
+    some, none = (pytree.tree_leaves(compiled(draw(count, 1), threshold)) for count in (2, 0))
+    assert [each.shape for each in none] == [(0, *each.shape[1:]) for each in some]
+    assert [each.dtype for each in none] == [each.dtype for each in some]
 
 
 def test_no_arm_runs_that_no_sample_takes() -> None:
@@ -159,11 +173,14 @@ def test_as_a_file(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     regraft.export_onnx(model, (draw(1, 0), threshold), path, batch="per_sample")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for count in (1, 9):
+    for count in (1, 9, 0):
         x = draw(count, count)
         feed = {"x": x.numpy(), "threshold": threshold.numpy()}
         found = [torch.from_numpy(each) for each in session.run(None, feed)]
-        check(found, model, x, threshold)
+        if count:
+            check(found, model, x, threshold)
+        else:
+            assert [each.shape for each in found] == [(0, 3), (0,)]
 
 
 class Counts(nn.Module):
@@ -277,12 +294,26 @@ def test_what_has_no_meaning_is_refused_by_name() -> None:
     assert all("test_per_sample.py" in line for line in refused.source_lines)
     with pytest.raises(OptionError, match="writes to a tensor"):
         regraft.compile(Writes().eval(), (x,), batch="per_sample", cache=False)
-    with pytest.raises(OptionError, match="first size of 1"):
+    with pytest.raises(OptionError, match=r"(?s)first size of 1: 'input' has 3.*the example, input\[:1\]"):
         regraft.compile(nn.Linear(4, 2).eval(), (torch.randn(3, 4),), batch="per_sample", cache=False)
+    shapes = ({0: torch.export.Dim("samples")},)
+    with pytest.raises(OptionError, match="leave it out of dynamic_shapes"):
+        regraft.compile(nn.Linear(4, 2).eval(), (x,), dynamic_shapes=shapes, batch="per_sample", cache=False)
     with pytest.raises(OptionError, match="batch"):
         regraft.compile(nn.Linear(4, 2).eval(), (x,), batch="whole", cache=False)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="verify"):
         regraft.compile(nn.Linear(4, 2).eval(), (x,), batch="per_sample", verify="each", cache=False)
+
+
+def test_an_example_of_several_samples_is_named() -> None:
+    """Before it is traced: what decides for one sample is ambiguous for several."""
+
+    def model(given: dict[str, Tensor], threshold: Tensor) -> Tensor:
+        return given["x"] if given["x"].sum(1) > threshold else -given["x"]
+
+    given = {"x": torch.randn(4, 3)}
+    with pytest.raises(OptionError, match=r"(?s)'given\['x'\]' has 4.*one sample.*given\['x'\]\[:1\]"):
+        regraft.compile(model, (given, torch.tensor(0.0)), batch="per_sample", cache=False)
 
 
 def test_arguments_have_as_many_samples() -> None:
