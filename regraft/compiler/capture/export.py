@@ -186,7 +186,7 @@ def _export(
 ) -> ExportedProgram:
     """The functional program."""
     args, kwargs = split(arguments, n_args)
-    front_end, anew = FrontEnd(max_trips), SetAnew(module)
+    front_end, anew = FrontEnd(max_trips, has_open_sizes=bool(shapes)), SetAnew(module)
 
     def once() -> ExportedProgram:
         dynamic = torch_shapes(shapes, arguments) if shapes else None

@@ -91,7 +91,63 @@ def rows_beside_numbers(x: Tensor) -> Tensor:
     return total
 
 
+def counts_in_a_while(x: Tensor) -> Tensor:
+    total, t = torch.zeros_like(x[0]), 0
+    while t < x.shape[0]:
+        total = torch.tanh(total + x[t])
+        t += 1
+    return total
+
+
+def counts_until_a_tensor_leaves(x: Tensor) -> Tensor:
+    total, t, length = torch.zeros_like(x[0]), 1, len(x)
+    while t <= length:
+        total = total + x[t - 1]
+        if total.amax() > 2:
+            break
+        t += 1
+    return total * t
+
+
+def doubles_up_to_the_length(x: Tensor) -> Tensor:
+    n = 1
+    while n < x.shape[0]:
+        n = n * 2
+    return x * n
+
+
+def rows_as_they_are(x: Tensor) -> Tensor:
+    total = torch.zeros_like(x[0])
+    for row in x:
+        total = torch.tanh(total + row)
+    for i, column in enumerate(x.flatten(1).T):
+        total = total + column.sum() * i
+    return total
+
+
+def rows_in_a_comprehension(x: Tensor) -> Tensor:
+    return torch.stack([torch.tanh(row) for row in x])
+
+
+def rows_side_by_side(x: Tensor) -> Tensor:
+    total = torch.zeros_like(x[0])
+    for one, other in zip(x, x.flip(0), strict=True):
+        total = total * 0.5 + one * other
+    return total
+
+
+def numbers_in_a_comprehension(x: Tensor) -> Tensor:
+    return torch.stack([x[t] * t for t in range(x.shape[0])])
+
+
 FUNCTIONS = (
+    counts_in_a_while,
+    counts_until_a_tensor_leaves,
+    doubles_up_to_the_length,
+    rows_as_they_are,
+    rows_in_a_comprehension,
+    rows_side_by_side,
+    numbers_in_a_comprehension,
     leaves_early,
     in_strides,
     writes_rows,

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -27,10 +28,15 @@ _ASKS = frozenset(
 )
 #: What takes the numbers that tensors in a list hold.
 _TAKES = frozenset([torch.tensor, torch.as_tensor])
+#: What gives the rows of a tensor that is gone over.
+_ROWS = frozenset([Tensor.unbind])
 #: What may stand between the code that asks and the mode: torch's methods and indexing in Python, and NumPy.
 _BETWEEN = frozenset(
     ["torch._tensor", "torch.overrides", "torch._export.non_strict_utils", "torch._subclasses.fake_tensor"]
 )
+
+
+_MODE = "__torch_function__"
 
 
 def _asking() -> FrameType | None:
@@ -38,11 +44,22 @@ def _asking() -> FrameType | None:
     frame: FrameType | None = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         module = str(frame.f_globals.get("__name__"))
-        is_mode = frame.f_code.co_name == "__torch_function__"
+        is_mode = frame.f_code.co_name == _MODE
         if not is_mode and module not in _BETWEEN and module.partition(".")[0] != "numpy":
             break
         frame = frame.f_back
     return frame
+
+
+def _goes_over_open_size(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether Python goes over a tensor of which only a call knows how many rows it has."""
+    if func not in _ROWS or not args[0].dim() or not free_symbols(args[0].shape[0]):
+        return False
+    frame: FrameType | None = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None and frame.f_code is not Tensor.__iter__.__code__:
+        is_between = str(frame.f_globals.get("__name__")) in _BETWEEN or frame.f_code.co_name == _MODE
+        frame = frame.f_back if is_between else None
+    return frame is not None
 
 
 def _holds_undecided(args: tuple[Any, ...]) -> bool:
@@ -68,7 +85,8 @@ class Asked(TorchFunctionMode):
         self._is_convertible = is_convertible
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if (func in _ASKS and undecided(args[0])) or (func in _TAKES and _holds_undecided(args)):
+        asks = func in _ASKS and undecided(args[0])
+        if asks or (func in _TAKES and _holds_undecided(args)) or _goes_over_open_size(func, args):
             frame = _asking()
             if frame is not None and self._is_convertible(frame.f_code):
                 raise Asks(frame)

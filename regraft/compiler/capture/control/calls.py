@@ -180,8 +180,24 @@ class Calls:
         last: _Names,
         leaves: bool,
     ) -> None:
-        """``while test()``, as ``Run`` has it."""
-        Run(self.context, trip, done, Variables(names, gets, put), goes_on, last, leaves).repeat(test)
+        """``while test()``, as ``Run`` has it; where it ends at an open size, one trip stands for all."""
+        run = Run(self.context, trip, done, Variables(names, gets, put), goes_on, last, leaves)
+        site = where()
+        if test is None or not self.context.traces or site in self.context.unrolled:
+            run.repeat(test)
+            return
+        before = len(self.context.folded)
+
+        def unknown() -> Any:
+            holds = test()
+            if not isinstance(holds, torch.SymBool):
+                return holds
+            if len(self.context.folded) == before:
+                self.context.folded.append(site)
+            return Number(as_truth(holds))
+
+        run.repeat(unknown)
+        del self.context.folded[before:]
 
     def refuses(self, test: Any, error: _Thunk) -> bool:
         """Whether to raise ``error``, all that an arm does. Where a tensor decides, the call will check."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import linecache
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -87,15 +88,31 @@ def convert(code: CodeType, calls: Any) -> Converted:
 
 def has_range(code: CodeType) -> bool:
     """Whether ``code`` is a function's with source that can be read, and a `for` over what names `range`."""
-    if "range" not in code.co_names or code.co_flags & _GENERATORS:
-        return False
-    try:
-        node = _source(code)
-    except CaptureError:
-        return False
-    iterated = [n.iter for n in ast.walk(node) if isinstance(n, ast.For)]
-    named = (n for each in iterated for n in ast.walk(each) if isinstance(n, ast.Name))
-    return any(name.id == "range" for name in named)
+    return "range" in code.co_names and any(
+        isinstance(node, ast.For) and _names_range(node.iter) for node in _nodes(code)
+    )
+
+
+def may_count_sizes(code: CodeType) -> bool:
+    """As ``has_range``; or there is a list comprehension over such, or a `while` that compares."""
+    for node in _nodes(code):
+        if isinstance(node, (ast.For, ast.comprehension)) and _names_range(node.iter):
+            return True
+        if isinstance(node, ast.While) and any(isinstance(n, ast.Compare) for n in ast.walk(node.test)):
+            return True
+    return False
+
+
+def _nodes(code: CodeType) -> Iterator[ast.AST]:
+    """The parts of the function that ``code`` is; none where its source cannot be read."""
+    if code.co_flags & _GENERATORS:
+        return
+    with suppress(CaptureError):
+        yield from ast.walk(_source(code))
+
+
+def _names_range(node: ast.expr) -> bool:
+    return any(isinstance(each, ast.Name) and each.id == "range" for each in ast.walk(node))
 
 
 _GENERATORS = 0x20 | 0x80 | 0x200

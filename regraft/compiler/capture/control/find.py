@@ -30,7 +30,7 @@ from regraft.compiler.capture.control import trace
 from regraft.compiler.capture.control.asked import Asked, Asks
 from regraft.compiler.capture.control.calls import Calls
 from regraft.compiler.capture.control.context import Context, Copy, Given, Learnt, shown_name
-from regraft.compiler.capture.control.convert import convert, has_range
+from regraft.compiler.capture.control.convert import convert, has_range, may_count_sizes
 from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.jumps import Note
 from regraft.compiler.capture.control.meeting import run_arm
@@ -54,10 +54,12 @@ class FrontEnd:
     """Traces a model, and remembers what had to be converted.
 
     Fields:
+        has_open_sizes: whether some sizes of arguments are a call's to say.
         codes: pairs of the original code, which is told from an equal one, and what it was converted to.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, *, has_open_sizes: bool = False) -> None:
+        self.has_open_sizes = has_open_sizes
         self.context = Context(trace, limit)
         self.calls = Calls(self.context)
         self.codes: list[tuple[CodeType, CodeType]] = []
@@ -69,7 +71,8 @@ class FrontEnd:
         Raises:
             CaptureError: a tensor decides where it cannot be followed.
         """
-        self._convert_where(has_range, module)  # of a long loop, or of any length, one trip stands for all
+        # Of a long loop, or of any length, one trip stands for all.
+        self._convert_where(_counts_sizes if self.has_open_sizes else has_range, module)
         for attempt in range(_TRACES):
             if attempt == 1:  # something is not known
                 self._convert_where(_asks_for_types, module)
@@ -246,6 +249,11 @@ def _reachable(functions: Iterable[FunctionType]) -> Iterator[FunctionType]:
         names = {name for code in nested(function.__code__) for name in code.co_names}
         held = [function.__globals__.get(name) for name in names]
         pending += [f for f in held if isinstance(f, FunctionType) and is_users(f.__code__.co_filename)]
+
+
+def _counts_sizes(code: CodeType) -> bool:
+    """Whether ``code`` has a loop that may count up to a size; of libraries, one over a range."""
+    return may_count_sizes(code) if owner_of(code.co_filename) is Owner.USER else has_range(code)
 
 
 def _asks_for_types(code: CodeType) -> bool:

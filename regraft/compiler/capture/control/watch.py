@@ -95,7 +95,7 @@ def _change(path: str, value: Any, before: tuple[Any, ...]) -> Change:
 _WRITTEN = "is written to where a tensor decides"
 _BUFFER = "write to a tensor in its place, or make a new array"
 _ITERATOR = "take its values into a list before, as in values = list(...), and count in a variable: values[i]"
-_OBJECT = "return the new value instead, or change it in the function where the tensor decides"
+_OBJECT = "return the new value instead, or assign it by its name in the function where the tensor decides"
 
 
 def is_held_elsewhere(context: Context, holder: Any, container: Any) -> bool:
