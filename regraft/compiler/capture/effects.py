@@ -25,7 +25,9 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils import _pytree as pytree
 
 from regraft.compiler.capture.arguments import draws, overload_name
 from regraft.compiler.capture.control.flat import identity, written_by
@@ -105,15 +107,51 @@ class WriteWatch(TorchFunctionMode):
 
 @contextmanager
 def assignments(module: torch.nn.Module) -> Generator[set[str]]:
-    """The names of the buffers to which ``module`` assigns new tensors when it is called in the block."""
+    """The names of the buffers to which ``module`` assigns new tensors when it is called in the block.
+
+    ``torch.export`` sees assignments to the module's own buffers alone: what those within it are at the end
+    is written to the tensors that they were. What is returned, or assigned, of a buffer's earlier tensor is
+    copied before.
+
+    Raises:
+        CaptureError: what is assigned to one of these has another type.
+    """
     before: dict[str, Any] = {}
     assigned: set[str] = set()
 
     def start(*_: Any) -> None:
-        before.update(module.named_buffers())
+        before.update(module.named_buffers(remove_duplicate=False))
 
-    def end(*_: Any) -> None:
-        assigned.update(name for name, buffer in module.named_buffers() if before.get(name) is not buffer)
+    def end(_module: Any, _args: Any, output: Any) -> Any:
+        after = module.named_buffers(remove_duplicate=False)
+        changed = [(name, buffer) for name, buffer in after if before.get(name) is not buffer]
+        assigned.update(name for name, _ in changed)
+        earlier = {_memory(before[name]) for name, _ in changed if before.get(name) is not None}
+
+        def apart(leaf: Any) -> Any:
+            is_earlier = isinstance(leaf, torch.Tensor) and _memory(leaf) in earlier
+            return leaf.clone() if is_earlier else leaf
+
+        values: list[torch.Tensor] = []
+        for _, buffer in changed:  # torch.export takes one value of two buffers for a result
+            is_other = any(_memory(buffer) == _memory(each) for each in values)
+            values.append(buffer.clone() if is_other else apart(buffer))
+        if any(
+            isinstance(leaf, torch.Tensor) and _memory(leaf) in earlier for leaf in pytree.tree_leaves(output)
+        ):
+            output = pytree.tree_map(apart, output)
+        for (name, buffer), value in zip(changed, values, strict=True):
+            path, _, own = name.rpartition(".")
+            was, owner = before.get(name), module.get_submodule(path)
+            if owner._buffers[own] is not buffer:
+                continue  # done under another name
+            if path and was is not None:
+                _check_type(name, was, value)
+                was.copy_(value)
+                owner._buffers[own] = was
+            elif value is not buffer:
+                setattr(owner, own, value)
+        return output
 
     hooks = (module.register_forward_pre_hook(start), module.register_forward_hook(end))
     try:
@@ -121,6 +159,23 @@ def assignments(module: torch.nn.Module) -> Generator[set[str]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _memory(tensor: torch.Tensor) -> Any:
+    """What tensors have in common of which one is a view of the other."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
+
+
+def _check_type(name: str, was: torch.Tensor, now: torch.Tensor) -> None:
+    same_rank = was.dtype == now.dtype and was.dim() == now.dim()
+    if not same_rank or not all(
+        statically_known_true(a == b) for a, b in zip(was.shape, now.shape, strict=True)
+    ):
+        types = [f"{str(each.dtype).removeprefix('torch.')}{list(each.shape)}" for each in (now, was)]
+        raise CaptureError(
+            f"the model assigns {types[0]} to its buffer '{name}', which is {types[1]}",
+            hint="keep the shape and the dtype of a buffer",
+        )
 
 
 def check_assignments(assigned: set[str], module: torch.nn.Module, program: ExportedProgram) -> None:

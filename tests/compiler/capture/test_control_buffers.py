@@ -81,6 +81,27 @@ class Within(nn.Module):
         return x + self.inner.n
 
 
+class AssignsWithin(Within):
+    """A buffer of a module in the model, in a trip and behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        while x.abs().max() > 1:
+            x = x * 0.5
+            self.inner.n = self.inner.n + 1
+        before = self.inner.n
+        self.inner.n = self.inner.n * 2
+        return x + before
+
+
+class ByName(Counts):
+    """An assignment that is spelt as a call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            setattr(self, "n", self.n + 1)  # noqa: B010
+        return x + self.n
+
+
 class InArms(Counts):
     def forward(self, x: Tensor) -> Tensor:
         if x.sum() > 0:
@@ -90,6 +111,6 @@ class InArms(Counts):
         return x * self.n
 
 
-@pytest.mark.parametrize("model", [Counts, Assigns, Traces, Cools, Within, InArms])
+@pytest.mark.parametrize("model", [Counts, Assigns, Traces, Cools, Within, AssignsWithin, ByName, InArms])
 def test_every_call_leaves_what_eager_leaves(model: type[nn.Module]) -> None:
     check_calls(model().eval(), CALLS[0], CALLS[1:], backends=("ort",))
