@@ -305,9 +305,7 @@ def _function_from(record: Mapping[str, Any], reader: _Reader, allow_native: boo
     adapters = tuple(str(name) for name in record.get("adapters", ()))
     _check_fit(signature, plan, effects)
     _check_adapters(adapters, effects)
-    report = dict(record["report"])
-    if loader.notes:
-        report["notes"] = [*report.get("notes", []), *dict.fromkeys(loader.notes)]
+    report = loader.told(dict(record["report"]))
     return Contents(signature, plan, report, reader.file(_GRAPH).decode(), effects, adapters)
 
 
@@ -423,11 +421,18 @@ def _plan_from(record: Mapping[str, Any], inputs: int, loader: _Loader) -> Plan:
 
 @dataclass
 class _Loader:
-    """Rebuilds executables; ``notes`` say where a portable form takes the place of native code."""
+    """Rebuilds executables.
+
+    Fields:
+        notes: where a portable form takes the place of native code, and why.
+        native, portable: the back ends of native code that runs, and of what runs in its place, by its own.
+    """
 
     reader: _Reader
     allow_native: bool
     notes: list[str] = field(default_factory=list[str])
+    native: set[str] = field(default_factory=set[str])
+    portable: dict[str, str] = field(default_factory=dict[str, str])
 
     def executable(self, step: Mapping[str, Any]) -> Executable:
         """The executable of a record: native code where that is allowed and this CPU has what it needs.
@@ -436,8 +441,10 @@ class _Loader:
             ArtefactError: it is not, and there is no portable form.
         """
         backend = step["backend"]
-        reason = self._why_not_native(backend, step.get("requires", [])) if self._is_native(step) else None
+        is_native = self._is_native(step)
+        reason = self._why_not_native(backend, step.get("requires", [])) if is_native else None
         if reason is None:
+            self.native |= {backend} if is_native else set()
             return self._loaded(backend, step)
         portable = step.get("portable")
         if portable is None:
@@ -445,7 +452,32 @@ class _Loader:
         if self._is_native(portable):
             raise ArtefactError("the portable form of native code is native code")
         self.notes.append(f"{reason}; its portable form runs on '{portable['backend']}'")
+        self.portable[backend] = portable["backend"]
         return self.executable(portable)
+
+    def told(self, report: dict[str, Any]) -> dict[str, Any]:
+        """The ``report`` of the compile, as far as it holds of what was loaded.
+
+        What was measured, and the kernels, are those of native code; its ops are the portable form's.
+        """
+        if not self.notes:
+            return report
+        notes, executors = report.get("notes", []), report.get("executors")
+        changed: dict[str, Any] = {
+            "notes": [*notes, *dict.fromkeys(self.notes)],
+            "measured": None,
+            "kernels": [],
+        }
+        if isinstance(executors, dict):
+            counts: dict[str, Any] = dict(executors)  # pyright: ignore[reportUnknownArgumentType]
+            for backend, other in self.portable.items():
+                if backend in counts and backend not in self.native:
+                    counts[other] = counts.pop(backend) + counts.get(other, 0)
+            changed["executors"] = counts
+        return {
+            **report,
+            **{name: value for name, value in changed.items() if name in report or name == "notes"},
+        }
 
     def _loaded(self, backend: str, step: Mapping[str, Any]) -> Executable:
         if backend == HOST:

@@ -6,6 +6,7 @@ import json
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def native(compiled: CompiledModel, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         plan = compiled.plan
         steps = (Step(Native(step.executable, set(features)), step.inputs, step.outputs, step.dead),)
         fake = Plan(plan.inputs, plan.slots, steps, plan.results)
-        CompiledModel(compiled.signature, fake, compiled.report, compiled.ir).save(tmp_path / "native")
+        executors = {"fake-native": compiled.report.executors["eager"]}
+        report = replace(compiled.report, executors=executors)
+        CompiledModel(compiled.signature, fake, report, compiled.ir).save(tmp_path / "native")
         return tmp_path / "native"
 
     return make
@@ -76,6 +79,11 @@ def test_native_code_and_its_portable_form(native: Callable[..., Path], compiled
     assert [s.executable.backend for s in untrusted.plan.steps] == ["eager"]
     (note,) = untrusted.report.to_dict()["notes"]
     assert "pass allow_native=True if you trust it; its portable form runs on 'eager'" in note
+    ops = compiled.report.executors["eager"]
+    assert trusted.report.executors == {"fake-native": ops}
+    assert untrusted.report.executors == {"eager": ops}
+    assert untrusted.report.measured is None, "what was measured is the native code"
+    assert f"eager: {ops} ops" in str(untrusted.report)
     for loaded in (trusted, untrusted):
         assert torch.equal(loaded(X), compiled(X))
 

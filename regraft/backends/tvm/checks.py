@@ -25,6 +25,7 @@ def build_check(check: Check, memory: Value, symbols: Sequence[Symbol], name: st
         with T.serial(T.int64(0), count) as place:
             found = k.bind(k.place(values[place]))
             inside = T.And(found >= k.size(check.least), found < k.size(check.size))
-            message = f"{check.op.name} at {check.op.loc}: an index is out of range"
+            bounds = f"it is below {check.least}, or {check.size} or more"
+            message = f"{check.op.name} at {check.op.loc}: an index is out of range, {bounds}"
             k.require(inside, message, "IndexError")
     return Built(builder.get(), (memory,), tuple(symbol.name for symbol in symbols))

@@ -55,6 +55,7 @@ from regraft.compiler.capture.kernels import own_kernels
 from regraft.compiler.capture.leaves import check_leaves
 from regraft.compiler.capture.lengths import any_length
 from regraft.compiler.capture.models import as_module, check_ready, owned_tensors
+from regraft.compiler.capture.norms import BatchStatistics
 from regraft.compiler.capture.products import quick_products
 from regraft.compiler.capture.quiet import flat_weights, quiet_export
 from regraft.compiler.capture.size_one import with_size_one
@@ -192,7 +193,7 @@ def _export(
         dynamic = torch_shapes(shapes, arguments) if shapes else None
 
         def trace() -> ExportedProgram:
-            with Undo():
+            with Undo(), BatchStatistics():
                 return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
 
         return anew.traced(trace)

@@ -90,6 +90,7 @@ class CompiledSteps:
     _probe: CompiledModel | None
     _example: Mapping[str, list[Tensor]]
     _shapes: Mapping[str, torch.Size]
+    _fixed: Mapping[str, int | float]
     report: StepReport
     step: int = 0
     _past: dict[str, _Past] = field(default_factory=dict[str, _Past])
@@ -109,7 +110,8 @@ class CompiledSteps:
         """The model's result at this step, of which some blocks may be forecast.
 
         Raises:
-            ShapeError: a tensor has another size than in the example; what a compiled model raises.
+            ShapeError: a tensor has another size than in the example, or a number of Python's another
+                value; what a compiled model raises.
         """
         self._check_shapes(args, kwargs)
         modes, given = self._decided(args, kwargs)
@@ -150,6 +152,15 @@ class CompiledSteps:
                     name,
                     str(list(expected)),
                     str(list(shape)),
+                )
+        for name, number in numbers_of(args, kwargs).items():
+            if number != self._fixed.get(name, number):
+                raise ShapeError(
+                    "a number of Python's is part of the graphs, as it was in the example; pass a tensor, "
+                    f"torch.tensor({number!r}), here and in the example",
+                    name,
+                    str(self._fixed[name]),
+                    str(number),
                 )
 
     def _precision(self, block: Block) -> torch.dtype:
@@ -222,6 +233,12 @@ def shapes_of(args: Any, kwargs: Any) -> dict[str, torch.Size]:
     """The shapes of the tensors of a call, by where they are: ``args[0]``, ``kwargs['mask']``."""
     rows = pytree.tree_leaves_with_path({"args": tuple(args), "kwargs": dict(kwargs)})
     return {_place(path): leaf.shape for path, leaf in rows if isinstance(leaf, Tensor)}
+
+
+def numbers_of(args: Any, kwargs: Any) -> dict[str, int | float]:
+    """Python's numbers among the arguments of a call, by where they are."""
+    rows = pytree.tree_leaves_with_path({"args": tuple(args), "kwargs": dict(kwargs)})
+    return {_place(path): leaf for path, leaf in rows if type(leaf) in (int, float)}
 
 
 def _place(path: Any) -> str:
@@ -352,8 +369,8 @@ def compile_steps(
     if probe is not None:
         reports["probe"] = probe.report
     report = StepReport(reports, dict.fromkeys(reports, 0))
-    shapes = shapes_of(args, given)
-    compiled = CompiledSteps(model, blocks, schedule, graphs, probe, example, shapes, report)
+    fixed = shapes_of(args, given), numbers_of(args, given)
+    compiled = CompiledSteps(model, blocks, schedule, graphs, probe, example, *fixed, report)
     if sample is not None:
         compiled.measure(sample)
     return compiled

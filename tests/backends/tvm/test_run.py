@@ -142,7 +142,9 @@ def test_an_index_out_of_range_is_an_error(tvm: Any) -> None:
     executable = lowered(tvm, lambda op, w, i: op.aten.embedding(w, i), "f32[5, 4]", "i64[B]")
     weight = torch.randn(5, 4)
     for index in (5, -1, 1 << 40):
-        with pytest.raises(BackendError, match=r"aten\.embedding.*an index is out of range"):
+        with pytest.raises(
+            BackendError, match=r"embedding.*an index is out of range, it is below 0, or 5 or"
+        ):
             executable.run([weight, torch.tensor([0, index])], {"B": 2})
     assert torch.equal(executable.run([weight, torch.tensor([4, 0])], {"B": 2})[0], weight[[4, 0]])
 

@@ -229,6 +229,25 @@ def test_other_sizes_are_refused_by_the_place_of_the_argument() -> None:
     assert "dynamic_shapes" not in str(caught.value)
 
 
+def test_a_number_that_changes_is_to_be_a_tensor() -> None:
+    class Timed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, t: float) -> Tensor:
+            return x + self.block(x * t)
+
+    x = torch.ones(2, 4)
+    compiled = compile_steps(Timed().eval(), (x, 1.0), cache=StepCache({"block": Taylor(0)}, Every(2)))
+    compiled(x, 1.0)
+    with pytest.raises(
+        ShapeError, match=r"pass a tensor, torch\.tensor\(0\.5\), here and in the ex"
+    ) as caught:
+        compiled(x, 0.5)
+    assert "args[1]: expected 1.0, got 0.5" in str(caught.value)
+
+
 # -- refusals ----------------------------------------------------------------------------------------
 
 
