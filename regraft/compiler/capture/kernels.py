@@ -1,5 +1,9 @@
 """What stands for torch's own kernels while its tracers run."""
 
+# The tables of an op's Python kernels and decompositions have no public names.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Generator
