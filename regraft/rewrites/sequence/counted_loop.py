@@ -194,6 +194,7 @@ def _row_written(loop: Op, index: int, trips: Trips) -> tuple[Op, Rows] | None:
     if rows is None:
         return None
     size = shape[rows.axis]
+    # torch refuses to write nothing at places of an axis that has none.
     if not _are_neighbours(rows.places, trips.count, size) and dims.le(1, size) is not True:
         return None
     row = (*shape[: rows.axis], 1, *shape[rows.axis + 1 :])
@@ -206,13 +207,8 @@ def _rows_at(op: Op, trips: Trips) -> Rows | None:
     *before, index = op.optional_list("indices")
     if index is None or any(each is not None for each in before) or index.tensor.numel != 1:
         return None
-    size = op.operands[0].tensor.shape[len(before)]
-    places = trips.places(index, size)
-    if places is None or not places.step:
-        return None
-    # torch refuses to look up nothing along an axis without places.
-    is_slice, has_places = abs(places.step) == 1, dims.le(1, size) is True
-    return Rows(len(before), places) if is_slice or has_places else None
+    places = trips.places(index, op.operands[0].tensor.shape[len(before)])
+    return None if places is None or not places.step else Rows(len(before), places)
 
 
 def _is_whole(places: Line, count: Dim, size: Dim) -> bool:
@@ -228,18 +224,16 @@ def _are_neighbours(places: Line, count: Dim, size: Dim) -> bool:
 
 
 def _lowest(places: Line, count: Dim) -> Dim:
-    """The first from the front of ``count`` neighbouring places; for none, any one."""
-    return places.first if places.step > 0 else places.first - count + 1
+    """The first from the front of ``count`` places; for none, any one."""
+    return places.first if places.step > 0 else places.first + places.step * (count - 1)
 
 
 def _taken(op: Builder, whole: Value, places: Line, count: Dim) -> Value:
     """The rows of ``whole`` at ``count`` places along its first axis."""
-    size, low = whole.tensor.shape[0], _lowest(places, count)
-    if abs(places.step) != 1:
-        return op.aten.index.Tensor(whole, (_places(op, places, count),))
-    if not _is_whole(places, count, size):
-        whole = op.aten.slice.Tensor(whole, 0, low, low + count, 1)
-    return whole if places.step == 1 else op.aten.flip(whole, (0,))
+    if not _is_whole(places, count, whole.tensor.shape[0]):
+        low, step = _lowest(places, count), abs(places.step)
+        whole = op.aten.slice.Tensor(whole, 0, low, low + step * count, step)
+    return whole if places.step > 0 else op.aten.flip(whole, (0,))
 
 
 def _places(op: Builder, line: Line, count: Dim) -> Value:
