@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module, metadata
@@ -56,7 +56,8 @@ LOADERS = {
     "example": "regraft.backends.example.run",
 }
 #: Back ends whose files hold machine code. Their executables have an attribute ``portable``, which is None or
-#: makes the same without machine code.
+#: makes the same without machine code; beside ``load`` their modules have ``refusal(record)``, the reason
+#: where what was saved is not run, else None.
 NATIVE: frozenset[str] = frozenset({"tvm"})
 
 _MANIFEST = "manifest.json"
@@ -442,7 +443,7 @@ class _Loader:
         """
         backend = step["backend"]
         is_native = self._is_native(step)
-        reason = self._why_not_native(backend, step.get("requires", [])) if is_native else None
+        reason = self._why_not_native(backend, step) if is_native else None
         if reason is None:
             self.native |= {backend} if is_native else set()
             return self._loaded(backend, step)
@@ -494,13 +495,13 @@ class _Loader:
         """Whether the record, or who loads it, says that it is machine code: a file may keep quiet of it."""
         return step["backend"] in NATIVE | self.reader.added.native or "portable" in step
 
-    def _why_not_native(self, backend: str, requires: Sequence[Any]) -> str | None:
+    def _why_not_native(self, backend: str, step: Mapping[str, Any]) -> str | None:
         if not self.allow_native:
             return f"it holds native code ('{backend}'); pass allow_native=True if you trust it"
-        missing = sorted(set(requires) - cpu_features())
-        if not missing:
-            return None
-        return f"native code ('{backend}') needs {', '.join(missing)}, which this CPU lacks"
+        missing = sorted(set(step.get("requires", [])) - cpu_features())
+        if missing:
+            return f"native code ('{backend}') needs {', '.join(missing)}, which this CPU lacks"
+        return import_module(LOADERS[backend]).refusal(step["record"]) if backend in NATIVE else None
 
 
 def _loaded_by(load: Callable[[Any, Any], Any], backend: str, record: Any, reader: _Reader) -> Executable:

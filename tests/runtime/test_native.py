@@ -54,6 +54,7 @@ def native(compiled: CompiledModel, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return Native(step.executable, set())
 
     module.load = load  # type: ignore[attr-defined]
+    module.refusal = lambda record: record.get("refused")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fake_native_run", module)
     loaders = sys.modules["regraft.runtime.artefact"].LOADERS
     monkeypatch.setitem(loaders, "fake-native", "fake_native_run")
@@ -103,6 +104,17 @@ def test_native_code_for_another_cpu(native: Callable[..., Path], compiled: Comp
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtefactError, match="the portable form of native code is native code"):
         regraft.load(folder, allow_native=True)
+
+
+def test_native_code_of_another_version(native: Callable[..., Path], compiled: CompiledModel) -> None:
+    folder = native()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["plan"]["steps"][0]["record"]["refused"] = "native code ('fake-native') is old"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    loaded = regraft.load(folder, allow_native=True)
+    assert [s.executable.backend for s in loaded.plan.steps] == ["eager"]
+    assert "is old; its portable form runs on 'eager'" in loaded.report.to_dict()["notes"][-1]
+    assert torch.equal(loaded(X), compiled(X))
 
 
 def test_native_code_of_a_plugin(native: Callable[..., Path], compiled: CompiledModel) -> None:

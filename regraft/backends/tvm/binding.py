@@ -51,6 +51,8 @@ class Binding:
         self._lay_out(builder, program.steps)
         addresses = {number: tensor.data_ptr() for number, tensor in self._memory.items()}
         self._table = StepTable(builder, addresses)
+        placed = {buffer for _, buffer in self._moving} | {program.results[n].buffer for n in self._made}
+        assert self._table.open <= placed, "a kernel would read where nothing is"
 
     def _lay_out(self, builder: TableBuilder, steps: Sequence[Step]) -> None:
         for step in steps:
@@ -109,7 +111,10 @@ class Binding:
         return made
 
     def _fail(self, library: KernelLibrary, call: Call, given: Mapping[int, Tensor]) -> NoReturn:
-        """Raise what the kernel said: it says so again of the same arguments, to tvm-ffi."""
+        """Raise what the kernel said: it says so again of the same arguments, to tvm-ffi.
+
+        That needs kernels that look at what they are given before they write.
+        """
         rows = {number: tensor.detach().view(-1) for number, tensor in {**self._memory, **given}.items()}
         arguments = [
             runtime().from_dlpack(rows[each.buffer].view(each.dtype).view(each.shape))

@@ -21,6 +21,7 @@ from regraft.backends.tvm.arena import ALIGNMENT
 from regraft.backends.tvm.library import KernelLibrary
 from regraft.backends.tvm.library import load as load_library
 from regraft.backends.tvm.packing import Packing
+from regraft.errors import BackendError
 from regraft.runtime import TORCH_DTYPES, compile_dim
 
 Record = Mapping[str, Any]
@@ -96,6 +97,8 @@ class LoadedProgram:
     @staticmethod
     def of(record: Record, library: bytes | None, constants: Mapping[str, Tensor]) -> LoadedProgram:
         steps = tuple(_step(step) for step in record["calls"])
+        if steps and library is None:
+            raise BackendError("a program has steps, and no library that runs them", backend="tvm")
         buffers = record["buffers"]
         owners = {b["result"]: number for number, b in enumerate(buffers) if "result" in b}
         results = tuple(

@@ -14,6 +14,7 @@ from regraft.backends.tvm.arena import ALIGNMENT
 from regraft.backends.tvm.binding import Binding
 from regraft.backends.tvm.library import use_threads
 from regraft.backends.tvm.loaded import LoadedProgram, Record, Sizes, copied_row, packed_constants
+from regraft.backends.tvm.table import VERSION
 from regraft.errors import ArtefactError, BackendError
 from regraft.runtime import ArtefactReader, ArtefactWriter, Bound, Executable, NativeCode, ResultMemory
 
@@ -156,7 +157,15 @@ class TvmExecutable:
             "constants": list(constants),
             "threads": self._threads,
             "features": sorted(self._features),
+            "steps": VERSION,
         }
+
+
+def refusal(record: Record) -> str | None:
+    """Why the machine code of what ``save`` wrote is not run; None where it is."""
+    if record.get("steps") == VERSION:
+        return None
+    return "native code ('tvm') is that of another version of regraft; compile the model again for it"
 
 
 def load(record: Record, reader: ArtefactReader) -> TvmExecutable:

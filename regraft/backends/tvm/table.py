@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import weakref
+from _ctypes import dlclose
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,8 @@ import torch
 #: What runs the steps, compiled into each program's library.
 SOURCE = Path(__file__).with_name("steps.c")
 _SYMBOL = "regraft_run_steps"
+#: Of the layout of steps. Another one has another number: a saved library runs no other.
+VERSION = 1
 #: What tvm-ffi puts before the names of kernels.
 _PREFIX = "__tvm_ffi_"
 
@@ -52,6 +56,7 @@ class StepLibrary:
         AttributeError: it has no code to run steps.
         """
         self._library = ctypes.CDLL(path)
+        weakref.finalize(self, dlclose, self._library._handle)
         self.run: Any = getattr(self._library, _SYMBOL)
         """From the addresses of the first step and of the end, to that of the step that failed, or None."""
         self.run.argtypes, self.run.restype = (ctypes.c_void_p, ctypes.c_void_p), ctypes.c_void_p

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import regraft
-from regraft.errors import BackendError
+from regraft.errors import ArtefactError, BackendError
 from regraft.testing import PathCounts, assert_close
 
 SCALES = (1.0, 30.0, 0.01, -30.0)
@@ -239,3 +242,57 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     model.double()
     for scale in SCALES:
         assert_close(loaded(scale * x), model(scale * x.double()), reassociates=True)
+
+
+def test_code_that_another_version_calls_otherwise_is_not_run(tmp_path: Path) -> None:
+    model, x = Exits().eval(), torch.randn(3, 24)
+    folder = tmp_path / "model"
+    regraft.compile(model, (x,), backends=("tvm",), cache=False).save(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    record = manifest["plan"]["steps"][0]["record"]
+    record.pop("steps")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    loaded = regraft.load(folder, allow_native=True)
+    assert programs(loaded) != ["tvm"]
+    assert "another version of regraft" in loaded.report.to_dict()["notes"][-1]
+    model.double()
+    for scale in SCALES:
+        assert_close(loaded(scale * x), model(scale * x.double()), reassociates=True)
+
+
+def test_steps_need_what_runs_them(tmp_path: Path) -> None:
+    """A program of conditions and copies has a library too: a record without one is damaged."""
+
+    def model(flag: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return x if flag else y
+
+    x, y = torch.randn(3, 4), torch.randn(3, 4)
+    compiled = regraft.compile(model, (torch.tensor(True), x, y), backends=("tvm",), cache=False)
+    assert torch.equal(compiled(torch.tensor(True), x, y), x)
+    assert torch.equal(compiled(torch.tensor(False), x, y), y)
+    folder = tmp_path / "model"
+    compiled.save(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    steps = [step for step in manifest["plan"]["steps"] if step["backend"] == "tvm"]
+    assert steps, "the condition is a program of TVM's"
+    for step in steps:
+        step["record"]["library"] = None
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match="no library that runs them"):
+        regraft.load(folder, allow_native=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list what is mapped")
+def test_kernels_go_with_their_model() -> None:
+    def mapped() -> int:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return sum(".so" in line and tempfile.gettempdir() in line for line in lines)
+
+    gc.collect()
+    before = mapped()
+    compiled = regraft.compile(Exits().eval(), (torch.randn(3, 24),), backends=("tvm",), cache=False)
+    compiled(torch.randn(3, 24))
+    assert mapped() > before
+    del compiled
+    gc.collect()
+    assert mapped() <= before

@@ -10,6 +10,7 @@ import array
 import enum
 import itertools
 import logging
+import types
 import weakref
 from dataclasses import dataclass, field
 from functools import partial
@@ -234,6 +235,34 @@ def test_what_a_called_function_changes_is_refused(change: Any, name: str, place
     assert "# decides" in str(caught.value)
     assert caught.value.hint is not None
     assert state() == before
+
+
+class Lazy:
+    """Speaks for another object, of whichever class that is."""
+
+    def __init__(self, value: Any) -> None:
+        object.__setattr__(self, "value", value)
+
+    def __getattribute__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "value"), name)
+
+
+@pytest.mark.parametrize("other", [0, torch.zeros(1)], ids=["alone", "beside one that speaks for a tensor"])
+def test_what_speaks_for_an_object_that_changes_is_refused(other: Any) -> None:
+    settings = Lazy(types.SimpleNamespace(limits=[1.0, 2.0]))
+    beside = Lazy(other)
+
+    def change() -> None:
+        settings.limits.reverse()
+
+    def model(x: Tensor) -> Tensor:
+        if beside is not None and x.sum() > 0:  # decides
+            change()
+        return x * settings.limits[0]
+
+    with pytest.raises(CaptureError, match="where a tensor decides"):
+        regraft.capture(model, (UP,))
+    assert settings.limits == [1.0, 2.0]
 
 
 # -- what is right -------------------------------------------------------------------------------

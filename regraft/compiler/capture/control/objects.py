@@ -159,10 +159,8 @@ class Objects:
         found = self._is_opaque.get(kind)
         if found is None:
             found = is_opaque(value) or kind in (Objects, Reached)
-            # Classes differ, and so may what says itself of which class it is.
-            if not issubclass(kind, type) and not any(
-                "__class__" in vars(base) for base in kind.__mro__[:-1]
-            ):
+            # Classes differ, and so does what speaks for another object.
+            if not issubclass(kind, type) and not _is_proxy(kind):
                 self._is_opaque[kind] = found
         return found
 
@@ -204,6 +202,16 @@ def _are_same(one: list[Any], other: list[Any]) -> bool:
     return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
+def _is_proxy(kind: type) -> bool:
+    """Whether an object of the class may say of itself what is true of another one."""
+    if kind in weakref.ProxyTypes:
+        return True
+    own = (vars(base) for base in kind.__mro__[:-1])
+    return any(
+        "__class__" in names or isinstance(names.get("__getattribute__"), FunctionType) for names in own
+    )
+
+
 def _is_shown(value: Any) -> bool:
     """Whether what the ``_sources`` of ``value`` refer to shows each change of its parts.
 
@@ -213,6 +221,8 @@ def _is_shown(value: Any) -> bool:
     if isinstance(value, (Iterator, weakref.ReferenceType)) or is_buffer(value):
         return False
     kind = type(value)
+    if _is_proxy(kind):
+        return False
     if kind is OrderedDict:
         return len(value) < 2  # there is one order
     if issubclass(kind, OrderedDict):
