@@ -197,6 +197,67 @@ def check_assignments(assigned: set[str], module: torch.nn.Module, program: Expo
             )
 
 
+def check_assigned_aliases(assigned: set[str], module: torch.nn.Module, program: ExportedProgram) -> None:
+    """Refuse assignments to buffers of ``module`` whose earlier tensor is seen by another way.
+
+    The new value is written to that tensor, which in eager stays as it was. So no other parameter or buffer
+    may lie there, nor a constant of ``program``, as it was traced.
+
+    Raises:
+        CaptureError: it names the buffer, and what else has its memory.
+    """
+    own: dict[tuple[int, str], tuple[str, torch.Tensor]] = {}
+    for name, tensor in (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ):
+        own.setdefault(_slot(module, name), (name, tensor))
+    constants = list(_constants(program))
+    for name in sorted(assigned):
+        slot = _slot(module, name)
+        if slot not in own:
+            continue
+        message = f"the model assigns to its buffer '{name}', whose tensor "
+        hint = "give each a tensor of its own (clone()), or write to the buffer in place, with copy_()"
+        for other_slot, (other, tensor) in own.items():
+            if other_slot != slot and overlap(own[slot][1], tensor):
+                raise CaptureError(f"{message}'{other}' is too: it would have the new values", hint=hint)
+        for node, tensor in constants:
+            if overlap(own[slot][1], tensor):
+                other = _attribute(module, tensor)
+                how = f"as its attribute '{other}'" if other else "in a container or an object"
+                _refuse(
+                    next(iter(node.users)),
+                    f"{message}it also holds {how}: new values would be seen there",
+                    hint,
+                )
+
+
+def _constants(program: ExportedProgram) -> Iterator[tuple[Node, torch.Tensor]]:
+    """The tensors in use that are neither parameters nor buffers, with the nodes that stand for them."""
+    tensors = _own_tensors(program)
+    kinds = {spec.arg.name: spec.kind for spec in program.graph_signature.input_specs}
+    for node in program.graph.nodes:
+        is_constant = node.op == "placeholder" and kinds[node.name] is InputKind.CONSTANT_TENSOR
+        if is_constant and node.users and node.name in tensors:
+            yield node, tensors[node.name]
+
+
+def _attribute(module: torch.nn.Module, tensor: torch.Tensor) -> str | None:
+    """The attribute of ``module``, or of a module in it, that is ``tensor`` and no parameter or buffer."""
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, torch.Tensor) and place(value) == place(tensor):
+                return f"{path}.{name}".lstrip(".")
+    return None
+
+
+def _slot(module: torch.nn.Module, name: str) -> tuple[int, str]:
+    """Where ``name`` is kept: equal for the names of a module that has several."""
+    path, _, own = name.rpartition(".")
+    return id(module.get_submodule(path)), own
+
+
 def drop_unused_aliases(program: ExportedProgram) -> None:
     """Remove from ``program`` the inputs nobody uses whose memory another input has: tensors with two names.
 

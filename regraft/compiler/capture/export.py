@@ -34,6 +34,7 @@ from regraft.compiler.capture.control.writes import settle_writes
 from regraft.compiler.capture.effects import (
     WriteWatch,
     assignments,
+    check_assigned_aliases,
     check_assignments,
     check_draws,
     check_effects,
@@ -214,6 +215,7 @@ def _export(
                         export()
                 raise
         with phases.phase("decompositions"), _pointing_at_user_code(module):
+            check_assigned_aliases(assigned, module, program)
             join_aliases(program)
             drop_unused_aliases(program)
             found = _functional(program, table, max_trips)
