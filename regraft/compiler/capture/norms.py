@@ -66,14 +66,19 @@ def _normalised(
         )
     wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
     mean = wide.mean(axes, keepdim=True)
-    var = (wide - mean).square().mean(axes, keepdim=True)
+    squares = (wide - mean).square()
+    var = squares.mean(axes, keepdim=True)
     found = (wide - mean) * torch.rsqrt(var + eps)
     shape = (1, -1, *[1] * (input.dim() - 2))
     if weight is not None:
         found = found * weight.view(shape)
     if bias is not None:
         found = found + bias.view(shape)
-    for running, own in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
-        if running is not None:
-            running.copy_((1 - momentum) * running + momentum * own.flatten())
+    if running_mean is not None:
+        running_mean.copy_((1 - momentum) * running_mean + momentum * mean.flatten())
+    if (
+        running_var is not None
+    ):  # a quotient of tensors: that of two open sizes is no number that a graph holds
+        unbiased = squares.sum(axes) / (count - 1)
+        running_var.copy_((1 - momentum) * running_var + momentum * unbiased)
     return found.to(input.dtype)

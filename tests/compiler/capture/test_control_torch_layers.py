@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.compiler.capture.running import check_calls
+from tests.compiler.capture.running import AUTO, check_calls
 
 
 class Encodes(nn.Module):
@@ -76,6 +76,15 @@ class Adapts(nn.Module):
 def test_a_norm_by_statistics_of_the_batch_in_an_arm() -> None:
     x = torch.randn(3, 4, 5)
     check_calls(Adapts().eval(), (x,), [(x * 4,), (x / 9,), (x * 2 - 1,)])
+
+
+def test_a_norm_by_statistics_of_an_open_batch() -> None:
+    class Norm(Adapts):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(x, self.mean, self.var, self.weight, training=True)
+
+    calls = [(torch.randn(n, 4, length) * 2 + 1,) for n, length in ((2, 3), (7, 2), (4, 5))]
+    check_calls(Norm().eval(), calls[0], calls, dynamic_shapes={"x": {0: AUTO, 2: AUTO}})
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (2, 4, 3, 3)])
