@@ -56,7 +56,7 @@ LOADERS = {
     "example": "regraft.backends.example.run",
 }
 #: Back ends whose files hold machine code. Their executables have an attribute ``portable``, which is None or
-#: makes the same without machine code; beside ``load`` their modules have ``refusal(record)``, the reason
+#: makes the same without machine code; beside ``load`` their modules may have ``refusal(record)``, the reason
 #: where what was saved is not run, else None.
 NATIVE: frozenset[str] = frozenset({"tvm"})
 
@@ -501,7 +501,8 @@ class _Loader:
         missing = sorted(set(step.get("requires", [])) - cpu_features())
         if missing:
             return f"native code ('{backend}') needs {', '.join(missing)}, which this CPU lacks"
-        return import_module(LOADERS[backend]).refusal(step["record"]) if backend in NATIVE else None
+        refusal = getattr(import_module(LOADERS[backend]), "refusal", None) if backend in NATIVE else None
+        return None if refusal is None else refusal(step["record"])
 
 
 def _loaded_by(load: Callable[[Any, Any], Any], backend: str, record: Any, reader: _Reader) -> Executable:
