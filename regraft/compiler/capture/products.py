@@ -1,8 +1,8 @@
 """The types of matrix products of open sizes, without taking the products apart.
 
 Asked for the type of ``matmul`` where a size is open, torch's tracers take it apart into eight ops, each of
-which proves something about sizes: half a tenth of a second, in each pass over a graph. Where it is known
-which sizes are equal, what the type is can be said without.
+which proves something about sizes: some 50 ms, in each pass over a graph. Where it is known which sizes are
+equal, what the type is can be said without.
 """
 
 # The tables of an op's Python kernels and decompositions have no public names.

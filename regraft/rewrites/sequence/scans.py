@@ -34,7 +34,7 @@ def is_constant(value: Value) -> bool:
 def is_heavy(scan: Scan, row: TensorType) -> bool:
     """Whether ``row`` for all trips is slower to keep in memory than to make in the trip that reads it.
 
-    Where the number of trips is open, it counts as large: a trip that makes it in vain loses little.
+    Where the number of trips is open, it counts as large; what that costs short sequences is not measured.
     Measured with rows of 8192 elements over 1024 trips on ONNX Runtime: a scan that makes them takes 20 ms,
     one that reads them from memory takes that long to read, and they are to be made besides.
     """

@@ -18,6 +18,7 @@ import regraft
 from regraft.ir import parse_module
 from regraft.testing import assert_close, randomise
 from tests.compiler.capture.running import Captures, compare, compiled, tensors
+from tests.recurrences import SelectiveScan
 
 LENGTHS = (1, 2, 3, 33, 64, 256)
 OPEN = {"x": {1: Dim("length", min=1, max=512)}}
@@ -79,28 +80,6 @@ class TwoLayers(nn.Module):
             h = self.second(steps[t], h)
             states.append(h)
         return torch.stack(states[::-1], dim=1)
-
-
-class Selective(nn.Module):
-    """Mamba's recurrence: decay and input of each step depend on the step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.project, self.rate = nn.Linear(5, 1 + 2 * 4), nn.Linear(1, 5)
-        self.log_decay, self.skip = nn.Parameter(torch.zeros(5, 4)), nn.Parameter(torch.ones(5))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        decay = -torch.exp(self.log_decay)
-        rate, enters, leaves = self.project(x).split([1, 4, 4], dim=-1)
-        rate = nn.functional.softplus(self.rate(rate))
-        h = x.new_zeros(x.shape[0], 5, 4)
-        rows = []
-        for t in range(x.shape[1]):
-            kept = torch.exp(rate[:, t, :, None] * decay)
-            new = rate[:, t, :, None] * enters[:, t, None, :] * x[:, t, :, None]
-            h = kept * h + new
-            rows.append((h * leaves[:, t, None, :]).sum(-1))
-        return torch.stack(rows, 1) + x * self.skip, h
 
 
 def running_sums(x: Tensor) -> Tensor:
@@ -193,13 +172,13 @@ RECURRENT: dict[str, Any] = {
     "two layers": TwoLayers,
 }
 FUNCTIONS = (running_sums, from_behind, from_the_second, in_strides, several_lists, over_rows)
-SCANS: dict[str, Any] = {"selective": Selective} | {f.__name__: f for f in FUNCTIONS}
+SCANS: dict[str, Any] = {"selective": SelectiveScan} | {f.__name__: f for f in FUNCTIONS}
 
 
 def model_of(name: str) -> Any:
     if name in RECURRENT:
         return randomise(RECURRENT[name]().eval())
-    return randomise(Selective().eval()) if name == "selective" else SCANS[name]
+    return randomise(SelectiveScan().eval()) if name == "selective" else SCANS[name]
 
 
 def ops(text: str) -> Counter[str]:
