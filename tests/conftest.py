@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -38,6 +39,15 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.set_threshold(700, 10, 50)
 
     torch.manual_seed(0)  # for what test files draw while they are imported
+
+    os.fork = os.forkpty = refuse_to_fork  # type: ignore[assignment]
+
+
+def refuse_to_fork() -> NoReturn:
+    raise RuntimeError(
+        "a process that runs tests is not forked: an error in the child would come back into pytest, which "
+        "would report for both, and pytest-xdist end the run; start a script by subprocess, and fork there"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

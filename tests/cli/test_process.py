@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,13 @@ import pytest
 from tests.cli.running import GRAPH, run_process
 
 COMMAND = [sys.executable, "-m", "regraft"]
+
+#: Becomes the command of its arguments, which can write no file of more than 512 bytes.
+SMALL_FILES = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 def test_help_and_completion_load_nothing_heavy() -> None:
@@ -82,17 +88,13 @@ def test_a_full_disk_is_one_error(tmp_path: Path) -> None:
 
 def test_nothing_is_half_written_where_there_is_no_room(factories: Path, tmp_path: Path) -> None:
     out = tmp_path / "saved"
-
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))
-
+    compiles = ["compile", f"{factories}:make", "-q", "--backends=eager", "--no-verify", f"--out={out}"]
     done = subprocess.run(
-        [*COMMAND, "compile", f"{factories}:make", "-q", "--backends=eager", "--no-verify", f"--out={out}"],
+        [sys.executable, "-ISc", SMALL_FILES, *COMMAND, *compiles],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
-        preexec_fn=small_files,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert done.returncode == 1

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import termios
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pexpect
 import pytest
+from pexpect.fdpexpect import fdspawn
 
 from tests.cli.running import GRAPH
 
@@ -37,50 +39,72 @@ def slow_to_make():
     time.sleep(120)
 """
 
-Spawn = Callable[..., "pexpect.spawn[str]"]
+#: Takes the terminal for itself and becomes the command. One started in the background, as a test run may be,
+#: ignores Ctrl-C, and so do its children, which hear of it again.
+BECOME = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+class Terminal(fdspawn):
+    """A command in a terminal. It is no fork of this process: none of pytest ever runs in it."""
+
+    def __init__(self, arguments: list[str], env: dict[str, str], cwd: Path) -> None:
+        screen, end = os.openpty()
+        termios.tcsetwinsize(end, (40, 100))
+        become = [sys.executable, "-ISc", BECOME, *arguments]
+        self.process = subprocess.Popen(
+            become, stdin=end, stdout=end, stderr=end, env=env, cwd=cwd, start_new_session=True
+        )
+        os.close(end)
+        super().__init__(screen, encoding="utf-8", timeout=120)
+
+    def press(self, control: str) -> None:
+        """Press Ctrl and a letter."""
+        self.send(chr(ord(control) - ord("a") + 1))
+
+    def ended(self) -> tuple[int, str]:
+        """The exit code, and what was on the screen since the last expectation."""
+        self.expect(pexpect.EOF)
+        return self.process.wait(60), self.before or ""
+
+    def leave(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.close()
+
+
+Spawn = Callable[..., Terminal]
 
 
 @pytest.fixture
-def spawn(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Spawn:
+def spawn(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spawn]:
     """Start a command in a terminal of 100 columns, in an empty folder."""
 
     home = tmp_path_factory.mktemp("home")
+    started: list[Terminal] = []
 
-    def start(command: str, *arguments: object, **environment: str) -> pexpect.spawn[str]:
+    def start(command: str, *arguments: object, **environment: str) -> Terminal:
         hidden = ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "GITHUB_ACTIONS", "CI")
         terminal = {"TERM": "xterm-256color", "HOME": str(home), "OMP_NUM_THREADS": "1"}
         kept = {name: value for name, value in os.environ.items() if name not in hidden}
-        return pexpect.spawn(
-            command,
-            [str(a) for a in arguments],
-            env={**kept, **terminal, **environment},
-            cwd=tmp_path,
-            dimensions=(40, 100),
-            encoding="utf-8",
-            timeout=120,
-            preexec_fn=_hear_interrupts,
-        )
+        listed = [command, *(str(a) for a in arguments)]
+        started.append(Terminal(listed, {**kept, **terminal, **environment}, tmp_path))
+        return started[-1]
 
-    return start
-
-
-def _hear_interrupts() -> None:
-    """A command started in the background, as a test run may be, ignores Ctrl-C, and so do its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def ended(terminal: pexpect.spawn[str]) -> tuple[int | None, str]:
-    """The exit code, and what was on the screen since the last expectation."""
-    terminal.expect(pexpect.EOF)
-    terminal.close()
-    return terminal.exitstatus, terminal.before or ""
+    yield start
+    for terminal in started:
+        terminal.leave()
 
 
 def test_a_compile_shows_progress_and_then_the_report(spawn: Spawn, factories: Path) -> None:
     terminal = spawn(str(REGRAFT), "compile", f"{factories}:make", "--backends", "eager")
     terminal.expect("compile: export|compile: decompositions")
     terminal.expect("compile: lower|compile: verify")
-    code, screen = ended(terminal)
+    code, screen = terminal.ended()
     assert code == 0
     assert "\x1b[?25h" in screen, "the cursor is back"
     text = ANSI.sub("", screen)
@@ -89,13 +113,13 @@ def test_a_compile_shows_progress_and_then_the_report(spawn: Spawn, factories: P
 
 
 def test_an_error_is_red_and_one_message(spawn: Spawn) -> None:
-    code, screen = ended(spawn(str(REGRAFT), "compile", "absent.py:make"))
+    code, screen = spawn(str(REGRAFT), "compile", "absent.py:make").ended()
     assert code == 1
     assert "\x1b[1;31m" in screen
     text = ANSI.sub("", screen)
     assert text.count("absent.py") == 1
     assert text.endswith("FactoryError: cannot read 'absent.py': No such file or directory\r\n")
-    code, screen = ended(spawn(str(REGRAFT), "compile", "absent.py:make", NO_COLOR="1"))
+    code, screen = spawn(str(REGRAFT), "compile", "absent.py:make", NO_COLOR="1").ended()
     assert (code, "\x1b[1;31m" in screen) == (1, False)
 
 
@@ -105,8 +129,8 @@ def test_ctrl_c_ends_it_and_leaves_nothing(spawn: Spawn, tmp_path: Path, factory
     file.write_text(SLOW)
     terminal = spawn(str(REGRAFT), "compile", f"slow.py:{factory}", "--out", "saved", "--dump", "dumped")
     terminal.expect(shown)
-    terminal.sendintr()
-    code, screen = ended(terminal)
+    terminal.press("c")
+    code, screen = terminal.ended()
     assert code == 130
     assert "interrupted" in screen
     assert "Traceback" not in screen
@@ -130,9 +154,9 @@ def test_bash_completes_names(spawn: Spawn, tmp_path: Path) -> None:
     ):
         terminal.send(typed)
         terminal.expect_exact(completed)
-        terminal.sendcontrol("u")
+        terminal.press("u")
     terminal.sendline("exit")
-    assert ended(terminal)[0] == 0
+    assert terminal.ended()[0] == 0
 
 
 LOW_RANK = """
@@ -150,6 +174,6 @@ def test_measuring_has_the_bar_to_itself(spawn: Spawn, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(LOW_RANK)
     terminal = spawn(str(REGRAFT), "tune", "model.py:low_rank", "--budget", "10s")
     terminal.expect("tune: measured 1 of 1")
-    code, shown = ended(terminal)
+    code, shown = terminal.ended()
     assert code == 0
     assert "rewrites (measured" not in ANSI.sub("", shown)

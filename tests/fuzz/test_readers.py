@@ -5,12 +5,11 @@ The plain run takes seconds; ``-m "slow or not slow"`` two minutes for each read
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ from torch import nn
 
 import regraft
 from regraft.compiler import Report, cache, options
-from regraft.errors import ArtefactError, ParseError, RegraftError
+from regraft.errors import ParseError, RegraftError
 from regraft.ir import OPS, Module, parse_module, print_module, verify
 from tests.compiler.cache import killed
 from tests.compiler.cache.killed import X, compiled
-from tests.fuzz.limits import room
+from tests.fuzz.limits import ROOM, LimitedProcess
 
 #: Fragments that a reader might take for something.
 FRAGMENTS = [
@@ -182,35 +181,38 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(place for key, inner in items for place in places(inner, (*path, key)))]
 
 
-#: What a kernel raises when it is asked for the impossible.
-FAILURES = (RuntimeError, MemoryError, ValueError, TypeError, LookupError)
-#: What loading or calling an artefact may take: the model has a few hundred bytes.
-ROOM = 1 << 30
+@pytest.fixture(scope="module")
+def limited() -> Iterator[LimitedProcess]:
+    process = LimitedProcess()
+    yield process
+    process.close()
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs Linux's /proc")
-def test_memory_is_limited_while_a_forged_program_runs() -> None:
-    with room(ROOM), pytest.raises(RuntimeError, match="can't allocate memory"):
-        torch.empty(ROOM)
-    torch.empty(ROOM)  # four times the room, and outside of it no limit
+def test_memory_is_limited_while_a_forged_program_runs(limited: LimitedProcess) -> None:
+    """Four times the room; outside of the limit there is as much as before."""
+    assert "can't allocate memory" in (limited.take(ROOM) or "")
+    assert limited.take_unlimited(ROOM) is None
 
 
-def loads_or_refuses(folder: Path) -> None:
+def test_a_limited_process_that_ends_fails_the_test_and_is_replaced(limited: LimitedProcess) -> None:
+    assert limited.take(1) is None
+    assert limited.process is not None
+    limited.process.kill()
+    limited.process.wait()
+    with pytest.raises(AssertionError, match="ended with status -9"):
+        limited.take(1)
+    assert limited.take(1) is None
+
+
+def loads_or_refuses(folder: Path, limited: LimitedProcess) -> None:
     """Reading takes no memory by what a file claims; what a program takes, its process limits."""
     around = sorted(os.listdir(folder.parent))
-    with room(ROOM):
-        try:
-            loaded = regraft.load(folder)
-        except ArtefactError:
-            loaded = None
-        if loaded is not None:
-            # A graph that is not ours may fail in a kernel, or ask for too much, as it would in eager.
-            with contextlib.suppress(RegraftError, *FAILURES):
-                loaded(torch.ones(3, 4))
+    limited.load(folder)
     assert sorted(os.listdir(folder.parent)) == around
 
 
-def edited_manifest(saved: Path, place: int, value: Any) -> None:
+def edited_manifest(saved: Path, limited: LimitedProcess, place: int, value: Any) -> None:
     manifest = json.loads((saved / "manifest.json").read_text())
     found = places(manifest)
     *path, last = found[1:][place % (len(found) - 1)]
@@ -222,21 +224,21 @@ def edited_manifest(saved: Path, place: int, value: Any) -> None:
     shutil.copytree(saved, copy)
     try:
         (copy / "manifest.json").write_text(json.dumps(manifest))
-        loads_or_refuses(copy)
+        loads_or_refuses(copy, limited)
     finally:
         shutil.rmtree(copy)
 
 
 @plain
 @given(place=st.integers(0, 10**6), value=JSON)
-def test_an_edited_manifest(saved: Path, place: int, value: Any) -> None:
-    edited_manifest(saved, place, value)
+def test_an_edited_manifest(saved: Path, limited: LimitedProcess, place: int, value: Any) -> None:
+    edited_manifest(saved, limited, place, value)
 
 
 @long(10_000)
 @given(place=st.integers(0, 10**6), value=JSON)
-def test_an_edited_manifest_for_long(saved: Path, place: int, value: Any) -> None:
-    edited_manifest(saved, place, value)
+def test_an_edited_manifest_for_long(saved: Path, limited: LimitedProcess, place: int, value: Any) -> None:
+    edited_manifest(saved, limited, place, value)
 
 
 # -- cache entries -------------------------------------------------------------------------------

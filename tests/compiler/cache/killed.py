@@ -12,7 +12,9 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -49,6 +51,14 @@ def work(mode: str, folder: Path, first: int) -> None:
             cache.CacheFolder(folder / "cache").write(f"e{number % 3}", bytes([number % 251]) * (1 << 20))
 
 
+def _work_alone(mode: str, folder: Path, first: int) -> NoReturn:
+    try:
+        work(mode, folder, first)
+    except BaseException:  # a fork must not go on as its parent does
+        traceback.print_exc()
+    os._exit(1)
+
+
 def main(mode: str, folder: Path, kills: int, seed: int) -> None:
     generator = random.Random(seed)
     torch.set_num_threads(1)  # a fork keeps no threads
@@ -59,10 +69,11 @@ def main(mode: str, folder: Path, kills: int, seed: int) -> None:
     for kill in range(kills):
         child = os.fork()
         if child == 0:
-            work(mode, folder, 1000 * kill)
+            _work_alone(mode, folder, 1000 * kill)
         time.sleep(generator.uniform(0.0, 0.1 if mode == "write" else 3 * unit))
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), "it ended before it was killed"
 
 
 if __name__ == "__main__":
