@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 import regraft
 from regraft.compiler import control
-from regraft.errors import OptionError
 
 
 class Branching(nn.Module):
@@ -28,15 +27,16 @@ def adapter(layer: str) -> dict[str, Tensor]:
     return {f"{layer}.lora_A.weight": torch.ones(1, 8), f"{layer}.lora_B.weight": torch.ones(8, 1)}
 
 
-def test_a_weight_inside_of_a_branch_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"'inside\.weight' is used in a branch or a loop"):
-        regraft.compile(Branching().eval(), (torch.ones(3, 8),), adapters={"a": adapter("inside")})
-
-
-def test_a_weight_outside_of_it_is_not() -> None:
+@pytest.mark.parametrize("layer", ["before", "inside"])
+def test_a_weight_of_either_side_of_a_branch(layer: str) -> None:
     model, x = Branching().eval(), torch.ones(3, 8)
-    compiled = regraft.compile(model, (x,), adapters={"a": adapter("before")})
+    compiled = regraft.compile(model, (x,), adapters={"a": adapter(layer)})
     compiled.set_adapter("a")
-    hidden = model.before(x) + x.sum(1, keepdim=True)
-    expected = model.inside(hidden) if hidden.sum() > 0 else torch.relu(hidden)
-    torch.testing.assert_close(compiled(x), expected.detach())
+    taken: set[bool] = set()
+    for given in (x, -x, 3 * x, -3 * x):
+        hidden = model.before(given) + (layer == "before") * given.sum(1, keepdim=True)
+        inside = model.inside(hidden) + (layer == "inside") * hidden.sum(1, keepdim=True)
+        taken.add(bool(hidden.sum() > 0))
+        expected = inside if hidden.sum() > 0 else torch.relu(hidden)
+        torch.testing.assert_close(compiled(given), expected.detach())
+    assert taken == {True, False}
