@@ -14,7 +14,7 @@ PLUGIN_VENV := $(VENV)-plugin
 BENCH_INSTALLED := $(VENV)/.installed-bench
 PYTEST := $(BIN)/python -m pytest --sample-seed=$(SEED) --hypothesis-seed=$(SEED)
 
-.PHONY: help venv demo test conformance check check-plugin bench clean
+.PHONY: help venv demo compiled test conformance check check-plugin bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/\1	\2/' | expand -t 14
@@ -39,11 +39,15 @@ $(BENCH_INSTALLED): $(INSTALLED)
 demo: $(DEMO_INSTALLED) ## compile a model and compare it with eager
 	$(BIN)/regraft demo
 
-test: $(INSTALLED) ## the tests, with a seeded sample of the conformance tables
+test: $(INSTALLED) compiled ## the tests, with a seeded sample of the conformance tables
 	$(PYTEST)
 
-conformance: $(INSTALLED) ## all the tests
+conformance: $(INSTALLED) compiled ## all the tests
 	$(PYTEST) -m "conformance or not conformance"
+
+# Each process that a test starts would compile it anew where PYTHONDONTWRITEBYTECODE is set: two seconds each.
+compiled: $(INSTALLED)
+	@$(BIN)/python -m compileall -q regraft
 
 check: $(INSTALLED) ## style, types, layering, sizes
 	$(BIN)/ruff check

@@ -5,9 +5,10 @@ An `-m` expression that names `conformance` takes over: `-m "conformance or not 
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -90,6 +91,26 @@ def belongs_to_plain_run(item: pytest.Item, config: pytest.Config) -> bool:
     if item.get_closest_marker("conformance") is None:
         return True
     return is_sampled(item.nodeid, config.option.sample_seed, config.option.sample)
+
+
+@pytest.fixture(scope="session")
+def tvm() -> Any:
+    """The TVM back end, one for all tests of a process: each has a worker process, which takes seconds."""
+    from tests.backends.instances import instance
+
+    return instance("tvm")
+
+
+@pytest.fixture
+def with_one_tvm(request: pytest.FixtureRequest) -> Callable[[Sequence[str]], tuple[Any, ...]]:
+    """Names of back ends, the one of all tests in the place of TVM's."""
+
+    def instances(names: Sequence[str]) -> tuple[Any, ...]:
+        if "tvm" in names and find_spec("tvm") is None:
+            pytest.skip("TVM is not installed")
+        return tuple(request.getfixturevalue("tvm") if name == "tvm" else name for name in names)
+
+    return instances
 
 
 @pytest.fixture

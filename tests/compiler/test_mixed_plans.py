@@ -43,7 +43,7 @@ Mixed = tuple[str, nn.Module, Any]
 
 
 @pytest.fixture(scope="module", params=["bert", "llama"])
-def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Mixed:
+def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tvm: Any) -> Mixed:
     """A family, a small model of it, and what is compiled of that for both back ends in turns."""
     family = FAMILIES[request.param]
     model = family.make()
@@ -53,7 +53,7 @@ def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         compiled = regraft.compile(
             model,
             kwargs=family.inputs(1, 24),
-            backends=("ort", "tvm"),
+            backends=("ort", tvm),
             tune=True,
             budget="10min",
             cache=False,

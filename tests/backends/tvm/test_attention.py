@@ -59,19 +59,19 @@ def double(given: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, given)
 
 
-def check(model: nn.Module, given: list[tuple[Tensor, ...]]) -> None:
-    compiled = regraft.compile(model.eval(), (given,), backends=("tvm",), cache=False)
+def check(tvm: Any, model: nn.Module, given: list[tuple[Tensor, ...]]) -> None:
+    compiled = regraft.compile(model.eval(), (given,), backends=(tvm,), cache=False)
     for found, wanted in zip(compiled(given), model(double(given)), strict=True):
         assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"scale": 0.3}], ids=str)
-def test_all_sizes(options: dict[str, Any]) -> None:
+def test_all_sizes(tvm: Any, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    check(Each(**options), [drawn(*sizes) for sizes in SIZES])
+    check(tvm, Each(**options), [drawn(*sizes) for sizes in SIZES])
 
 
-def test_masks() -> None:
+def test_masks(tvm: Any) -> None:
     """Added and chosen ones, of all ranks, and rows that see nothing or of which all scores are infinite."""
     torch.manual_seed(0)
     rows, keys = 19, 37
@@ -90,44 +90,44 @@ def test_masks() -> None:
         added[:1],
         added[None, None],
     )
-    check(Each(), [(*drawn(rows, keys, 16, 24), mask) for mask in masks])
+    check(tvm, Each(), [(*drawn(rows, keys, 16, 24), mask) for mask in masks])
 
 
-def test_shared_keys() -> None:
+def test_shared_keys(tvm: Any) -> None:
     torch.manual_seed(0)
     q = torch.randn(2, 6, 11, 16)
     given = [(q, torch.randn(2, heads, 9, 16), torch.randn(2, heads, 9, 8)) for heads in (1, 2, 3, 6)]
     masked = [(*each, torch.rand(2, 6, 11, 9) > 0.3) for each in given]
-    check(Each(enable_gqa=True), given + masked)
+    check(tvm, Each(enable_gqa=True), given + masked)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_other_types(dtype: torch.dtype) -> None:
+def test_other_types(tvm: Any, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     given = [tuple(x.to(dtype) for x in drawn(*sizes)) for sizes in SIZES[1:4]]
-    compiled = regraft.compile(Each().eval(), (given,), backends=("tvm",), cache=False)
+    compiled = regraft.compile(Each().eval(), (given,), backends=(tvm,), cache=False)
     wanted = Each()(double(given))
     for found, reference, eager in zip(compiled(given), wanted, Each()(given), strict=True):
         assert_close(found, reference, eager)
 
 
-def test_values_that_are_not_finite() -> None:
+def test_values_that_are_not_finite(tvm: Any) -> None:
     torch.manual_seed(0)
     q, k, v = drawn(10, 20, 8, 8)
     nan, infinite = q.clone(), k.clone()
     nan[0, 0, 3, 2], infinite[0, 1, 4, 1] = torch.nan, torch.inf
     huge = v.clone()
     huge[0, 0, 2, 2] = torch.inf
-    check(Each(), [(nan, k, v), (q, infinite, v), (q, k, huge)])
+    check(tvm, Each(), [(nan, k, v), (q, infinite, v), (q, k, huge)])
 
 
-def test_any_rows_and_heads() -> None:
+def test_any_rows_and_heads(tvm: Any) -> None:
     """Of queries, what is not known may be anything; keys must be known, or all is taken apart."""
     torch.manual_seed(0)
     model, x = Attention(is_causal=True).eval(), drawn(30, 20, 16, 16)
     any_rows = {"q": {0: Dim.AUTO, 2: Dim.AUTO}, "k": {0: Dim.AUTO}, "v": {0: Dim.AUTO}}
     for shapes in (any_rows, {**any_rows, "k": {2: Dim.AUTO}, "v": {2: Dim.AUTO}}):
-        compiled = regraft.compile(model, x, backends=("tvm",), dynamic_shapes=shapes, cache=False)
+        compiled = regraft.compile(model, x, backends=(tvm,), dynamic_shapes=shapes, cache=False)
         for rows in (30, 1, 200, 5):
             q, k, v = drawn(rows, 20, 16, 16)
             assert_close(compiled(q, k, v), model(*double((q, k, v))))

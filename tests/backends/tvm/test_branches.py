@@ -26,9 +26,9 @@ def programs(compiled: Any) -> list[str]:
     return [step.executable.backend for step in compiled.plan.steps]
 
 
-def check(model: nn.Module, x: Tensor, **options: Any) -> Any:
+def check(tvm: Any, model: nn.Module, x: Tensor, **options: Any) -> Any:
     """Every call equals eager's, in any order; nothing but one program runs."""
-    compiled = regraft.compile(model, (x,), backends=("tvm",), cache=False, **options)
+    compiled = regraft.compile(model, (x,), backends=(tvm,), cache=False, **options)
     assert programs(compiled) == ["tvm"]
     given = [scale * x for scale in (*SCALES, *reversed(SCALES))]
     found = [compiled(each) for each in given]
@@ -111,44 +111,44 @@ MODELS = {"exits": Exits, "arms": Arms, "within": Within, "skips": Skips}
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_values(name: str) -> None:
+def test_values(tvm: Any, name: str) -> None:
     torch.manual_seed(0)
-    check(MODELS[name]().eval(), torch.randn(3, 24))
+    check(tvm, MODELS[name]().eval(), torch.randn(3, 24))
 
 
-def test_every_arm_is_counted() -> None:
+def test_every_arm_is_counted(tvm: Any) -> None:
     """What arms write to the state of a model, as a count of paths, is there after the call."""
     torch.manual_seed(2)
     paths = PathCounts()
     model, x = Skips().eval(), torch.randn(3, 24)
-    check(model, x, passes=paths.passes)
+    check(tvm, model, x, passes=paths.passes)
     assert len(paths.paths) == 6
     paths.assert_all_ran()
 
 
-def test_sizes_that_vary() -> None:
+def test_sizes_that_vary(tvm: Any) -> None:
     torch.manual_seed(0)
     model, x = Exits().eval(), torch.randn(3, 24)
-    compiled = check(model, x, dynamic_shapes={"x": {0: Dim.AUTO}})
+    compiled = check(tvm, model, x, dynamic_shapes={"x": {0: Dim.AUTO}})
     for rows in (1, 8, 3):
         for scale in SCALES:
             given = scale * torch.randn(rows, 24)
             assert_close(compiled(given), model.double()(given.double()), reassociates=True)
 
 
-def test_a_predicate_that_comes_with_a_call() -> None:
+def test_a_predicate_that_comes_with_a_call(tvm: Any) -> None:
     class Model(nn.Module):
         def forward(self, x: Tensor, is_on: Tensor) -> Tensor:
             return x.relu() * 2 if is_on else x - 1
 
     model, x = Model().eval(), torch.randn(5)
-    compiled = regraft.compile(model, (x, torch.tensor(True)), backends=("tvm",), cache=False)
+    compiled = regraft.compile(model, (x, torch.tensor(True)), backends=(tvm,), cache=False)
     assert programs(compiled) == ["tvm"]
     for is_on in (True, False, True):
         assert_close(compiled(x, torch.tensor(is_on)), model(x.double(), torch.tensor(is_on)))
 
 
-def test_an_index_is_looked_at_where_its_arm_runs() -> None:
+def test_an_index_is_looked_at_where_its_arm_runs(tvm: Any) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -158,7 +158,7 @@ def test_an_index_is_looked_at_where_its_arm_runs() -> None:
             return self.table(places) if x.sum() > 0 else x
 
     model, x = Model().eval(), torch.ones(2, 4)
-    compiled = regraft.compile(model, (x, torch.tensor([1, 2])), backends=("tvm",), cache=False)
+    compiled = regraft.compile(model, (x, torch.tensor([1, 2])), backends=(tvm,), cache=False)
     wrong = torch.tensor([1, 9])
     assert_close(compiled(-x, wrong), -x.double())
     with pytest.raises(BackendError, match="embedding"):
@@ -166,7 +166,7 @@ def test_an_index_is_looked_at_where_its_arm_runs() -> None:
     assert_close(compiled(x, torch.tensor([1, 2])), model(x, torch.tensor([1, 2])).detach().double())
 
 
-def test_arms_of_integers_and_bools() -> None:
+def test_arms_of_integers_and_bools(tvm: Any) -> None:
     class Model(nn.Module):
         def forward(self, n: Tensor) -> tuple[Tensor, Tensor]:
             if n.sum() > 3:
@@ -174,13 +174,13 @@ def test_arms_of_integers_and_bools() -> None:
             return n - 1, n.bool()
 
     model, n = Model().eval(), torch.arange(-2, 5)
-    compiled = regraft.compile(model, (n,), backends=("tvm",), cache=False)
+    compiled = regraft.compile(model, (n,), backends=(tvm,), cache=False)
     assert programs(compiled) == ["tvm"]
     for given in (n, n - 3, n):
         assert all(map(torch.equal, compiled(given), model(given)))
 
 
-def test_what_is_large_is_not_copied() -> None:
+def test_what_is_large_is_not_copied(tvm: Any) -> None:
     class Model(nn.Module):
         def forward(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
             if x.sum() > 0:
@@ -189,17 +189,17 @@ def test_what_is_large_is_not_copied() -> None:
 
     model, x, cache = Model().eval(), torch.randn(4), torch.randn(512, 1024)
     for large, executors in ((cache, {"tvm", "host"}), (cache[:8].clone(), {"tvm"})):
-        compiled = regraft.compile(model, (x, large), backends=("tvm",), cache=False)
+        compiled = regraft.compile(model, (x, large), backends=(tvm,), cache=False)
         assert set(programs(compiled)) == executors
         for given in (x, -x):
             for found, wanted in zip(compiled(given, large), model(given, large), strict=True):
                 assert_close(found, wanted.double())
 
 
-def test_calls_at_once() -> None:
+def test_calls_at_once(tvm: Any) -> None:
     torch.manual_seed(0)
     model, x = Exits().eval(), torch.randn(3, 24)
-    compiled = regraft.compile(model, (x,), backends=("tvm", "ort"), cache=False)
+    compiled = regraft.compile(model, (x,), backends=(tvm, "ort"), cache=False)
     assert programs(compiled) == ["tvm"]
     given = [scale * x for scale in SCALES]
     wanted = [compiled(each) for each in given]
@@ -219,7 +219,7 @@ def test_calls_at_once() -> None:
     assert not wrong
 
 
-def test_a_loop_in_an_arm_is_the_plans() -> None:
+def test_a_loop_in_an_arm_is_the_plans(tvm: Any) -> None:
     class Model(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             if x.sum() > 0:
@@ -228,26 +228,26 @@ def test_a_loop_in_an_arm_is_the_plans() -> None:
             return x
 
     model, x = Model().eval(), torch.rand(5) + 3
-    compiled = regraft.compile(model, (x,), backends=("tvm",), cache=False)
+    compiled = regraft.compile(model, (x,), backends=(tvm,), cache=False)
     assert "host" in programs(compiled)
     for scale in SCALES:
         assert_close(compiled(scale * x), model(scale * x.double()))
 
 
-def test_saved_and_loaded(tmp_path: Path) -> None:
+def test_saved_and_loaded(tvm: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Exits().eval(), torch.randn(3, 24)
-    regraft.compile(model, (x,), backends=("tvm",), cache=False).save(tmp_path / "model")
+    regraft.compile(model, (x,), backends=(tvm,), cache=False).save(tmp_path / "model")
     loaded = regraft.load(tmp_path / "model", allow_native=True)
     model.double()
     for scale in SCALES:
         assert_close(loaded(scale * x), model(scale * x.double()), reassociates=True)
 
 
-def test_code_that_another_version_calls_otherwise_is_not_run(tmp_path: Path) -> None:
+def test_code_that_another_version_calls_otherwise_is_not_run(tvm: Any, tmp_path: Path) -> None:
     model, x = Exits().eval(), torch.randn(3, 24)
     folder = tmp_path / "model"
-    regraft.compile(model, (x,), backends=("tvm",), cache=False).save(folder)
+    regraft.compile(model, (x,), backends=(tvm,), cache=False).save(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     record = manifest["plan"]["steps"][0]["record"]
     record.pop("steps")
@@ -260,14 +260,14 @@ def test_code_that_another_version_calls_otherwise_is_not_run(tmp_path: Path) ->
         assert_close(loaded(scale * x), model(scale * x.double()), reassociates=True)
 
 
-def test_steps_need_what_runs_them(tmp_path: Path) -> None:
+def test_steps_need_what_runs_them(tvm: Any, tmp_path: Path) -> None:
     """A program of conditions and copies has a library too: a record without one is damaged."""
 
     def model(flag: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return x if flag else y
 
     x, y = torch.randn(3, 4), torch.randn(3, 4)
-    compiled = regraft.compile(model, (torch.tensor(True), x, y), backends=("tvm",), cache=False)
+    compiled = regraft.compile(model, (torch.tensor(True), x, y), backends=(tvm,), cache=False)
     assert torch.equal(compiled(torch.tensor(True), x, y), x)
     assert torch.equal(compiled(torch.tensor(False), x, y), y)
     folder = tmp_path / "model"
@@ -283,14 +283,14 @@ def test_steps_need_what_runs_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list what is mapped")
-def test_kernels_go_with_their_model() -> None:
+def test_kernels_go_with_their_model(tvm: Any) -> None:
     def mapped() -> int:
         lines = Path("/proc/self/maps").read_text().splitlines()
         return sum(".so" in line and tempfile.gettempdir() in line for line in lines)
 
     gc.collect()
     before = mapped()
-    compiled = regraft.compile(Exits().eval(), (torch.randn(3, 24),), backends=("tvm",), cache=False)
+    compiled = regraft.compile(Exits().eval(), (torch.randn(3, 24),), backends=(tvm,), cache=False)
     compiled(torch.randn(3, 24))
     assert mapped() > before
     del compiled

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -59,25 +61,25 @@ class Moves(nn.Module):
         return tuple(function(x, y) for function in self.functions)
 
 
-def check(model: nn.Module, *args: Tensor) -> None:
-    compiled = regraft.compile(model, args, backends=("tvm",), cache=False)
+def check(tvm: Any, model: nn.Module, *args: Tensor) -> None:
+    compiled = regraft.compile(model, args, backends=(tvm,), cache=False)
     wanted = model.double()(*(arg.double() for arg in args))
     assert_close(compiled(*args), wanted)
 
 
 @pytest.mark.parametrize("length", [1, 5, 33])
 @pytest.mark.parametrize(("width", "heads"), [(32, 2), (24, 3), (4, 4)])
-def test_attention_of_parts_of_one_product(width: int, heads: int, length: int) -> None:
+def test_attention_of_parts_of_one_product(tvm: Any, width: int, heads: int, length: int) -> None:
     torch.manual_seed(length)
-    check(Joined(width, heads, (2, 0, 3, 1, 4)).eval(), torch.randn(2, length, width))
+    check(tvm, Joined(width, heads, (2, 0, 3, 1, 4)).eval(), torch.randn(2, length, width))
 
 
-def test_attention_of_any_length() -> None:
+def test_attention_of_any_length(tvm: Any) -> None:
     torch.manual_seed(0)
     model = Joined(32, 2, (2, 0, 3, 1, 4)).eval()
     dynamic = {"x": {0: Dim.AUTO, 1: Dim.AUTO}}
     compiled = regraft.compile(
-        model, (torch.randn(2, 7, 32),), backends=("tvm",), dynamic_shapes=dynamic, cache=False
+        model, (torch.randn(2, 7, 32),), backends=(tvm,), dynamic_shapes=dynamic, cache=False
     )
     inputs = [torch.randn(batch, length, 32) for batch, length in ((2, 7), (1, 1), (3, 40), (1, 17))]
     found = [compiled(x) for x in inputs]
@@ -86,9 +88,9 @@ def test_attention_of_any_length() -> None:
         assert_close(made, model(x.double()))
 
 
-def test_moves() -> None:
+def test_moves(tvm: Any) -> None:
     torch.manual_seed(0)
     model, x, y = Moves().eval(), torch.randn(2, 6, 18), torch.randn(2, 18, 30)
-    compiled = regraft.compile(model, (x, y), backends=("tvm",), cache=False)
+    compiled = regraft.compile(model, (x, y), backends=(tvm,), cache=False)
     for found, wanted in zip(compiled(x, y), model(x.double(), y.double()), strict=True):
         assert_close(found, wanted)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,19 +24,19 @@ class OfAll(nn.Module):
         return tuple(found for x in tensors for found in Elementwise()(x))
 
 
-def test_axes_of_one() -> None:
+def test_axes_of_one(tvm: Any) -> None:
     shapes = ((5, 1), (2, 3, 1), (5, 1, 1), (1, 5, 1), (3, 1, 4, 1), (1, 1), (40, 1), (1,))
     tensors = [torch.linspace(-2, 2, torch.Size(shape).numel()).reshape(shape) for shape in shapes]
-    compiled = regraft.compile(OfAll().eval(), tuple(tensors), backends=("tvm",), cache=False)
+    compiled = regraft.compile(OfAll().eval(), tuple(tensors), backends=(tvm,), cache=False)
     wanted = OfAll()(*(x.double() for x in tensors))
     for found, expected in zip(compiled(*tensors), wanted, strict=True):
         assert_close(found, expected)
 
 
-def test_axes_of_one_beside_open_ones() -> None:
+def test_axes_of_one_beside_open_ones(tvm: Any) -> None:
     model, dynamic = Elementwise().eval(), {"x": {0: Dim.AUTO}}
     compiled = regraft.compile(
-        model, (torch.randn(5, 1),), backends=("tvm",), dynamic_shapes=dynamic, cache=False
+        model, (torch.randn(5, 1),), backends=(tvm,), dynamic_shapes=dynamic, cache=False
     )
     for rows in (1, 5, 33):
         x = torch.randn(rows, 1)
@@ -61,9 +63,9 @@ class Bools(nn.Module):
 
 
 @pytest.mark.parametrize("columns", [3, 17, 48])
-def test_bools_that_several_ops_read(columns: int) -> None:
+def test_bools_that_several_ops_read(tvm: Any, columns: int) -> None:
     torch.manual_seed(0)
     a, b = torch.randn(5, columns), torch.randn(5, columns)
-    compiled = regraft.compile(Bools().eval(), (a, b), backends=("tvm",), cache=False)
+    compiled = regraft.compile(Bools().eval(), (a, b), backends=(tvm,), cache=False)
     for found, wanted in zip(compiled(a, b), Bools()(a.double(), b.double()), strict=True):
         assert_close(found, wanted)

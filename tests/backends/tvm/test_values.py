@@ -181,6 +181,6 @@ def test_gelu_behind_a_product_keeps_its_digits(tvm: Any) -> None:
             return nn.functional.gelu(self.linear(x))
 
     x = torch.randn(24, 32)
-    compiled = regraft.compile(Model().eval(), (x,), backends=("tvm",), cache=False)
+    compiled = regraft.compile(Model().eval(), (x,), backends=(tvm,), cache=False)
     inner = x.double() @ weight.double().T + bias.double()
     assert_close([(compiled(x) / (inner * _share(inner))).float()], [torch.ones(24, 64).double()])

@@ -23,7 +23,7 @@ AUTO = torch.export.Dim.AUTO
 Inputs = tuple[Tensor, ...]
 
 
-def compiled(model: Any, args: Inputs, backend: str, **options: Any) -> Callable[..., Any]:
+def compiled(model: Any, args: Inputs, backend: Any, **options: Any) -> Callable[..., Any]:
     options = {"cache": False} | options
     return regraft.compile(model, args, backends=(backend,), **options)
 
@@ -50,7 +50,7 @@ class Captures:
 
 
 def check_calls(
-    model: Any, args: Inputs, calls: Sequence[Inputs] = (), backends: Sequence[str] = BACKENDS, **options: Any
+    model: Any, args: Inputs, calls: Sequence[Inputs] = (), backends: Sequence[Any] = BACKENDS, **options: Any
 ) -> None:
     """Compile ``model`` on ``args`` and compare with eager there and at each of ``calls``.
 

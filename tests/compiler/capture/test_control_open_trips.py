@@ -180,8 +180,8 @@ def test_the_graph_is_as_large_whatever_the_example_is() -> None:
     assert sizes[0] == sizes[1]
 
 
-def test_on_our_own_kernels() -> None:
-    check_calls(Recurrent().eval(), (steps(5),), CALLS[:4], backends=("tvm",), dynamic_shapes=LENGTH)
+def test_on_our_own_kernels(tvm: Any) -> None:
+    check_calls(Recurrent().eval(), (steps(5),), CALLS[:4], backends=(tvm,), dynamic_shapes=LENGTH)
 
 
 def test_as_a_file(tmp_path: Path) -> None:

@@ -129,10 +129,6 @@ def count_in_a_module() -> None:
     outside.COUNT += 1
 
 
-def count_by_its_name() -> None:
-    globals()["COUNT"] += 1
-
-
 def set_in_a_module() -> None:
     setattr(outside, "COUNT", getattr(outside, "COUNT") + 1)  # noqa: B009, B010
 
@@ -175,7 +171,7 @@ CHANGES = [
     (ask_a_property, "Tally.total"),
     (count_in_a_module, "COUNT of tests.compiler.capture.outside"),
     (outside.count_up, "COUNT of tests.compiler.capture.outside"),
-    (count_by_its_name, "COUNT of"),
+    (outside.count_by_its_name, "COUNT of tests.compiler.capture.outside"),
     (set_in_a_module, "COUNT of tests.compiler.capture.outside"),
     (import_and_count, "COUNT of tests.compiler.capture.outside"),
     (import_near_and_count, "COUNT of tests.compiler.capture.outside"),

@@ -56,6 +56,7 @@ class FrontEnd:
     Fields:
         has_open_sizes: whether some sizes of arguments are a call's to say.
         codes: pairs of the original code, which is told from an equal one, and what it was converted to.
+        reached: the model's own functions, and those that they name.
     """
 
     def __init__(self, limit: int | None = None, *, has_open_sizes: bool = False) -> None:
@@ -64,6 +65,7 @@ class FrontEnd:
         self.calls = Calls(self.context)
         self.codes: list[tuple[CodeType, CodeType]] = []
         self.notes: dict[str, list[Note]] = {}
+        self.reached: list[FunctionType] = []
 
     def run(self, module: torch.nn.Module, traced: Callable[[], ExportedProgram]) -> ExportedProgram:
         """``traced()``, in which ``module`` is called, with code converted where a tensor decides.
@@ -98,8 +100,8 @@ class FrontEnd:
 
     def _convert_where(self, holds: Callable[[CodeType], bool], module: torch.nn.Module) -> None:
         """Convert those functions of the model of which that ``holds``."""
-        reached = _reachable(f for each in module.modules() for f in _methods(each))
-        for code in {id(f.__code__): f.__code__ for f in reached}.values():
+        self.reached = list(_reachable(f for each in module.modules() for f in _methods(each)))
+        for code in {id(f.__code__): f.__code__ for f in self.reached}.values():
             if not self._is_converted(code) and holds(code):
                 with suppress(CaptureError):  # It is traced as it is.
                     self._convert(code, code, code.co_firstlineno)
@@ -164,7 +166,9 @@ class FrontEnd:
         converted = {each for _, made in self.codes for each in nested(made)}
         if code in converted:
             return []
-        found = [each for each in owners(code) if not self._is_converted(each)]
+        # To look for living functions among all objects takes a tenth of a second.
+        is_living = any(function.__code__ is code for function in self.reached)
+        found = [each for each in ([code] if is_living else owners(code)) if not self._is_converted(each)]
         return found or [each for each in around(code) if not self._is_converted(each)]
 
     def _is_converted(self, code: CodeType) -> bool:
