@@ -303,7 +303,8 @@ def _gated(steps: int) -> Callable[..., Sequence[Value]]:
     def build(op: Builder, h: Value, a: Value, w: Value) -> Sequence[Value]:
         e = op.aten.mul.Tensor(a, w)
         for _ in range(steps):
-            e = op.aten.mul.Tensor(op.aten.mul.Tensor(e, op.aten.sigmoid(e)), op.aten.tanh(e))
+            # A sum, since powers of what is small become subnormal numbers, which CPUs are slow on.
+            e = op.aten.mul.Tensor(op.aten.add.Tensor(e, op.aten.sigmoid(e)), op.aten.tanh(e))
         return scan(op, (h,), (e,), (), _add)
 
     return build
