@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -240,9 +240,9 @@ def _check_declines(trial: _Trial) -> None:
 
 
 def _check_numerics(trial: _Trial) -> None:
-    before = trial.before()
+    references = _References(trial.before())
     for after in _in_each_form(trial):
-        _compare(trial, before, after)
+        _compare(trial, references, after)
 
 
 def _in_each_form(trial: _Trial) -> Iterator[Module]:
@@ -259,13 +259,45 @@ def _in_form(module: Module, form: int) -> Module:
     return module
 
 
-def _compare(trial: _Trial, before: Module, after: Module) -> None:
-    """Raise NumericsMismatch where ``after`` is not what the rewrite's exactness allows of ``before``."""
+@dataclass(frozen=True)
+class _Reference:
+    """What a graph gives of ``inputs``, and of the same ones, ``wide``, in fp64."""
+
+    inputs: list[Tensor]
+    wide: list[Tensor]
+    sizes: dict[str, int]
+    native: Sequence[Tensor]
+    expected: Sequence[Tensor]
+
+
+class _References:
+    """The references of ``before`` at all of ``_runs``, each computed when it is first asked for."""
+
+    def __init__(self, before: Module) -> None:
+        self._rest = (_reference(before, *run) for run in _runs(before))
+        self._known: list[_Reference] = []
+
+    def __iter__(self) -> Iterator[_Reference]:
+        yield from self._known
+        for reference in self._rest:
+            self._known.append(reference)
+            yield reference
+
+
+def _reference(before: Module, inputs: list[Tensor], sizes: dict[str, int]) -> _Reference:
+    wide = [x.double() if x.is_floating_point() else x for x in inputs]
+    native, expected = evaluate(before.main, inputs, sizes), evaluate(_in_double(before.main), wide, sizes)
+    return _Reference(inputs, wide, sizes, native, expected)
+
+
+def _compare(trial: _Trial, references: Iterable[_Reference], after: Module) -> None:
+    """Raise NumericsMismatch where ``after`` is not what the rewrite's exactness allows of ``references``."""
     is_exact = trial.rewrite.exactness == Exactness.EXACT
-    for inputs, sizes in _runs(before):
-        native, result = (evaluate(m.main, inputs, sizes) for m in (before, after))
-        wide = [x.double() if x.is_floating_point() else x for x in inputs]
-        expected, exact = (evaluate(_in_double(m.main), wide, sizes) for m in (before, after))
+    precise = _in_double(after.main)
+    for reference in references:
+        native, expected = reference.native, reference.expected
+        result = evaluate(after.main, reference.inputs, reference.sizes)
+        exact = evaluate(precise, reference.wide, reference.sizes)
         if trial.rewrite.exactness.rank == 2:
             _check_tolerance(trial.rewrite, exact, expected)
             continue
@@ -309,10 +341,10 @@ def _runs(module: Module) -> Iterator[tuple[list[Tensor], dict[str, int]]]:
 
 def _check_mutants(trial: _Trial) -> None:
     """The numeric check must refuse a replacement that is slightly wrong, or it proves nothing."""
-    before = trial.before()
+    references = _References(trial.before())
     for describe, mutant in _mutants(trial):
         try:
-            _compare(trial, before, mutant)
+            _compare(trial, references, mutant)
         except NumericsMismatch:
             continue
         raise AssertionError(f"nothing shows that {trial.rewrite.name} is wrong with {describe}")

@@ -10,6 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
+# Threads of OpenMP sleep while they wait for one another, in processes that tests start too: two workers of
+# two threads each share two cores, and a thread that spins keeps another one from its core. OpenMP reads this
+# when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
