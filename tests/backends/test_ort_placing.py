@@ -173,13 +173,13 @@ def test_products_are_packed_however_deep(ran: Callable[[], Ran]) -> None:
 
 
 def test_convolutions_have_the_blocked_layout_however_deep(ran: Callable[[], Ran]) -> None:
-    """On CPUs that have one: each arm changes the layout of what it gets."""
+    """On CPUs that have one: the layout changes on the way in, and no more."""
     counts: list[int] = []
     for layers in (1, DEPTH):
         model = Exits(lambda: nn.Conv2d(32, 32, 3, padding=1), layers)
         run_once(model, torch.randn(1, 32, 9, 9))
         counts.append(sum(op == "ReorderInput" for op, _ in ran()))
-    assert counts in ([1, DEPTH], [0, 0])
+    assert counts in ([1, 1], [0, 0])
 
 
 class Residuals(nn.Module):
@@ -200,7 +200,7 @@ class Residuals(nn.Module):
 
 
 def test_residual_blocks_of_an_arm_keep_the_blocked_layout(ran: Callable[[], Ran]) -> None:
-    """What comes from outside changes its layout once; sums and norms are parts of convolutions."""
+    """What comes from outside changes its layout at most once; sums and norms are parts of convolutions."""
     counts: list[dict[str, int]] = []
     for layers in (1, 3):
         run_once(randomise(Exits(Residuals, layers)), torch.randn(1, 32, 9, 9))
@@ -208,7 +208,7 @@ def test_residual_blocks_of_an_arm_keep_the_blocked_layout(ran: Callable[[], Ran
         counts.append({name: found[name] for name in ("ReorderInput", "BatchNormalization", "Add")})
     first, last = counts
     if first["ReorderInput"]:  # on CPUs that have the layout
-        assert last["ReorderInput"] == first["ReorderInput"] + 2
+        assert last["ReorderInput"] <= first["ReorderInput"] + 2
         assert last["BatchNormalization"] == first["BatchNormalization"]
         assert last["Add"] == first["Add"]
 

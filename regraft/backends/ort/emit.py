@@ -231,8 +231,15 @@ class Emitter(SizeBuilder):
         self._custom = outer
         for result, value in zip(op.results, values, strict=True):
             self.set(result, value)
+            self._describe(result, value)
             if op.symbols:
                 self.define_symbols(value, result.type, op.symbols)
+
+    def _describe(self, result: Value, value: ir.Value) -> None:
+        """Say the sizes of feature maps, which get lost where convolutions get their layout."""
+        if result.tensor.rank == 4 and value.shape is None:
+            value.type = ir.TensorType(ONNX_TYPES[carrier(result.tensor.dtype)])
+            value.shape = self.onnx_shape(result.tensor.shape)
 
     def run_region(self, region: Region, args: Sequence[ir.Value]) -> list[Value]:
         """Emit the ops of ``region`` here, its arguments standing for ``args``; the values it yields."""

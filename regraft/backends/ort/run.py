@@ -19,6 +19,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from regraft.backends.ort.joining import joined
 from regraft.backends.ort.optimiser import left_off
 from regraft.errors import ArtefactError, BackendError, RegraftError
 from regraft.runtime import (
@@ -152,10 +153,37 @@ class OrtExecutable:
         self._idle: list[_Binding] = []
 
     def _open(self) -> onnxruntime.InferenceSession:
+        read = [self._constants[name] for name in self.interface.blocked if name in self._constants]
+        off = left_off(has_halves=any(tensor.dtype in _HALVES for tensor in read))
+        copied = {
+            name: _widened(tensor)
+            for name, tensor in self._constants.items()
+            if name not in self._shared and name not in self.interface.written
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            # A shared initializer needs a file of its size at its place, which nobody reads: a sparse one.
+            with open(os.path.join(folder, STAND_IN), "wb") as file:
+                file.truncate(max((2 * t.nbytes for t in self._constants.values()), default=1))
+            path, optimised = os.path.join(folder, "model.onnx"), os.path.join(folder, "optimised.onnx")
+            with open(path, "wb") as file:
+                file.write(self._model)
+            options = self._options(optimises=bool(self.interface.blocked))
+            if copied:  # these ONNX Runtime copies, and frees what it packs
+                values = [onnxruntime.OrtValue.from_dlpack(t) for t in copied.values()]
+                options.add_external_initializers(list(copied), values)
+            if self.interface.written:
+                self._write(os.path.join(folder, WRITTEN))
+                options.optimized_model_filepath = optimised
+            session = _session(path, options, off if self.interface.blocked else None)
+            if not self.interface.written or not joined(optimised):
+                return session
+            del session  # before there is another
+            return _session(optimised, self._options(optimises=False))
+
+    def _options(self, *, optimises: bool) -> onnxruntime.SessionOptions:
         options = onnxruntime.SessionOptions()
-        blocked = bool(self.interface.blocked)
         levels = onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_ENABLE_ALL if blocked else levels.ORT_DISABLE_ALL
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimises else levels.ORT_DISABLE_ALL
         options.intra_op_num_threads = self._threads or 0
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what it logs as an error it raises as well
@@ -165,28 +193,7 @@ class OrtExecutable:
         register(options, self._libraries)
         for name, value in self._shared.items():
             options.add_initializer(name, value)
-        copied = {
-            name: _widened(tensor)
-            for name, tensor in self._constants.items()
-            if name not in self._shared and name not in self.interface.written
-        }
-        if copied:  # these ONNX Runtime copies, and frees what it packs
-            values = [onnxruntime.OrtValue.from_dlpack(t) for t in copied.values()]
-            options.add_external_initializers(list(copied), values)
-        with tempfile.TemporaryDirectory() as folder:
-            # A shared initializer needs a file of its size at its place, which nobody reads: a sparse one.
-            with open(os.path.join(folder, STAND_IN), "wb") as file:
-                file.truncate(max((2 * t.nbytes for t in self._constants.values()), default=1))
-            if self.interface.written:
-                self._write(os.path.join(folder, WRITTEN))
-            path = os.path.join(folder, "model.onnx")
-            with open(path, "wb") as file:
-                file.write(self._model)
-            read = (self._constants[name] for name in self.interface.blocked if name in self._constants)
-            halves = any(tensor.dtype in _HALVES for tensor in read)
-            off = left_off(has_halves=halves) if blocked else None
-            providers = ["CPUExecutionProvider"]
-            return onnxruntime.InferenceSession(path, options, providers=providers, disabled_optimizers=off)
+        return options
 
     def _write(self, path: str) -> None:
         tensors = [_widened(self._constants[name]) for name in self.interface.written]
@@ -459,6 +466,13 @@ class _BoundCall:
         if self._binding is None:
             return executable.run(inputs, self._sizes)
         return executable.call(self._binding, self._layout, inputs)
+
+
+def _session(
+    path: str, options: onnxruntime.SessionOptions, disabled: Sequence[str] | None = None
+) -> onnxruntime.InferenceSession:
+    providers = ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(path, options, providers=providers, disabled_optimizers=disabled)
 
 
 def register(options: Any, libraries: Mapping[str, str]) -> None:
