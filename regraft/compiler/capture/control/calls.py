@@ -31,7 +31,7 @@ from regraft.compiler.capture.control.optional import Maybe
 from regraft.compiler.capture.control.sequences import Span, asked, sequence_of
 from regraft.compiler.capture.control.state import KEPT, UNBOUND, Variables
 from regraft.compiler.capture.control.unordered import Unordered, as_set
-from regraft.compiler.capture.control.watch import is_shared
+from regraft.compiler.capture.control.watch import holder_of
 from regraft.compiler.capture.control.words import Words, filled
 
 _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -277,9 +277,13 @@ class Calls:
         found = self.choose(test, lambda: _alike(known, known), other)
         if isinstance(found, Ragged):
             found.refuse("of lists is chosen by `or`", "decide with `if`, and copy it there with list()")
-        if isinstance(found, Growing) and any(is_shared(self.context, _CHOSEN, each) for each in options):
+        if isinstance(found, Growing) and any(self._is_others(each) for each in options):
             self.context.may_be(found, *options)
         return found
+
+    def _is_others(self, chosen: Any) -> bool:
+        """Whether something holds ``chosen``, an operand."""
+        return holder_of(self.context, _CHOSEN, chosen) is not None
 
     def asked(self, value: Any) -> Any:
         """``value``, of which only the truth is looked at: a container's is its length."""

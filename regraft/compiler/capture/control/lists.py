@@ -20,12 +20,15 @@ from regraft.compiler.capture.control.meeting import meet, run_arm
 from regraft.compiler.capture.control.number import Number
 from regraft.compiler.capture.control.sequences import Sequence, sequence_of
 from regraft.compiler.capture.control.state import KEPT, Saved, Variables
-from regraft.compiler.capture.control.watch import is_held_elsewhere, is_shared
+from regraft.compiler.capture.control.watch import holder_of, is_held_elsewhere, own_list
 
 #: For some items: whether each stays, and what makes its value.
 Make = Callable[[Iterable[Any]], Iterator[tuple[Any, Callable[[], Any]]]]
 _LIST, _GOES_ON = "_rg_list", "_rg_goes_on"
 _SAME_TYPES = "keep tensors of one shape, or numbers of one kind"
+_OWN_LIST = f"extend a list that the function makes itself, and {_SAME_TYPES}"
+#: What messages say of somebody else who holds a list, and the way out.
+_Held = tuple[str, str]
 
 
 def listed(context: Context, make: Make, iterable: Any) -> Any:
@@ -109,19 +112,29 @@ def append(context: Context, values: Any, element: Any) -> None:
 
 def extended(context: Context, name: str, values: Any, others: Any) -> Any:
     """``values``, of the variable ``name``, after ``values.extend(others)``; another list if it has to be."""
-    return _extended(context, shown_name(name), values, others, lambda: is_shared(context, name, values))
+
+    def held() -> _Held | None:
+        holder = holder_of(context, name, values)
+        return None if holder is None else (f", and {holder} holds the list too", own_list(name))
+
+    return _extended(context, shown_name(name), values, others, held)
 
 
 def extended_in(context: Context, holder: Any, values: Any, others: Any) -> Any:
     """What ``holder`` has in the place of the list ``values`` after ``values.extend(others)``."""
-    name = f"a list in a {type(holder).__name__}"
-    return _extended(context, name, values, others, lambda: is_held_elsewhere(context, holder, values))
+
+    def held() -> _Held | None:
+        return ("", _OWN_LIST) if is_held_elsewhere(context, holder, values) else None
+
+    return _extended(context, f"a list in a {type(holder).__name__}", values, others, held)
 
 
-def _extended(context: Context, shown: str, values: Any, others: Any, is_others: Callable[[], bool]) -> Any:
+def _extended(
+    context: Context, shown: str, values: Any, others: Any, held: Callable[[], _Held | None]
+) -> Any:
     unknown = sequence_of(others, context)
     if isinstance(values, list) and unknown is not None:
-        values = _as_growing(context, shown, values, others, is_others)
+        values = _as_growing(context, shown, values, others, held)
     if not isinstance(values, Growing):
         values.extend(others)
         return values
@@ -135,21 +148,20 @@ def _extended(context: Context, shown: str, values: Any, others: Any, is_others:
 
 
 def _as_growing(
-    context: Context, shown: str, values: list[Any], others: Any, is_others: Callable[[], bool]
+    context: Context, shown: str, values: list[Any], others: Any, held: Callable[[], _Held | None]
 ) -> Growing:
     """``values`` as a list to which ``others``, of which only a call knows the length, may be added.
 
-    ``is_others`` says whether somebody else holds it, who would not see that.
+    ``held`` says whether somebody else holds it, who would not see that.
     """
     added = Growing(others, None) if isinstance(others, Tensor) else others
     if not isinstance(added, Growing):
         refuse(f"{shown} is extended by what is neither a list nor a tensor", "make a list of it")
     found = Growing.starting(values, [added.element_type])
-    if found is None or is_others():
-        refuse(
-            f"{shown} is extended by something of which only a call knows the length",
-            f"extend a list that the function makes itself, and {_SAME_TYPES}",
-        )
+    others_hold = held()
+    if found is None or others_hold is not None:
+        who, hint = others_hold or ("", _OWN_LIST)
+        refuse(f"{shown} is extended by something of which only a call knows the length{who}", hint)
     context.holds(found, values)
     return found
 

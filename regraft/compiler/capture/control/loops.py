@@ -67,7 +67,7 @@ from regraft.compiler.capture.control.state import (
 )
 from regraft.compiler.capture.control.structure import flatten, mapped, unflatten
 from regraft.compiler.capture.control.tree import RESULT
-from regraft.compiler.capture.control.watch import Watch, is_shared
+from regraft.compiler.capture.control.watch import Watch, holder_of, own_list
 
 #: A loop that makes more trips than this becomes a region, where its trips are the same.
 LONG = 32
@@ -481,8 +481,7 @@ class Region:
             starts = isinstance(after, list) and self._starts_to_collect(name, after[len(start) :])
             if name not in self.lists.columns and not starts:
                 grown = self._starts_to_grow(name, start, after)
-                reason = Lost("is a list that grows", "append tensors of one shape to it")
-                return self._lose(name, reason) if grown is None else grown
+                return self._no_growth(name) if grown is None else grown
             after = after[: len(start)]
         leaves, spec = flatten(start)
         others, other_spec = flatten(after)
@@ -501,7 +500,7 @@ class Region:
         container = self.saved.values[self.variables.names.index(name)]
         if self.trips is None or self.loop.leaves or name not in self.loop.appended:
             return False
-        if is_shared(self.loop.context, name, container):
+        if holder_of(self.loop.context, name, container) is not None:
             return False
         return self.lists.starts(name, container, new)
 
@@ -509,12 +508,20 @@ class Region:
         """What ``name``, a list, starts with, of which a trip makes ``after``; None where that cannot be."""
         container = self.saved.values[self.variables.names.index(name)]
         new = [after.element_type] if isinstance(after, Growing) else map(Element.like, after[len(start) :])
-        if is_shared(self.loop.context, name, container):
+        if holder_of(self.loop.context, name, container) is not None:
             return None
         found = Growing.starting(start, list(new))
         if found is not None:
             self.loop.context.holds(found, container)
         return found
+
+    def _no_growth(self, name: str) -> Any:
+        """``_lose`` for a list that cannot grow; by name what else holds it, and would not see that."""
+        container = self.saved.values[self.variables.names.index(name)]
+        holder = holder_of(self.loop.context, name, container)
+        if holder is None or self.keeps_all:
+            return self._lose(name, Lost("is a list that grows", "append tensors of one shape to it"))
+        refuse(f"{shown_name(name)} grows in a loop, and {holder} holds the list too", own_list(name))
 
     def _check_written(self, outcome: Outcome) -> None:
         """A list holds the tensors it was given: no trip may write to what an earlier one has appended."""
@@ -540,8 +547,10 @@ class Region:
         for name, (container, parts) in self.contents.items():
             if still_holds(container, parts):
                 continue
-            is_seen = name in self.rebound and is_shared(context, name, before[name])
-            if is_seen or any(map(context.is_given, (before[name], self.variables.value(name)))):
+            holder = holder_of(context, name, before[name]) if name in self.rebound else None
+            if holder is not None:
+                refuse(f"{shown_name(name)} changes in a loop, where {holder} holds it too", own_list(name))
+            if any(map(context.is_given, (before[name], self.variables.value(name)))):
                 refuse(f"{shown_name(name)} changes in a loop, where another list may hold it", Given.hint)
 
     def _note_appended(self, results: Sequence[Tensor]) -> None:

@@ -48,7 +48,7 @@ from regraft.compiler.capture.control.state import (
 )
 from regraft.compiler.capture.control.structure import flatten, unflatten
 from regraft.compiler.capture.control.tree import RESULT
-from regraft.compiler.capture.control.watch import Watch, is_shared
+from regraft.compiler.capture.control.watch import Watch, holder_of, own_list
 
 _Arm = Callable[[], object]
 NOTHING: Mapping[str, tuple[str, ...]] = MappingProxyType({})
@@ -218,8 +218,9 @@ def _let_grow(context: Context, then: _Arm, otherwise: _Arm, variables: Variable
             values.append(start)
             continue
         found = Growing.starting(start, new)
-        if found is None or is_shared(context, name, start):
-            _refuse_growth(name)
+        holder = holder_of(context, name, start)
+        if found is None or holder is not None:
+            _refuse_growth(name, holder)
         values.append(found)
     lists = grown.read()
     context.check_trials(lists, values)
@@ -257,9 +258,13 @@ def _added(path: Any, start: Sequence[Any]) -> list[Element | None]:
     return [path.element_type] if isinstance(path, Growing) else list(map(Element.like, path[len(start) :]))
 
 
-def _refuse_growth(name: str) -> NoReturn:
+def _refuse_growth(name: str, holder: str | None = None) -> NoReturn:
+    """Refuse a list that an arm adds to; ``holder`` is what else holds it, and would not see that."""
+    what = f"{shown_name(name)} holds more on one path than on the other where a tensor decides"
+    if holder is not None:
+        refuse(f"{what}, and {holder} holds the list too", own_list(name))
     refuse(
-        f"{shown_name(name)} holds more on one path than on the other where a tensor decides",
+        what,
         "add to it on both paths, or append tensors of one shape to a list that the function makes itself",
     )
 

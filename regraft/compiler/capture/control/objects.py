@@ -17,6 +17,7 @@ import sys
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Set
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FrameType, FunctionType
 from typing import Any
@@ -218,7 +219,7 @@ def _is_shown(value: Any) -> bool:
     It does not for what is no object (how far an iterator is, bytes, an order), nor where a method of a class
     of the user's own says what the parts are.
     """
-    if isinstance(value, (Iterator, weakref.ReferenceType)) or is_buffer(value):
+    if isinstance(value, (Iterator, weakref.ReferenceType, ContextVar)) or is_buffer(value):
         return False
     kind = type(value)
     if _is_proxy(kind):

@@ -25,6 +25,7 @@ import sys
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import PurePath
 from types import (
@@ -34,6 +35,7 @@ from types import (
     FrameType,
     FunctionType,
     GeneratorType,
+    MappingProxyType,
     MemberDescriptorType,
     MethodType,
     MethodWrapperType,
@@ -269,6 +271,10 @@ def _of_object(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((path, each) for each in (value.func, value.args, value.keywords))
     if isinstance(value, weakref.ReferenceType):
         yield path, value()
+    if isinstance(value, MappingProxyType):
+        yield from ((path, each) for each in gc.get_referents(value))
+    if isinstance(value, ContextVar):
+        yield f"{path}.get()", value.get(EMPTY)
     if isinstance(value, Iterator):
         yield from ((path, each) for each in of_iterator(value))
 

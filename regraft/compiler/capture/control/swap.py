@@ -18,7 +18,7 @@ _PARTS = frozenset(["<module>", "<listcomp>", "<setcomp>", "<dictcomp>", "<genex
 def swapped(codes: Collection[tuple[CodeType, CodeType]]) -> Generator[None]:
     """Functions whose code is the first of a pair of ``codes`` have the second one, in the block."""
     made = {id(original): code for original, code in codes}
-    functions = _functions_of(*(original for original, _ in codes)) if codes else []
+    functions = functions_of(*(original for original, _ in codes)) if codes else []
     originals = [function.__code__ for function in functions]
     try:
         for function, code in zip(functions, originals, strict=True):
@@ -31,7 +31,7 @@ def swapped(codes: Collection[tuple[CodeType, CodeType]]) -> Generator[None]:
 
 def owners(code: CodeType) -> Sequence[CodeType]:
     """The codes of living functions that ``code`` belongs to: its own, or that of the function around it."""
-    if code.co_name not in _PARTS and _functions_of(code):
+    if code.co_name not in _PARTS and functions_of(code):
         return [code]
     return [each for each in _codes_in(code.co_filename) if code in nested(each)]
 
@@ -55,7 +55,7 @@ def nested(code: CodeType) -> Iterator[CodeType]:
             yield from nested(constant)
 
 
-def _functions_of(*codes: CodeType) -> list[FunctionType]:
+def functions_of(*codes: CodeType) -> list[FunctionType]:
     """The living functions that run one of these very ``codes``, not one that is equal.
 
     To have Python's collector look for them takes a quarter of looking at all functions.

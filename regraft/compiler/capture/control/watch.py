@@ -14,12 +14,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from types import FunctionType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, MethodWrapperType
 from typing import Any
 
 from regraft.compiler.capture.control.context import Context, refuse
 from regraft.compiler.capture.control.objects import Reached
-from regraft.compiler.capture.control.reach import is_buffer, parts, same
+from regraft.compiler.capture.control.reach import (
+    Globals,
+    cells_of,
+    content,
+    is_buffer,
+    is_class,
+    parts,
+    same,
+)
+from regraft.compiler.capture.control.swap import functions_of
 from regraft.compiler.capture.control.tree import PREFIX
 
 
@@ -107,21 +116,85 @@ def is_held_elsewhere(context: Context, holder: Any, container: Any) -> bool:
     return context.is_given(container) or len(held) > 1 or any(value is not holder for value in held)
 
 
-def is_shared(context: Context, name: str, container: Any) -> bool:
-    """Whether more than the variable ``name`` of the function that is running leads to ``container``.
+def holder_of(context: Context, name: str, container: Any) -> str | None:
+    """What leads to ``container`` beside the variable ``name`` of the running function, as messages call it.
 
-    A variable of that name in a function further out is another one.
+    A variable of that name in a function further out is another one. None where nothing else does.
     """
     is_own = True
     for frame in context.frames():
         for key, value in frame.f_locals.items():
             if value is container and not key.startswith(PREFIX) and not (is_own and key == name):
-                return True
+                return "another variable"
         # The arms and trips within the function that has the variable share it.
         code = frame.f_code
         is_own = is_own and name not in (*code.co_cellvars, *code.co_varnames)
     if context.is_given(container):
-        return True
-    # A function that closes over the variable sees whatever the variable holds.
-    held = (parts for value, parts in Watch.of(context).held if not isinstance(value, FunctionType))
-    return any(part is container for parts in held for part in parts)
+        return "another list"
+    functions: list[FunctionType] = []
+    for holder, held in Watch.of(context).held:
+        if isinstance(holder, FunctionType):
+            functions.append(holder)
+        elif any(part is container for part in held):
+            return _called(holder)
+    # Variables lead to a function that runs, as a rule, but not to the model itself where that is one.
+    found = {id(function.__code__) for function in functions}
+    running = {id(frame.f_code): frame.f_code for frame in context.frames()}
+    functions += functions_of(*(code for place, code in running.items() if place not in found))
+    return next(filter(None, (_in_function(context, name, each, container) for each in functions)), None)
+
+
+def own_list(name: str) -> str:
+    """The way out where something else holds the list of the variable ``name``."""
+    return (
+        f"let the variable have a list of its own before that, as in {name} = list({name}), if nobody "
+        "else has to see what is added"
+    )
+
+
+def _in_function(context: Context, name: str, function: FunctionType, container: Any) -> str | None:
+    """How ``function`` holds ``container``, if it does.
+
+    One that closes over the variable ``name`` itself sees whatever the variable holds.
+    """
+    called = "a lambda" if function.__name__ == "<lambda>" else f"the function '{function.__name__}'"
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    if any(each is container for each in defaults):
+        return f"a default of {called}"
+    if any(each is container for each in function.__dict__.values()):
+        return f"an attribute of {called}"
+    cells = [(key, cell) for key, cell in cells_of(function) if content(cell) is container]
+    if any(key != name or not _is_cell_of(context, name, cell) for key, cell in cells):
+        return f"the closure of {called}"
+    return None
+
+
+def _is_cell_of(context: Context, name: str, cell: CellType) -> bool:
+    """Whether ``cell`` is the very variable ``name`` of the function that is running.
+
+    Python names no cells of a frame: the variable is the one that has what is put into the cell.
+    """
+    frame = next((each for each in context.frames() if name in each.f_locals), None)
+    before, mark = cell.cell_contents, object()
+    cell.cell_contents = mark
+    try:
+        return frame is not None and frame.f_locals.get(name) is mark
+    finally:
+        cell.cell_contents = before
+
+
+def _called(holder: Any) -> str:
+    """What holds something, as messages call it."""
+    if isinstance(holder, Globals):
+        return "a global variable"
+    if isinstance(holder, Iterator):
+        return "an iterator"
+    if isinstance(holder, (MethodType, BuiltinFunctionType, MethodWrapperType)):
+        return "a method"
+    if is_class(holder):
+        return f"the class '{holder.__qualname__}'"
+    if isinstance(holder, list):
+        return "another list"
+    if isinstance(holder, (dict, tuple, deque)):
+        return f"a {type(holder).__name__}"
+    return f"an object of the class '{type(holder).__qualname__}'"
