@@ -63,6 +63,12 @@ REFUSED: tuple[tuple[str, tuple[Any, ...], dict[str, Any], str], ...] = (
     ("aten.group_norm", (T(2, 6, 3), 4), {}, "4 groups do not divide 6 channels"),
     ("aten.batch_norm", (T(2, 4), None, None, T(3), T(3), False, 0.1, 1e-5, True), {}, "channels of input"),
     ("aten.batch_norm", (T(2, 4), None, None, T(4), T(4), True, 0.1, 1e-5, True), {}, "eval mode"),
+    (
+        "aten.instance_norm",
+        (T(2, 4, S), None, None, T(4), T(4), True, 0.1, 1e-5, True),
+        {},
+        "compile the model",
+    ),
     (SDPA, (T(2, S, 8), T(2, S, 6), T(2, S, 6)), {}, "head sizes of query and key differ: 8 and 6"),
     (SDPA, (T(2, S, 8), T(2, 5, 8), T(2, 6, 8)), {}, "lengths of key and value differ: 5 and 6"),
     (SDPA, (T(2, S, 8), T(2, S, 8), T(2, S, 8)), {"dropout_p": 0.1}, "eval mode"),

@@ -79,6 +79,7 @@ def check_effects(program: ExportedProgram) -> None:
             continue
         _check_metadata(node, node.target, names)
         _check_generator(node, node.target)
+        _check_statistics(node, node.target)
         for written in written_by(node):
             _check_written(node, written)
     _check_shared_memory(program, names)
@@ -369,6 +370,18 @@ def _check_generator(node: Node, target: OpOverload) -> None:
             node,
             f"{overload_name(target)} draws from a generator of its own, whose state a graph does not hold",
             "leave out generator=; the compiled model draws from torch's own, as torch.manual_seed sets it",
+        )
+
+
+def _check_statistics(node: Node, target: OpOverload) -> None:
+    if overload_name(target) != "aten.instance_norm":
+        return
+    _, _, _, mean, var, by_input, *_ = node.args
+    if by_input and not (mean is None and var is None):
+        _refuse(
+            node,
+            "an instance norm writes to its running statistics, which an exported program does not say",
+            "compile the model itself",
         )
 
 

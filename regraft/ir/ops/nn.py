@@ -84,6 +84,13 @@ def _batch_norm(site: CallSite) -> TensorType:
 def _instance_norm(site: CallSite) -> TensorType:
     x = require_float(site, "input")
     require(x.rank >= 2, site, f"the input has rank {x.rank}, expected at least 2")
+    follows = any(site.optional(name) is not None for name in ("running_mean", "running_var"))
+    # Its write to them is in no type.
+    require(
+        not (site.attrs.get("use_input_stats") is True and follows),
+        site,
+        "it writes to running statistics, which its export does not say: compile the model itself",
+    )
     _require_channels(site, x)
     return x
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.compiler.capture.running import AUTO, check_calls
+import regraft
+from regraft.errors import CaptureError, RegraftError
+from tests.compiler.capture.running import AUTO, BACKENDS, check_calls, compiled
 
 
 class Encodes(nn.Module):
@@ -93,3 +97,100 @@ def test_a_norm_without_running_statistics(shape: tuple[int, ...]) -> None:
         return F.batch_norm(x, None, None, None, torch.arange(4.0, dtype=x.dtype), True)
 
     check_calls(model, (torch.randn(shape),), [(torch.randn(shape) * 3 + 1,)])
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) * 2 + 1
+
+
+class Trains(nn.Module):
+    """A norm that trains within a finished model."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm.train()
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(1, 4), (1, 4, 1)])
+def test_one_value_a_channel_of_an_open_batch_raises(backend: str, shape: tuple[int, ...]) -> None:
+    model = Trains(nn.BatchNorm1d(4)).eval()
+    dims = {axis: torch.export.Dim(f"d{axis}", min=1) for axis in range(len(shape)) if axis != 1}
+    made = compiled(
+        model,
+        (numbers(3, 4, 5)[..., 0] if len(shape) == 2 else numbers(3, 4, 5),),
+        backend,
+        dynamic_shapes={"x": dims},
+    )
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    with pytest.raises(RegraftError, match="Expected more than 1 value per channel when training"):
+        made(numbers(*shape))
+    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+    if len(shape) == 3:
+        made(numbers(1, 4, 5))
+        made(numbers(5, 4, 1))
+
+
+def test_an_empty_batch_leaves_the_statistics_as_they_are() -> None:
+    model = Trains(nn.BatchNorm1d(4)).eval()
+    dims = {0: torch.export.Dim("n", min=0)}
+    calls = [(numbers(n, 4),) for n in (3, 0, 5)]
+    check_calls(model, calls[0], calls[1:], dynamic_shapes={"x": dims})
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("momentum", [0.3, 1.0])
+def test_an_instance_norm_that_trains(affine: bool, momentum: float) -> None:
+    norm = nn.InstanceNorm2d(4, affine=affine, momentum=momentum, track_running_stats=True)
+    check_calls(Trains(norm).eval(), (numbers(2, 4, 3, 5),), [(numbers(2, 4, 3, 5) * 3,)])
+
+
+def test_an_exported_instance_norm_that_trains_is_refused() -> None:
+    x = numbers(2, 4, 3)
+    program = torch.export.export(Trains(nn.InstanceNorm1d(4, track_running_stats=True)).eval(), (x,))
+    with pytest.raises(CaptureError, match=rf"running statistics(.|\n)*{Path(__file__).name}:\d+"):
+        regraft.compile(program, fallback="eager")
+
+
+class Follows(Adapts):
+    def __init__(self, *, whole: bool) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.abs().mean() > 1:
+            if self.whole:
+                x = torch.instance_norm(x, self.weight, None, self.mean, self.var, True, 0.3, 1e-5, False)
+            else:
+                x = F.instance_norm(x, self.mean, self.var, self.weight, momentum=0.3)
+        return x + self.mean[:, None]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_instance_norm_with_running_statistics_in_an_arm(whole: bool) -> None:
+    x = numbers(3, 4, 5)
+    check_calls(Follows(whole=whole).eval(), (x,), [(x / 9,), (x * 4,), (x * 2 - 1,)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_instance_norm_of_open_sizes(backend: str) -> None:
+    norm = nn.InstanceNorm1d(4, affine=True, track_running_stats=True)
+    dims = {0: torch.export.Dim("n", min=0), 2: torch.export.Dim("length", min=0)}
+    calls = [(numbers(*shape),) for shape in ((2, 4, 3), (1, 4, 7), (5, 4, 2), (2, 4, 0))]
+    check_calls(Trains(norm).eval(), calls[0], calls[1:], (backend,), dynamic_shapes={"x": dims})
+    made = compiled(Trains(norm).eval(), calls[0], backend, dynamic_shapes={"x": dims})
+    for shape, message in (((3, 4, 1), "more than 1 spatial element"), ((0, 4, 3), "at least 1 element")):
+        with pytest.raises(RegraftError, match=message):
+            made(numbers(*shape))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_instance_norm_of_one_place_raises(backend: str) -> None:
+    dims = {2: torch.export.Dim("length", min=1)}
+    made = compiled(nn.InstanceNorm1d(4).eval(), (numbers(2, 4, 3),), backend, dynamic_shapes={"input": dims})
+    with pytest.raises(RegraftError, match="more than 1 spatial element"):
+        made(numbers(2, 4, 1))
