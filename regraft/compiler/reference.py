@@ -16,12 +16,14 @@ from regraft.ir import (
     Op,
     Recipe,
     Region,
+    Symbol,
     TensorType,
     Trait,
     Type,
     Value,
     clone_op,
     dims,
+    mentioned,
 )
 from regraft.runtime import TORCH_DTYPES
 
@@ -48,7 +50,7 @@ class Reference:
             value: wide(tensor.detach()) for value, tensor in zip(function.args, inputs, strict=True)
         }
         self._kept = set(self._known)
-        self._sizes = dict(sizes)
+        self._sizes = _Sizes(sizes)
         self._budget = budget
         self.native: dict[str, None] = {}
 
@@ -57,12 +59,13 @@ class Reference:
         pending = [value]
         while pending:
             wanted = pending[-1]
-            missing = [v for v in _needs(wanted) if v not in self._known]
-            if wanted not in self._known and not missing:
+            if wanted in self._known:
+                pending.pop()
+                continue
+            missing = [v for v in self._needs(wanted) if v not in self._known]
+            if not missing:
                 self._compute(wanted)
             pending += missing
-            if not missing:
-                pending.pop()
         self._known[value] = self._known.pop(value)  # Now the one used last.
         return self._known[value]
 
@@ -72,6 +75,9 @@ class Reference:
         made = {r for op in inside for r in op.results}
         outer = list(dict.fromkeys(v for op in inside for v in op.operands if v not in made))
         inputs = [narrow(self.value(v), v.type) for v in outer]
+        for each in inside:
+            for source in self._sizes.sources(each):
+                self.value(source)
         (found,) = self._run(inside, outer, inputs, [result], widen=False)
         return wide(found)
 
@@ -83,7 +89,6 @@ class Reference:
         """Let the results of ``op``, a condition or a loop, be what its region ``number`` gives, run once."""
         for result, given in zip(op.results, op.regions[number].results, strict=True):
             self._known[result] = self.value(given)
-        self._bind(op)
 
     def forget(self, op: Op) -> None:
         """``op`` was erased."""
@@ -130,31 +135,18 @@ class Reference:
             inputs = [self._known[v] for v in outer]
             found = self._run([op], outer, inputs, op.results)
             self._known |= {result: wide(t) for result, t in zip(op.results, found, strict=True)}
-            self._bind(op)
             if op.has(Trait.RANDOM):
                 self._kept.update(op.results)
 
+    def _needs(self, value: Value) -> Sequence[Value]:
+        """What ``value`` is computed from."""
+        if value.op is not None:
+            return [*value.op.operands, *self._sizes.sources(value.op)]
+        return (_operand_of(value),) if isinstance(value.owner, Region) and value.owner.parent else ()
+
     def _enter(self, argument: Value) -> None:
         """A region's argument, from the operands of the op around the region."""
-        region = argument.owner
-        assert isinstance(region, Region), region
         self._known[argument] = _first_slice(argument, self._known[_operand_of(argument)])
-        shape = argument.type.shape if isinstance(argument.type, TensorType) else ()
-        for dim, size in zip(shape, self._known[argument].shape, strict=True):
-            symbol = dims.as_symbol(dim)
-            if symbol is not None and symbol in region.symbols:
-                self._sizes[symbol.name] = size
-
-    def _bind(self, op: Op) -> None:
-        """The sizes that ``op`` defines."""
-        for symbol in op.symbols:
-            if op.name == "rg.bind_dim":
-                self._sizes[symbol.name] = int(self._known[op.operands[0]])
-            for result in op.results:
-                shape = result.type.shape if isinstance(result.type, TensorType) else ()
-                for dim, size in zip(shape, self._known[result].shape, strict=True):
-                    if dims.as_symbol(dim) == symbol:
-                        self._sizes[symbol.name] = size
 
     def _constant(self, constant: Constant) -> Tensor:
         if isinstance(constant, Leaf):
@@ -173,9 +165,10 @@ class Reference:
         widen: bool = True,
     ) -> list[Tensor]:
         function = _piece(ops, outer, results, widen)
+        sizes = self._sizes.before(ops, self._known)
         with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
             try:
-                return evaluate(function, inputs, self._sizes)
+                return evaluate(function, inputs, sizes)
             except (RuntimeError, NotImplementedError):
                 # Only a kernel that is missing for fp64 may run in another dtype.
                 if not widen or len(ops) != 1 or not _lacks_double(ops[0]):
@@ -185,11 +178,68 @@ class Reference:
         return self._run(ops, outer, narrowed, results, widen=False)
 
 
-def _needs(value: Value) -> Sequence[Value]:
-    """What ``value`` is computed from."""
-    if value.op is not None:
-        return value.op.operands
-    return (_operand_of(value),) if isinstance(value.owner, Region) and value.owner.parent else ()
+class _Sizes:
+    """The sizes that ops mention: ``own`` ones of a function, and those that values have.
+
+    Two regions may each have another size of one name.
+    """
+
+    def __init__(self, own: Mapping[str, int]) -> None:
+        self._own = dict(own)
+        self._definers: dict[tuple[Region, Symbol], Op] = {}
+
+    def sources(self, op: Op) -> list[Value]:
+        """The values that say what the sizes are which ``op`` mentions."""
+        return [value for value, _ in self._found(op).values()]
+
+    def before(self, ops: Sequence[Op], known: Mapping[Value, Tensor]) -> dict[str, int]:
+        """The sizes that ``ops`` mention, of which those from values are in ``known``."""
+        sizes = dict(self._own)
+        for op in ops:
+            for name, (value, axis) in self._found(op).items():
+                # What one of ``ops`` defines itself it tells the others when it runs.
+                if value in known:
+                    sizes[name] = int(known[value]) if axis is None else known[value].shape[axis]
+        return sizes
+
+    def _found(self, op: Op) -> dict[str, tuple[Value, int | None]]:
+        foreign = dict.fromkeys(s for s in mentioned(op) if s.name not in self._own and s not in op.symbols)
+        found = {symbol.name: self._source(symbol, op) for symbol in foreign}
+        return {name: source for name, source in found.items() if source is not None}
+
+    def _source(self, symbol: Symbol, op: Op) -> tuple[Value, int | None] | None:
+        """The value that is, or that has as an axis, the size ``symbol`` before ``op``.
+
+        None for one that a region of ``op`` defines.
+        """
+        before: Op | None = op
+        while before is not None and (region := before.parent) is not None:
+            if symbol in region.symbols:
+                return _axis_of(symbol, region.args)
+            definer = self._definer(symbol, region, before)
+            if definer is not None and definer.name == "rg.bind_dim":
+                return definer.operands[0], None
+            if definer is not None:
+                return _axis_of(symbol, definer.results)
+            before = region.parent
+        return None
+
+    def _definer(self, symbol: Symbol, region: Region, before: Op) -> Op | None:
+        found = self._definers.get((region, symbol))
+        if found is None or found.parent is not region:
+            found = next((each for each in region.ops if symbol in each.symbols), None)
+            if found is None:
+                return None
+            self._definers[region, symbol] = found
+        return found if found.comes_before(before) else None
+
+
+def _axis_of(symbol: Symbol, values: Sequence[Value]) -> tuple[Value, int] | None:
+    for value in values:
+        for axis, size in enumerate(value.type.shape if isinstance(value.type, TensorType) else ()):
+            if dims.as_symbol(size) == symbol:
+                return value, axis
+    return None
 
 
 def _operand_of(argument: Value) -> Value:

@@ -15,7 +15,7 @@ from regraft.ir.dims import Dim, Expr, Symbol, symbol
 from regraft.ir.dims_sympy import from_sympy, prove_equal, to_sympy
 from regraft.ir.dtypes import DType, promote
 from regraft.ir.effects import is_dead, is_pure, is_speculatable
-from regraft.ir.module import Function, Module, input_symbols, symbols_in, unique_name
+from regraft.ir.module import Function, Module, input_symbols, mentioned, symbols_in, unique_name
 from regraft.ir.opdef import (
     REQUIRED,
     Arity,
@@ -137,6 +137,7 @@ __all__ = [
     "is_speculatable",
     "leaves",
     "match_pattern",
+    "mentioned",
     "outermost",
     "parse_dim",
     "parse_module",

@@ -112,3 +112,12 @@ def symbols_in(value: Any) -> Iterator[Symbol]:
     elif isinstance(value, tuple):
         for item in value:  # pyright: ignore[reportUnknownVariableType]
             yield from symbols_in(item)
+
+
+def mentioned(op: Op) -> Iterator[Symbol]:
+    """The symbols that ``op`` and the ops of its regions mention."""
+    for each in (op, *(inner for region in op.regions for inner in region.walk())):
+        for result in each.results:
+            yield from symbols_in(result.type)
+        for attr in each.attrs.values():
+            yield from symbols_in(attr)

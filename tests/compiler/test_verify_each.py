@@ -261,3 +261,28 @@ def test_a_wrong_rewrite_of_what_reads_the_state_is_caught() -> None:
     with pytest.raises(NumericsMismatch) as caught:
         regraft.compile(Counter().eval(), (torch.randn(4),), rewrites=[WrongTanh], verify="each")
     assert caught.value.suspect == "WrongTanh"
+
+
+class AsManyRows(torch.nn.Module):
+    """Rows of which a value says how many there are, in two branches of different lengths too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = int(x.amax().item())
+        part = self.layer(x[:n]) * 1.0 + torch.zeros(n, 3)
+        if part.sum() > 0:
+            return (x[: n + 1] * 1.0).sum(0)
+        return (x[: n - 1] * 1.0).sum(0)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_sizes_that_values_decide(sign: float) -> None:
+    x = torch.arange(9.0).view(3, 3).flip(0) / 3
+    made = AsManyRows().eval()
+    with torch.no_grad():
+        made.layer.weight.fill_(sign)
+    compiled = regraft.compile(made, (x,), verify="each", backends=("eager",), cache=False)
+    torch.testing.assert_close(compiled(x), made(x).detach())

@@ -18,9 +18,10 @@ from regraft.ir import (
     Value,
     Var,
     clone_op,
+    mentioned,
     refines,
 )
-from regraft.rewrites.dynamic.motion import mentioned, own_symbols
+from regraft.rewrites.dynamic.motion import own_symbols
 from regraft.rewrites.dynamic.regions import NewArms, is_repeatable, kept_results, names_sizes
 from regraft.rewrites.dynamic.samples import cond
 from regraft.rewrites.fold import op_key

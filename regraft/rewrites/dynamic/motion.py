@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from regraft.ir import Builder, Op, Region, Symbol, Trait, Value, clone_op, symbols_in
+from regraft.ir import Builder, Op, Region, Symbol, Trait, Value, clone_op, mentioned
 
 
 def movable_ops(region: Region, outside: Collection[Value], may_move: Callable[[Op], bool]) -> list[Op]:
@@ -47,12 +47,3 @@ def _bring(op: Builder, value: Value, mapping: dict[Value, Value]) -> None:
 def own_symbols(region: Region) -> set[Symbol]:
     """The symbols that mean something in ``region`` alone."""
     return {*region.symbols, *(symbol for op in region.ops for symbol in op.symbols)}
-
-
-def mentioned(op: Op) -> Iterator[Symbol]:
-    """The symbols that ``op`` and the ops of its regions mention."""
-    for each in (op, *(inner for region in op.regions for inner in region.walk())):
-        for result in each.results:
-            yield from symbols_in(result.type)
-        for attr in each.attrs.values():
-            yield from symbols_in(attr)

@@ -140,7 +140,12 @@ def numbers_in_a_comprehension(x: Tensor) -> Tensor:
     return torch.stack([x[t] * t for t in range(x.shape[0])])
 
 
+def sums_so_far(x: Tensor) -> Tensor:
+    return torch.stack([x[: t + 1].sum(0) for t in range(x.shape[0])])
+
+
 FUNCTIONS = (
+    sums_so_far,
     counts_in_a_while,
     counts_until_a_tensor_leaves,
     doubles_up_to_the_length,
@@ -167,6 +172,12 @@ def test_values(model: Any) -> None:
 def test_batch_and_length() -> None:
     shapes = {"x": {0: Dim.AUTO, 1: Dim.AUTO}}
     check_calls(Recurrent().eval(), (steps(5),), [(steps(7)[:, :2],), (steps(2),)], dynamic_shapes=shapes)
+
+
+def test_a_part_as_long_as_the_number_of_the_trip() -> None:
+    """Whether the length may be 1 is tried at capture, in a trip of its own."""
+    shapes = {"x": {0: Dim.AUTO}}
+    check_calls(sums_so_far, (steps(5),), CALLS[:3], ("eager",), dynamic_shapes=shapes)
 
 
 def test_the_graph_is_as_large_whatever_the_example_is() -> None:
