@@ -13,9 +13,11 @@ import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 from regraft.backends.tvm.table import StepLibrary
 from regraft.errors import BackendError
@@ -23,6 +25,8 @@ from regraft.errors import BackendError
 #: Both pins belong together: a newer tvm-ffi imports and compiles, then crashes.
 PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post0"}
 GET = "pip install 'regraft[tvm]'"
+
+R = TypeVar("R")
 
 #: What TVM links by, where no variable names it (CXX, CC).
 _COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
@@ -101,14 +105,41 @@ def usable_threads(count: int | None) -> int:
     return min(count or len(_cores()), len(_cores()))
 
 
-#: What the pool of each thread was last told: TVM keeps one for each thread that calls kernels.
-_SET = threading.local()
+class _Workers(threading.local):
+    """Of one thread: TVM keeps workers for each thread that calls kernels.
+
+    Fields:
+        told: how many they were last told to be, and in which process.
+        stand_in: a thread that calls kernels for this one, and the process in which it does.
+    """
+
+    told: tuple[int | None, int] | None = None
+    stand_in: tuple[ThreadPoolExecutor, int] | None = None
+
+
+_WORKERS = _Workers()
 
 
 def use_threads(count: int | None) -> None:
     """Let kernels that this thread calls run on ``count`` threads; None for one on each usable core."""
-    if getattr(_SET, "count", 0) == (count, os.getpid()):
+    now = count, os.getpid()
+    if _WORKERS.told == now:
         return
     configure = runtime().get_global_func("runtime.config_threadpool")
     configure(_SHARED_CORES, usable_threads(count), [str(core) for core in _cores()])
-    _SET.count = (count, os.getpid())
+    _WORKERS.told = now
+
+
+def run_kernels(function: Callable[[], R], threads: int | None) -> R:
+    """``function()``, whose kernels run on ``threads`` threads; None for one on each usable core.
+
+    A fork keeps the thread that calls it and no other. If that one has called kernels before, TVM would wait
+    for its workers forever: another thread, which gets workers of its own, calls ``function`` then.
+    """
+    told, process = _WORKERS.told, os.getpid()
+    if told is None or told[1] == process:
+        use_threads(threads)
+        return function()
+    if _WORKERS.stand_in is None or _WORKERS.stand_in[1] != process:
+        _WORKERS.stand_in = ThreadPoolExecutor(1, "regraft-tvm"), process
+    return _WORKERS.stand_in[0].submit(run_kernels, function, threads).result()

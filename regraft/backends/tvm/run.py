@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regraft.backends.tvm.arena import ALIGNMENT
 from regraft.backends.tvm.binding import Binding
-from regraft.backends.tvm.library import use_threads
+from regraft.backends.tvm.library import run_kernels
 from regraft.backends.tvm.loaded import LoadedProgram, Record, Sizes, copied_row, packed_constants
 from regraft.backends.tvm.table import VERSION
 from regraft.errors import ArtefactError, BackendError
@@ -97,9 +97,8 @@ class TvmExecutable:
         self, binding: Binding, inputs: Sequence[Tensor], memories: Sequence[ResultMemory]
     ) -> list[Tensor]:
         """The results of ``binding`` for inputs that ``readable`` gave."""
-        use_threads(self._threads)
         try:
-            return binding.run(inputs, memories)
+            return run_kernels(lambda: binding.run(inputs, memories), self._threads)
         except Exception as error:
             raise BackendError(f"a kernel failed: {error}", backend=self.backend) from error
 

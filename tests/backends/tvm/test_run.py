@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -372,6 +373,35 @@ def test_a_forked_process_neither_keeps_the_worker_nor_waits_for_it() -> None:
     finally:
         caller.kill()
         os.kill(child, signal.SIGKILL)
+
+
+CALLED_BEFORE_A_FORK = """
+import os
+
+import torch
+
+import regraft
+
+torch.set_num_threads(1)  # its own workers do not survive a fork either
+model, x = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.Tanh()).eval(), torch.randn(64, 256)
+compiled = regraft.compile(model, (x,), backends=("tvm",), cache=False)
+expected = compiled(x)
+child = os.fork()
+if child:
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+same = [torch.equal(compiled(x), expected) for _ in range(2)]
+os._exit(0 if all(same) else 1)
+"""
+
+
+def test_a_forked_process_calls_what_its_parent_has_called() -> None:
+    command = [sys.executable, "-c", CALLED_BEFORE_A_FORK]
+    with subprocess.Popen(command, start_new_session=True) as caller:
+        try:
+            assert caller.wait(timeout=120) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(caller.pid, signal.SIGKILL)
 
 
 def test_a_worker_imports_nothing_from_the_working_directory(
