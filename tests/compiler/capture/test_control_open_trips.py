@@ -140,12 +140,33 @@ def numbers_in_a_comprehension(x: Tensor) -> Tensor:
     return torch.stack([x[t] * t for t in range(x.shape[0])])
 
 
+def pairs_up_to_a_number(x: Tensor) -> Tensor:
+    total, t = torch.zeros_like(x[0]), 0
+    while t + 2 < x.shape[0] and t < 5:
+        total = torch.tanh(total + x[t] * x[t + 2])
+        t += 1
+    return total * t
+
+
+def until_one_of_two_ends(x: Tensor) -> Tensor:
+    total, t = torch.zeros_like(x[0]), 0
+    while not (t >= x.shape[0] or (t > 2 and total.amax() > 2)):
+        row = 0
+        while row < x.shape[1] and row <= t:
+            total = total + x[t, row]
+            row += 1
+        t += 1
+    return total
+
+
 def sums_so_far(x: Tensor) -> Tensor:
     return torch.stack([x[: t + 1].sum(0) for t in range(x.shape[0])])
 
 
 FUNCTIONS = (
+    pairs_up_to_a_number,
     sums_so_far,
+    until_one_of_two_ends,
     counts_in_a_while,
     counts_until_a_tensor_leaves,
     doubles_up_to_the_length,
@@ -189,6 +210,14 @@ def test_the_graph_is_as_large_whatever_the_example_is() -> None:
         for count in (3, 30)
     ]
     assert sizes[0] == sizes[1]
+
+
+def test_a_loop_of_two_conditions_is_counted() -> None:
+    compiled = regraft.compile(
+        pairs_up_to_a_number, (steps(5),), dynamic_shapes=LENGTH, backends=("eager",), cache=False
+    )
+    assert "cf.scan" in str(compiled.ir)
+    assert "cf.while" not in str(compiled.ir)
 
 
 def test_on_our_own_kernels(tvm: Any) -> None:

@@ -182,22 +182,21 @@ class Calls:
     ) -> None:
         """``while test()``, as ``Run`` has it; where it ends at an open size, one trip stands for all."""
         run = Run(self.context, trip, done, Variables(names, gets, put), goes_on, last, leaves)
-        site = where()
-        if test is None or not self.context.traces or site in self.context.unrolled:
-            run.repeat(test)
-            return
-        before = len(self.context.folded)
+        site, folded = where(), self.context.folded
+        before = len(folded)
+        is_open = self.context.traces and site not in self.context.unrolled
 
-        def unknown() -> Any:
-            holds = test()
-            if not isinstance(holds, torch.SymBool):
-                return holds
-            if len(self.context.folded) == before:
-                self.context.folded.append(site)
-            return Number(as_truth(holds))
+        def note() -> None:
+            if len(folded) == before:
+                folded.append(site)
 
-        run.repeat(unknown)
-        del self.context.folded[before:]
+        def tested() -> Any:
+            assert test is not None, "a loop without a test is not asked"
+            with self.context.testing(note if is_open else None):
+                return test()
+
+        run.repeat(None if test is None else tested)
+        del folded[before:]
 
     def refuses(self, test: Any, error: _Thunk) -> bool:
         """Whether to raise ``error``, all that an arm does. Where a tensor decides, the call will check."""
@@ -293,6 +292,14 @@ class Calls:
         """``asked(value)``, a number where only a call knows it."""
         found = self.asked(value)
         return truth(found) if self._undecided(found) else found
+
+    def goes_on(self, value: Any) -> Any:
+        """``truth(value)``, of the test of a `while` or a part of it; a number where an open size decides."""
+        found, note = self.asked(value), self.context.tests[-1]
+        if note is None or not isinstance(found, torch.SymBool):
+            return self.truth(found)
+        note()
+        return Number(as_truth(found))
 
     def negate(self, value: Any) -> Any:
         """``not value``"""

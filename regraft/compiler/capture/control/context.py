@@ -164,6 +164,8 @@ class Context:
         changed: the first of them that was changed since.
         collected: lists that such loops have filled, and the tensors that hold all of a list.
         trials: the lists of which arms that run at this moment are to show whether they grow.
+        tests: for each test of a `while` that runs at this moment what is to be called where a size decides
+            in it; None where the trips that Python makes are made.
     """
 
     tracer: Tracer
@@ -179,6 +181,7 @@ class Context:
     given: list[Given] = field(default_factory=list["Given"])
     changed: Given | None = None
     trials: list[Sequence[Any]] = field(default_factory=list[Sequence[Any]])
+    tests: list[Callable[[], None] | None] = field(default_factory=list["Callable[[], None] | None"])
     _arms: threading.local = field(default_factory=threading.local)
     _thread: int | None = None
     _outermost: FrameType | None = None
@@ -210,6 +213,15 @@ class Context:
             yield
         finally:
             self.trials.pop()
+
+    @contextmanager
+    def testing(self, note: Callable[[], None] | None) -> Generator[None]:
+        """In the block the test of a `while` runs, as ``tests`` has it."""
+        self.tests.append(note)
+        try:
+            yield
+        finally:
+            self.tests.pop()
 
     def check_trials(self, lists: Sequence[Any], values: Sequence[Any]) -> None:
         """End the innermost trial if it is of these very ``lists``, all of which are now known to grow.

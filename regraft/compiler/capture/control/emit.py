@@ -21,6 +21,7 @@ from regraft.compiler.capture.control.expressions import (
     Expressions,
     call,
     index_of,
+    loop_tested,
     tested,
     thunk,
 )
@@ -229,7 +230,8 @@ class Emitter:
         if isinstance(original.test, ast.Constant) and original.test.value:
             return [*functions, *state, *_parse(f"_rg.repeat(None, {common})", node)]
         test = f"{PREFIX}test_{n}"
-        returned = located(ast.Return(self._truth(original.test)), original.test)
+        goes_on = self.expressions.of(loop_tested(original.test))
+        returned = located(ast.Return(goes_on), original.test)
         tested = self._function(test, (), [], node, first=[returned])
         return [tested, *functions, *state, *_parse(f"_rg.repeat({test}, {common})", node)]
 

@@ -65,6 +65,15 @@ def tested(node: ast.expr) -> ast.expr:
     return node
 
 
+def loop_tested(node: ast.expr) -> ast.expr:
+    """``node``, the test of a `while`, whose parts may be open sizes that decide."""
+    if isinstance(node, ast.BoolOp):
+        return ast.copy_location(Tested(node.op, [loop_tested(each) for each in node.values]), node)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return ast.copy_location(ast.UnaryOp(node.op, loop_tested(node.operand)), node)
+    return ast.copy_location(call("goes_on", node), node)
+
+
 class Expressions(ast.NodeTransformer):
     """Converts expressions.
 
