@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from regraft.errors import ShapeError
 from regraft.ir.builder import Builder
 from regraft.ir.core import Op, Region, Value, clone_op
 from regraft.ir.dims import Dim, Symbol, substitute, symbols_of
@@ -53,7 +54,10 @@ def evaluate(dim: Dim, sizes: Mapping[Symbol, int]) -> int:
     """``dim`` as a number; a symbol that ``sizes`` lacks counts as its lower bound."""
     value = substitute(dim, dict(sizes))
     if not isinstance(value, int):
-        value = substitute(value, {s: s.lo for s in symbols_of(value)})
+        try:
+            value = substitute(value, {s: s.lo for s in symbols_of(value)})
+        except ShapeError:  # it is divided by a size that may be 0
+            value = substitute(value, {s: max(s.lo, 1) for s in symbols_of(value)})
     assert isinstance(value, int)
     return value
 

@@ -201,6 +201,19 @@ def test_lists(model: Model) -> None:
     check_calls(model, (ROW,), CALLS, backends=("ort",))
 
 
+def goes_up_to_tensors(x: Any) -> Tensor:
+    ups = (x > 0).sum().to(torch.int32)
+    for i in range(ups):
+        x = x * 0.5 + i
+    for i in range(1, ups[None] + 2, 2):
+        x = x - i
+    return x
+
+
+def as_many_rows_as_a_value_says(x: Any) -> Tensor:
+    return torch.ones(12).view(ups(x) + 1, -1).sum(0).amax() + x
+
+
 def goes_back(x: Any) -> Tensor:
     for i in reversed(range(1, ups(x) + 1)):
         x = x * 0.5 + i
@@ -234,7 +247,15 @@ def counts_from_over_a_part(x: Any) -> Tensor:
     return y
 
 
-LOOPS = [goes_back, goes_back_over_a_list, goes_back_over_tensors, counts_from, counts_from_over_a_part]
+LOOPS = [
+    as_many_rows_as_a_value_says,
+    counts_from,
+    counts_from_over_a_part,
+    goes_back,
+    goes_back_over_a_list,
+    goes_back_over_tensors,
+    goes_up_to_tensors,
+]
 
 
 @pytest.mark.conformance

@@ -240,10 +240,20 @@ class Functions:
         """``range``; of a bound that only a call knows, a ``Span``."""
         if not any(self._undecided(each) or _is_unknown_size(each) for each in args):
             return range(*args)
+        args = tuple(map(self._bound, args))
         start, stop, step = (0, args[0], 1) if len(args) == 1 else (*args, 1)[:3]
         if self._undecided(step) or step == 0:
             refuse("a range whose step only a call knows", "take a step that is a Python number")
         return Span(start, stop, step)
+
+    def _bound(self, value: Any) -> Any:
+        """``value`` as a bound of a range: a tensor is one if it holds one integer."""
+        tensor = unwrapped(value)
+        if isinstance(value, Number) or not isinstance(tensor, Tensor) or not self._undecided(tensor):
+            return value
+        if tensor.is_floating_point():
+            refuse("a range up to a tensor of floats, which raises", "take int() of it")
+        return as_kind(Number(one(tensor)), int)
 
     def _math(self, function: Any, form: Any, *args: Any) -> Any:
         """One of ``math``'s functions, for which ``form`` stands where a number is not known."""
