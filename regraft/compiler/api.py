@@ -23,7 +23,7 @@ from regraft.compiler.materialise import Store, replacements
 from regraft.compiler.memory import Resident
 from regraft.compiler.options import Fallback, Options, Tune, Verify, check_max_trips
 from regraft.compiler.overflow import harmful
-from regraft.compiler.per_sample import OneByOne, check_example, check_samples
+from regraft.compiler.per_sample import OneByOne, check_example, check_samples, shared_arguments
 from regraft.compiler.pipeline import WHOLE, Compilation, Limit
 from regraft.compiler.plan_export import PlanReport, write_plan
 from regraft.compiler.progress import Observer, Phases
@@ -149,6 +149,7 @@ def _compiled(
     def finish(compiled: CompiledModel, captured: Captured) -> CompiledModel:
         compiled.report.time["total"] = time.perf_counter() - start - phases.seconds.get("verify", 0.0)
         compiled.report.memory |= resident.growth()
+        compiled.report.notes += shared_arguments(compiled.signature) if options.batch is not None else []
         if options.verify:
             _verify(model, compiled, captured, options, phases)
         return compiled

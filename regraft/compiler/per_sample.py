@@ -103,6 +103,13 @@ def check_samples(function: Function) -> None:
         raise OptionError(reason, "batch", repr(PER_SAMPLE), wanted)
 
 
+def shared_arguments(signature: Signature) -> list[str]:
+    """What to tell of the arguments of a model for many samples that are the same for all of them."""
+    size = signature.symbols[0].name
+    names = [f"'{each.name}'" for each in signature.tensors if each.shape and each.shape[0] != size]
+    return [f"{_OPTION}: the same for all samples: {', '.join(names)}"] if names else []
+
+
 def _refuse_obstacles(function: Function) -> None:
     found: dict[tuple[str, str], list[Op]] = {}
     for op, reason in batching.obstacles(function.body, _samples(function)):

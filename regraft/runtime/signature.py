@@ -271,7 +271,7 @@ class Signature:
         if isinstance(size, int):
             way_out = "Compile with dynamic_shapes for other sizes"
             if self.symbols:
-                way_out = "That size is fixed: dynamic_shapes leaves it out, or the model's code needs it so"
+                way_out = "That size is fixed: dynamic_shapes or batch leaves it out, or the code needs it so"
             return ShapeError(f"{found}{size} {compiled_for}. {way_out}")
         named = [s for s in self.symbols if s.name in re.findall(r"\w+", size)]
         places = {s.name: f"dimension {s.axis} of '{self.tensors[s.input].name}'" for s in named}

@@ -325,3 +325,16 @@ def test_arguments_have_as_many_samples() -> None:
     compiled = regraft.compile(Two().eval(), example, batch="per_sample", cache=False)
     with pytest.raises(ShapeError, match="batch"):
         compiled(torch.randn(2, 3), torch.randn(3, 3))
+
+
+def test_an_argument_that_is_the_same_for_all_samples_is_named() -> None:
+    """One of more than one row in the example, by mistake or not."""
+
+    def model(x: Tensor, table: Tensor) -> Tensor:
+        return x + table.sum(0) if x.sum() > 0 else x
+
+    example = torch.randn(1, 3), torch.randn(2, 3)
+    compiled = regraft.compile(model, example, batch="per_sample", backends=("eager",), cache=False)
+    assert "batch='per_sample': the same for all samples: 'table'" in compiled.report.notes
+    with pytest.raises(ShapeError, match="dynamic_shapes or batch leaves it out"):
+        compiled(torch.randn(4, 3), torch.randn(4, 3))
