@@ -521,7 +521,9 @@ class Region:
         holder = holder_of(self.loop.context, name, container)
         if holder is None or self.keeps_all:
             return self._lose(name, Lost("is a list that grows", "append tensors of one shape to it"))
-        refuse(f"{shown_name(name)} grows in a loop, and {holder} holds the list too", own_list(name))
+        refuse(
+            f"{shown_name(name)} is a list that grows in a loop, and {holder} holds it too", own_list(name)
+        )
 
     def _check_written(self, outcome: Outcome) -> None:
         """A list holds the tensors it was given: no trip may write to what an earlier one has appended."""
