@@ -134,6 +134,14 @@ def an_iterator(x: Tensor) -> Tensor:
     return x + len(list(values))
 
 
+def an_iterator_alone_is_read(x: Tensor) -> Tensor:
+    outs = [x]
+    pairs = enumerate(outs)
+    if x.sum() > 0:
+        outs.append(x)
+    return x + len(list(pairs))
+
+
 HELD = [
     (a_default, "a default of a lambda holds"),
     (a_default_by_its_name, "a default of the function 'count' holds"),
@@ -147,6 +155,7 @@ HELD = [
     (a_read_only_dict, "a dict holds"),
     (a_context_variable, "an object of the class 'ContextVar' holds"),
     (an_iterator, "an iterator holds"),
+    (an_iterator_alone_is_read, "an iterator holds"),
 ]
 
 
@@ -185,6 +194,25 @@ def the_variable_itself(x: Tensor) -> Tensor:
     return torch.stack(outs).sum(0) + count()
 
 
+def a_view_of_a_dict(x: Tensor) -> Tensor:
+    found = {"a": x}
+    values = found.values()
+    if x.sum() > 0:
+        found["a"] = x * 2
+    return x + sum(values)
+
+
+def iterators_that_end(x: Tensor) -> Tensor:
+    outs, found = [x], {"a": x}
+    total = sum(i * each for i, each in enumerate(outs)) + sum(found.values())
+    for one, other in zip(outs, list(found.values()), strict=True):
+        total = total + one * other
+    if x.sum() > 0:
+        outs.append(x)
+        found["b"] = x
+    return total
+
+
 def a_copy(x: Tensor) -> Tensor:
     outs = [x]
     count = counter(list(outs))
@@ -193,6 +221,6 @@ def a_copy(x: Tensor) -> Tensor:
     return torch.stack(outs).sum(0) + count()
 
 
-@pytest.mark.parametrize("model", [the_variable_itself, a_copy])
+@pytest.mark.parametrize("model", [the_variable_itself, a_copy, a_view_of_a_dict, iterators_that_end])
 def test_functions_that_see_what_the_variable_holds(model: Any) -> None:
     check_calls(model, (UP,), CALLS, backends=("ort",))

@@ -28,12 +28,16 @@ _MAKERS = frozenset(["list", "dict", "set"])
 #: Functions that read a container, and give nothing that holds it.
 _READERS = frozenset(
     (
-        *("len", "zip", "enumerate", "sum", "min", "max", "sorted", "list", "tuple", "reversed"),
+        *("len", "sum", "min", "max", "sorted", "list", "tuple"),
         *("stack", "cat", "concat", "concatenate", "hstack", "vstack", "tensor", "argmax", "argmin"),
     )
 )
 #: Methods that do the same.
-_READING = frozenset(["index", "count", "copy", "get", "items", "keys", "values"])
+_READING = frozenset(["index", "count", "copy", "get"])
+#: Functions and methods of which the results hold the container, and which only read it where these are
+#: taken apart at once.
+_ITERATORS = frozenset(["zip", "enumerate", "reversed"])
+_VIEWS = frozenset(["items", "keys", "values"])
 
 
 def held_together(statements: Sequence[ast.stmt], parameters: frozenset[str]) -> Mapping[str, frozenset[str]]:
@@ -107,7 +111,7 @@ def _escaping(statements: Iterable[ast.stmt]) -> frozenset[str]:
         inside = isinstance(statement, (Branch, Guard, Loop)) or bool(list(blocks(statement)))
         parts = list(expressions(statement)) if inside else [statement]
         if isinstance(statement, (Branch, Guard, Loop)):  # they look at what decides, or go over it
-            parts = [part for part in parts if not isinstance(part, ast.Name)]
+            parts = [each for part in parts for each in _taken_apart(part) if not isinstance(each, ast.Name)]
         found = found.union(*map(_shown_by, parts))
     return frozenset(found)
 
@@ -126,11 +130,11 @@ def _looked_at(node: ast.AST) -> list[ast.AST]:
     if isinstance(node, ast.Subscript):
         return [node.value]
     if isinstance(node, ast.Compare):
-        return [node.left, *node.comparators]
+        return _all_taken_apart([node.left, *node.comparators])
     if isinstance(node, ast.UnaryOp):
         return [node.operand]
     if isinstance(node, ast.comprehension):
-        return [node.iter]
+        return _taken_apart(node.iter)
     if not isinstance(node, ast.Call):
         return []
     function = node.func
@@ -142,4 +146,19 @@ def _looked_at(node: ast.AST) -> list[ast.AST]:
 
 
 def _read_by(name: str, node: ast.Call) -> list[ast.AST]:
-    return list(node.args) if name in _READERS else []
+    return _all_taken_apart(node.args) if name in _READERS else []
+
+
+def _all_taken_apart(nodes: Iterable[ast.AST]) -> list[ast.AST]:
+    return [part for node in nodes for part in _taken_apart(node)]
+
+
+def _taken_apart(node: ast.AST) -> list[ast.AST]:
+    """What is read where the value of ``node`` is: of an iterator or a view, what it goes over."""
+    if isinstance(node, ast.Call):
+        function = node.func
+        if isinstance(function, ast.Name) and function.id in _ITERATORS:
+            return _all_taken_apart(node.args)
+        if isinstance(function, ast.Attribute) and function.attr in _VIEWS and not node.args:
+            return _taken_apart(function.value)
+    return [node]
