@@ -19,7 +19,6 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from regraft.backends.ort.joining import joined
 from regraft.backends.ort.optimiser import left_off
 from regraft.errors import ArtefactError, BackendError, RegraftError
 from regraft.runtime import (
@@ -175,7 +174,7 @@ class OrtExecutable:
                 self._write(os.path.join(folder, WRITTEN))
                 options.optimized_model_filepath = optimised
             session = _session(path, options, off if self.interface.blocked else None)
-            if not self.interface.written or not joined(optimised):
+            if not self.interface.written or not _joined(optimised):
                 return session
             del session  # before there is another
             return _session(optimised, self._options(optimises=False))
@@ -466,6 +465,13 @@ class _BoundCall:
         if self._binding is None:
             return executable.run(inputs, self._sizes)
         return executable.call(self._binding, self._layout, inputs)
+
+
+def _joined(path: str) -> bool:
+    """``joining.joined``, and what it imports where it is needed alone: most models load without."""
+    from regraft.backends.ort.joining import joined
+
+    return joined(path)
 
 
 def _session(
