@@ -101,6 +101,28 @@ def test_a_chain_of_skipped_blocks_stays_in_blocks(left: Callable[[], Counter[st
     assert (found["Add"], found["Relu"]) == (0, 0)
 
 
+class Both(nn.Module):
+    """An arm returns the result of a convolution as it is, and in a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inside = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+
+    def forward(self, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.relu(self.stem(x))
+        if gate > 0:
+            y = self.inside(x)
+            return y, x + y
+        return x, x + 1
+
+
+@needs_blocks
+def test_a_convolution_that_is_returned_is_computed_once(left: Callable[[], Counter[str]]) -> None:
+    x = torch.randn(1, 3, 9, 9)
+    check(Both(), [(x, torch.tensor(1.0)), (x, torch.tensor(-1.0))])
+    assert left()["Conv"] == 2
+
+
 @pytest.mark.parametrize(
     ("channels", "activation"),
     [(32, torch.tanh), (24, torch.sigmoid), (5, torch.relu), (24, nn.functional.hardswish)],

@@ -175,8 +175,8 @@ def _may_end(convolution: ir.Node, graph: ir.Graph, node: ir.Node, plain: ir.Val
         return False
     is_free = convolution.graph is graph and "activation" not in convolution.attributes
     readers = [user for user, _ in result.uses()]
-    back = plain.producer()
-    return is_free and readers == [back] and [user for user, _ in plain.uses()] == [node]
+    is_alone = readers == [plain.producer()] and [user for user, _ in plain.uses()] == [node]
+    return is_free and is_alone and not plain.is_graph_output()
 
 
 def _like(node: ir.Node, inputs: Sequence[ir.Value]) -> ir.Node:

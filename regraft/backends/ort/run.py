@@ -65,6 +65,9 @@ _REMEMBERED = 1024
 #: Bytes up to which a result is sooner copied out of memory that is bound once than bound in new memory.
 _COPIED = 4096
 
+#: Bytes of constants that the file of an optimised model, one message of protobuf (2 GiB), has room for.
+_ONE_MESSAGE = (1 << 31) - (1 << 26)
+
 # Binding asks for an address even where there are no elements.
 _NOTHING = torch.zeros(1, dtype=torch.int64, device="cpu")
 _NOWHERE = _NOTHING.data_ptr()
@@ -172,9 +175,13 @@ class OrtExecutable:
                 options.add_external_initializers(list(copied), values)
             if self.interface.written:
                 self._write(os.path.join(folder, WRITTEN))
+            # What is shared stays outside of the file.
+            inside = (t for name, t in self._constants.items() if name not in self._shared)
+            may_join = bool(self.interface.written) and sum(4 * t.numel() for t in inside) < _ONE_MESSAGE
+            if may_join:
                 options.optimized_model_filepath = optimised
             session = _session(path, options, off if self.interface.blocked else None)
-            if not self.interface.written or not _joined(optimised):
+            if not may_join or not _joined(optimised):
                 return session
             del session  # before there is another
             return _session(optimised, self._options(optimises=False))
