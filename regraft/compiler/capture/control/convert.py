@@ -275,7 +275,10 @@ def _future(code: CodeType) -> int:
 
 
 def _finished(made: CodeType, code: CodeType, calls: Any) -> CodeType:
-    """``made`` with ``calls`` in it, and the name and place of ``code``."""
+    """``made`` with ``calls`` in it, and the name of ``code``.
+
+    It begins at its `def`, not at a decorator as ``code`` may: from there Python counts its lines.
+    """
     if made.co_freevars != code.co_freevars:
         raise _refusal(
             code,
@@ -286,7 +289,6 @@ def _finished(made: CodeType, code: CodeType, calls: Any) -> CodeType:
     return linked.replace(
         co_name=code.co_name,
         co_qualname=code.co_qualname,
-        co_firstlineno=code.co_firstlineno,
         co_consts=(*linked.co_consts, Original(code)),
     )
 
