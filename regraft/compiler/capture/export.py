@@ -26,6 +26,12 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
+from regraft.compiler.capture.assigned import (
+    Assigned,
+    assignments,
+    check_assigned_aliases,
+    check_assignments,
+)
 from regraft.compiler.capture.composites import functional
 from regraft.compiler.capture.control.anew import SetAnew
 from regraft.compiler.capture.control.find import FrontEnd
@@ -33,9 +39,6 @@ from regraft.compiler.capture.control.higher_order import copied, write_out
 from regraft.compiler.capture.control.writes import settle_writes
 from regraft.compiler.capture.effects import (
     WriteWatch,
-    assignments,
-    check_assigned_aliases,
-    check_assignments,
     check_draws,
     check_effects,
     drop_unused_aliases,
@@ -218,7 +221,7 @@ def _export(
             check_assigned_aliases(assigned, module, program)
             join_aliases(program)
             drop_unused_aliases(program)
-            found = _functional(program, table, max_trips)
+            found = _functional(program, table, max_trips, assigned)
             check_assignments(assigned, module, found)
             return found
 
@@ -230,11 +233,13 @@ def _types_said() -> Generator[None]:
         yield
 
 
-def _functional(program: ExportedProgram, table: OpTable, max_trips: int | None) -> ExportedProgram:
+def _functional(
+    program: ExportedProgram, table: OpTable, max_trips: int | None, assigned: Assigned | None = None
+) -> ExportedProgram:
     """The program with its writes turned into results."""
     write_out(program, max_trips)
     check_effects(program)
-    settle_writes(program)
+    settle_writes(program, [] if assigned is None else assigned.ends(program).values())
     found = functional(program, table)
     check_draws(program, found)
     return found

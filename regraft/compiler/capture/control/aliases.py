@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -94,8 +94,10 @@ class Aliases:
         """``memory``, and the others that it may be."""
         return {memory, *self._others(memory)}
 
-    def first_conflict(self) -> tuple[Node, Memory] | None:
+    def first_conflict(self, apart: Collection[Node] = ()) -> tuple[Node, Memory] | None:
         """A write to what may be, in eager, a tensor that is looked at later under another name.
+
+        The nodes ``apart`` do not count.
 
         Gives the node that writes, or a loop's beginning where the whole loop does, and what is written to.
         """
@@ -106,7 +108,7 @@ class Aliases:
             if construct.hands_on(number)
         }
         for node in self._flat.around:
-            for memory in memories_written_by(node):
+            for memory in memories_written_by(node) if node not in apart else ():
                 if self._conflict(node, memory, handed_on.get(memory)):
                     return node, memory
                 loop = self._conflicts_back(memory, handed_on)

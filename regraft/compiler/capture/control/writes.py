@@ -44,10 +44,11 @@ _CLONE = torch.ops.aten.clone.default
 _COPY = torch.ops.aten.copy_.default
 
 
-def settle_writes(program: ExportedProgram) -> None:
+def settle_writes(program: ExportedProgram, ends: Collection[Node] = ()) -> None:
     """Make the writes of ``program`` in arms and loops hold there only, by results and carried values.
 
-    ``program`` is as ``torch.export`` gives it, before functionalization.
+    ``program`` is as ``torch.export`` gives it, before functionalization. The nodes ``ends`` write what is
+    assigned to buffers: in eager that is no write.
 
     Raises:
         CaptureError: a write, or a draw of random numbers, that no graph of values holds; with its line.
@@ -58,7 +59,7 @@ def settle_writes(program: ExportedProgram) -> None:
     _hoist_assumptions(flat)
     _check_draws(flat)
     _check_tests(flat)
-    _check_aliases(program, flat)
+    _check_aliases(program, flat, ends)
     _Settler(program, flat).run()
     program.graph.lint()
     program.graph_module.recompile()
@@ -202,9 +203,9 @@ def _check_draws(flat: FlatGraph) -> None:
             )
 
 
-def _check_aliases(program: ExportedProgram, flat: FlatGraph) -> None:
+def _check_aliases(program: ExportedProgram, flat: FlatGraph, ends: Collection[Node]) -> None:
     """Refuse writes to what may be, in eager, a tensor that is looked at later under another name."""
-    found = Aliases(program, flat).first_conflict()
+    found = Aliases(program, flat).first_conflict(ends)
     if found is not None:
         node, _ = found
         _refuse_alias(node, "the loop" if node.target in BEGINNINGS else _name(node))
@@ -214,7 +215,8 @@ def _refuse_alias(node: Node, who: str) -> NoReturn:
     _refuse(
         node,
         f"{who} writes to a tensor that, depending on the data, is one that is used under another name too",
-        "write to a copy, such as x = x.clone() before the condition or the loop",
+        "write to a copy, such as x = x.clone() before the condition or the loop, or to each tensor in its "
+        "own arm, under its own name",
     )
 
 
