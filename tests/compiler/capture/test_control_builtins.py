@@ -321,7 +321,7 @@ RAISING: dict[str, tuple[Model, Any, str]] = {
     "math_pow_of_zero": (lambda x: x + math.pow(total(x), -2), [0.0], "math domain error|0.0 cannot be"),
     "a_power_beyond": (lambda x: x + total(x) ** 200, [1e30], "OverflowError"),
     "a_shift": (lambda x: x + (1 << ups(x) - 1), [-1.0], "ValueError: negative shift count"),
-    "the_least_of_none": (lambda x: x + min(positives(x)), [-1.0], "ValueError: min"),
+    "the_least_of_none": (lambda x: x + min(positives(x)), [-1.0], r"ValueError: min\(\)"),
 }
 
 

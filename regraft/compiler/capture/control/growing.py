@@ -236,12 +236,14 @@ class Growing:
         rows = self._scalars("has its max or min taken")
         name = "min" if is_min else "max"
         check(as_tensor(self.length > 0), f"ValueError: {name}() iterable argument is empty")
+        # The check may be read at the end of the call: until then there is an element in any case.
+        padded = torch.cat([rows, rows.new_zeros((1,))])
         # Nothing is greater than nan, and nan than nothing: it wins where it is the first.
-        first = rows.index_select(0, torch.zeros((1,), dtype=torch.int64))
-        compared = torch.where(rows != rows, first, rows)
+        first = padded[:1]
+        compared = torch.cat([torch.where(rows != rows, first, rows), first])
         best = compared.amin() if is_min else compared.amax()
-        place = torch.where((first != first).reshape(()), 0, self._first(rows == best))
-        row = rows.index_select(0, place.reshape(1)).squeeze(0)
+        place = torch.where((first != first).reshape(()), 0, self._first(compared == best))
+        row = padded.index_select(0, place.reshape(1)).squeeze(0)
         return row if self.kind is None else Number(row)
 
     @property
