@@ -41,8 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.sample_seed is None:
         config.option.sample_seed = commit_hash(REPOSITORY)
 
-    # A collection of everything goes through half a million objects of torch and transformers.
-    gc.set_threshold(700, 10, 50)
+    # A collection of everything goes through a million objects of torch and transformers, which stay.
+    gc.set_threshold(5000, 20, 30)
 
     torch.manual_seed(0)  # for what test files draw while they are imported
 

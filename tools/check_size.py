@@ -23,6 +23,8 @@ def python_files(repository: Path) -> Iterator[Path]:
 def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, int, int]]:
     """Every function under `tree`: qualified name, first line, number of lines without the docstring."""
     for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.expr):  # nothing is defined in an expression
+            continue
         name = prefix
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             name = f"{prefix}{node.name}."

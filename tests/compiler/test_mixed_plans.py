@@ -50,6 +50,7 @@ def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REGRAFT_CACHE_DIR", str(tmp_path_factory.mktemp("state")))
         patch.setattr("regraft.compiler.placing.measured", Alternating().measured)
+        patch.setattr("regraft.compiler.options.kernel_tuning", unmeasured)
         compiled = regraft.compile(
             model,
             kwargs=family.inputs(1, 24),
