@@ -101,9 +101,9 @@ def returns_of_two_ranks(x: Tensor) -> Tensor:
     return x + 1
 
 
-def another_dtype_after_a_trip(x: Tensor) -> Tensor:
+def another_rank_after_each_trip(x: Tensor) -> Tensor:
     while x.sum() < 100:
-        x = (x * 2 + 10).double()
+        x = (x * 2 + 10).unsqueeze(0)
     return x
 
 
@@ -247,8 +247,8 @@ REFUSED = [
     (two_lengths_of_two_types, "holds more on one path than on the other where a tensor decides"),
     (a_tensor_or_none, r"is a tensor float32\[6, 4\] on one path and None on the other"),
     (
-        another_dtype_after_a_trip,
-        r"float32\[6, 4\] before a trip of the loop and a tensor float64",
+        another_rank_after_each_trip,
+        r"float32\[6, 4\] before a trip of the loop and a tensor float32\[1, 6",
     ),
     (in_a_try, "a decision inside `try` cannot be converted"),
     (changes_an_object, "'counter.count' changes where a tensor decides"),

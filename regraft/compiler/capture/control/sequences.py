@@ -50,6 +50,11 @@ class Sequence:
         """How many items there are."""
         return not_negative(self.length)
 
+    @property
+    def rest(self) -> Sequence:
+        """All but the first item."""
+        return Sequence(self.length - 1, lambda number: self.at(number + 1))
+
     def __iter__(self) -> Iterator[Any]:
         raise UnknownNumber(
             "something of which only a call knows the length is gone over where no loop is",
