@@ -132,6 +132,29 @@ def test_any_number_of_channels(channels: int, activation: Callable[[Tensor], Te
     check(Chain(channels, 3, activation=activation), [(x, gate) for gate in GATES])
 
 
+class Mixed(nn.Module):
+    """A sum of a convolution and of what a condition gives: a convolution, or none."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.stem, self.fine = (nn.Conv2d(n, channels, 3, padding=1) for n in (3, channels))
+        self.side, self.last = nn.Conv2d(channels, channels, 3, padding=1), nn.Conv2d(channels, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        wide = nn.functional.gelu(x)
+        if x.mean() > 0:
+            y = self.fine(wide)
+        else:
+            y = nn.functional.softplus(wide)
+        return self.last(torch.relu(self.side(wide) + y))
+
+
+@pytest.mark.parametrize("channels", [6, 8, 21])
+def test_a_plain_arm_of_any_number_of_channels(channels: int) -> None:
+    check(Mixed(channels), [(torch.rand(1, 3, 8, 8) + offset,) for offset in (-9.0, 9.0)])
+
+
 def test_open_sizes() -> None:
     shapes = {"x": {0: torch.export.Dim("batch"), 2: torch.export.Dim("height", min=4)}, "gates": None}
     sizes = [(2, 8), (1, 5), (3, 13)]

@@ -25,6 +25,9 @@ BLOCKED = "com.microsoft.nchwc"
 _ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh"})
 _ELEMENTWISE = frozenset({"Add", "Mul", "Identity", *_ACTIVATIONS})
 
+_ENTERS = 4
+"""``ReorderInput`` takes channels by so many; convolutions make blocks of any number."""
+
 _Twins = MutableMapping[ir.Value, ir.Value]
 """Plain value -> the same in blocks."""
 
@@ -122,7 +125,10 @@ class _Joining:
     ) -> None:
         for number, result in enumerate(node.outputs):
             made = [scope.get(inner.outputs[number]) for inner, scope in scopes]
-            if result not in self._wanted or _shape(result) is None or not any(made):
+            shape = _shape(result)
+            if result not in self._wanted or shape is None or not any(made):
+                continue
+            if None in made and int(shape[1]) % _ENTERS:
                 continue
             for (inner, _), value in zip(scopes, made, strict=True):
                 inner.outputs[number] = _own(inner, value or _entered(inner, inner.outputs[number]))
