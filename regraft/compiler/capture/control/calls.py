@@ -26,7 +26,15 @@ from regraft.compiler.capture.control.indexing import element, is_integer, set_e
 from regraft.compiler.capture.control.lists import Make, extended, extended_in, listed
 from regraft.compiler.capture.control.loops import LONG, Run
 from regraft.compiler.capture.control.meeting import NOTHING, meet
-from regraft.compiler.capture.control.number import Array, Number, as_truth, unwrapped
+from regraft.compiler.capture.control.number import (
+    SYMBOLIC,
+    Array,
+    Number,
+    as_truth,
+    dtype_of,
+    kind_of,
+    unwrapped,
+)
 from regraft.compiler.capture.control.optional import Maybe
 from regraft.compiler.capture.control.sequences import Span, asked, sequence_of
 from regraft.compiler.capture.control.state import KEPT, UNBOUND, Variables
@@ -321,6 +329,12 @@ class Calls:
                     "a tensor decides whether two lists, dicts or records are one object",
                     "compare the numbers that decide, or what they hold with ==",
                 )
+            if first is not second and _may_be_one_number(first, second):
+                refuse(
+                    "`is` of two numbers of which only a call knows one: whether equal numbers are one "
+                    "object is Python's affair",
+                    "compare them with == or !=",
+                )
             found = identical(first, second)
             return found if name == "Is" else self.negate(found)
         found = self._contained(first, second)
@@ -476,6 +490,16 @@ def _alike(value: Any, other: Any) -> Any:
         known = as_set(value)
         return value if known is None else known
     return value.copy() if isinstance(value, Growing) else value
+
+
+def _may_be_one_number(first: Any, second: Any) -> bool:
+    """Whether both are integers, or both floats, and only a call knows one of them."""
+    kinds = [
+        kind_of(dtype_of(each)) if isinstance(each, (Number, *SYMBOLIC)) else type(each)
+        for each in (first, second)
+    ]
+    is_unknown = any(isinstance(each, (Number, *SYMBOLIC)) for each in (first, second))
+    return is_unknown and kinds[0] is kinds[1] and kinds[0] in (int, float)
 
 
 def _message(error: _Thunk) -> str:

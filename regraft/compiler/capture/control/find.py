@@ -261,7 +261,7 @@ def _counts_sizes(code: CodeType) -> bool:
 
 
 def _asks_for_types(code: CodeType) -> bool:
-    """Whether ``code`` is the user's own and asks for types, or whether something is True or False.
+    """Whether ``code`` is the user's own and asks for types, or whether something is another thing than None.
 
     Or it may change a set in place. What stands for Python's values is told from them there, unless the code
     is converted.
@@ -272,11 +272,15 @@ def _asks_for_types(code: CodeType) -> bool:
         steps = list(dis.get_instructions(each))
         if any(step.opname == "LOAD_GLOBAL" and step.argval in ("type", "isinstance") for step in steps):
             return True
-        if any(type(one.argval) is bool and two.opname == "IS_OP" for one, two in pairwise(steps)):
+        if any(two.opname == "IS_OP" and not _is_none(one) for one, two in pairwise(steps)):
             return True
         if any(step.opname == "BINARY_OP" and step.argrepr in _SETS_IN_PLACE for step in steps):
             return True
     return False
+
+
+def _is_none(step: dis.Instruction) -> bool:
+    return step.opname == "LOAD_CONST" and step.argval is None
 
 
 class _Quiet:

@@ -335,13 +335,13 @@ class Functions:
         if unknown is not None:
             if key is not None or unknown.kind is None or isinstance(unknown, Ragged):
                 unknown.refuse("is sorted by more than its numbers")
-            return Growing.held(unknown.rows.sort(stable=True, descending=bool(reverse)).values)
+            return Growing.held(_in_order(unknown.rows, reverse))
         parts = list(values)
         kinds = {type(_example(part)) for part in parts}
         if key is not None or not any(map(self._undecided, parts)) or kinds not in ({bool}, {int}, {float}):
             return sorted(parts, key=key, reverse=reverse)
         rows = torch.stack([as_tensor(part) for part in parts])
-        return [Number(row) for row in rows.sort(stable=True, descending=bool(reverse)).values.unbind(0)]
+        return [Number(row) for row in _in_order(rows, reverse).unbind(0)]
 
     def _listed(self, tensor: Tensor) -> Any:
         """``tensor.tolist()``"""
@@ -451,6 +451,15 @@ def _example(value: Any) -> Any:
     ours = (kind for cls, kind in _STANDS_FOR.items() if isinstance(value, cls))
     kind = value.kind if isinstance(value, Number) else next(ours, None)
     return value if kind is None else range(0) if kind is range else kind()
+
+
+def _in_order(numbers: Tensor, reverse: Any) -> Tensor:
+    """``sorted`` of numbers; a call fails with nan among them, whose order depends on how Python compares."""
+    count: Any = numbers.shape[0]  # a SymInt where only a call knows it
+    if numbers.is_floating_point() and not statically_known_true(count < 2):
+        holds = (numbers == numbers).all() | (as_tensor(count) < 2)
+        check(holds, "sorted of numbers with nan among them, which have no order: leave them out before")
+    return numbers.sort(stable=True, descending=bool(reverse)).values
 
 
 def _each(items: Iterable[Any]) -> Iterator[tuple[Any, Callable[[], Any]]]:
