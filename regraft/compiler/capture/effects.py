@@ -168,6 +168,21 @@ def check_draws(before: ExportedProgram, after: ExportedProgram) -> None:
         )
 
 
+def check_unseeded(program: ExportedProgram) -> None:
+    """Refuse draws of random numbers in ``program``, whose code has seeded torch's generator.
+
+    Raises:
+        CaptureError: with the line of the first draw.
+    """
+    drawn = next(_draws(program), None)
+    if drawn is not None:
+        refuse(
+            drawn,
+            f"{_name(drawn)} draws random numbers in a model that seeds torch's generator: no graph does",
+            "seed it before the model is called, or pass the numbers in",
+        )
+
+
 def _draws(program: ExportedProgram) -> Iterator[Node]:
     for node in program.graph.nodes:
         if node.op == "call_function" and isinstance(node.target, OpOverload):

@@ -36,11 +36,13 @@ from regraft.compiler.capture.composites import functional
 from regraft.compiler.capture.control.anew import SetAnew
 from regraft.compiler.capture.control.find import FrontEnd
 from regraft.compiler.capture.control.higher_order import copied, write_out
+from regraft.compiler.capture.control.settings import settings_kept
 from regraft.compiler.capture.control.writes import settle_writes
 from regraft.compiler.capture.effects import (
     WriteWatch,
     check_draws,
     check_effects,
+    check_unseeded,
     drop_unused_aliases,
     join_aliases,
 )
@@ -197,8 +199,11 @@ def _export(
         dynamic = torch_shapes(shapes, arguments) if shapes else None
 
         def trace() -> ExportedProgram:
-            with Undo(), BatchStatistics():
-                return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+            with settings_kept() as settings, Undo(), BatchStatistics():
+                program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+                if settings.is_seeded:
+                    check_unseeded(program)
+                return program
 
         return anew.traced(trace)
 

@@ -28,6 +28,7 @@ from regraft.compiler.capture.control.reach import (
     parts,
     same,
 )
+from regraft.compiler.capture.control.settings import Settings
 from regraft.compiler.capture.control.swap import functions_of
 from regraft.compiler.capture.control.tree import PREFIX
 
@@ -47,10 +48,12 @@ class Watch:
     Fields:
         roots: the variables that lead to them, by name, and the global ones.
         reached: all of them.
+        settings: torch's global state.
     """
 
     roots: Sequence[tuple[str, Any]]
     reached: Reached
+    settings: Settings
 
     @staticmethod
     def of(context: Context) -> Watch:
@@ -59,7 +62,7 @@ class Watch:
         variables = (item for frame in frames for item in frame.f_locals.items())
         roots: list[tuple[str, Any]] = [(k, v) for k, v in variables if not k.startswith(PREFIX)]
         roots += [("", named) for frame in frames if (named := objects.globals_of(frame)) is not None]
-        return Watch(roots, objects.reached(value for _, value in roots))
+        return Watch(roots, objects.reached(value for _, value in roots), Settings.now())
 
     @property
     def held(self) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -68,6 +71,9 @@ class Watch:
 
     def check(self) -> None:
         """Refuse that something is not as it was."""
+        setting = self.settings.changed()
+        if setting is not None:
+            refuse(f"torch's global state changes where a tensor decides: {setting}", _SETTING)
         changed = self.reached.changed()
         if changed:
             change = self._first(changed)
@@ -101,6 +107,7 @@ def _change(path: str, value: Any, before: tuple[Any, ...]) -> Change:
     )
 
 
+_SETTING = "set it before the model is called, or say it in the calls it is for, as in dtype= or device="
 _WRITTEN = "is written to where a tensor decides"
 _BUFFER = "write to a tensor in its place, or make a new array"
 _ITERATOR = "take its values into a list before, as in values = list(...), and count in a variable: values[i]"
