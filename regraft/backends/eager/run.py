@@ -328,7 +328,7 @@ def _scan(arguments: Mapping[str, Getter], body: Program, results: int) -> Gette
             carried = made[:count]
             for row, each in zip(rows, made[count:], strict=True):
                 row.append(each)
-        if not len(scanned[0]):  # a trip that is thrown away tells what rows would be
+        if rows and not len(scanned[0]):  # a trip that is thrown away tells what rows would be
             slices = [tensor.new_zeros(tensor.shape[1:]) for tensor in scanned]
             made = body.run([*carried, *slices, *fixed], sizes)
             return [*carried, *(each.new_empty((0, *each.shape)) for each in made[count:])]

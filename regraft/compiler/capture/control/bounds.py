@@ -20,6 +20,9 @@ from torch.fx.experimental.symbolic_shapes import StrictMinMaxConstraint
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
+#: What torch.export assumes of an open size.
+_ASSUMED = 2
+
 
 def at_least(value: Any, bound: int) -> bool:
     """Whether ``value`` is proved to be ``bound`` or more: an integer, a size, or a number of a call."""
@@ -30,15 +33,18 @@ def at_least(value: Any, bound: int) -> bool:
     node: Any = value.node
     declared, env = _declared(node.shape_env), node.shape_env
     symbols: list[Any] = list(node.expr.free_symbols)
-    least = {each: declared[each] if each in declared else _least(each, env) for each in symbols}
+    least = {each: _least(each, env, declared.get(each, 1)) for each in symbols}
     ranges: Any = {symbol: ValueRanges(sympy.Integer(low), int_oo) for symbol, low in least.items()}
     lower: Any = bound_sympy(node.expr, ranges).lower
     return bool(lower >= bound)
 
 
-def _least(symbol: Any, env: Any) -> int:
-    """The least value of a size that no ``Dim`` bounds."""
-    return max(int(env.var_to_range[symbol].lower), 0) if env.is_unbacked_symint(symbol) else 1
+def _least(symbol: Any, env: Any, declared: int) -> int:
+    """The least value of a size; calls check what the code has shown beyond torch's assumption."""
+    known = int(env.var_to_range[symbol].lower)
+    if env.is_unbacked_symint(symbol):
+        return max(known, 0)
+    return known if known > _ASSUMED else declared
 
 
 def _declared(env: Any) -> dict[Any, int]:

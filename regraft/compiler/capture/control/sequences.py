@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import (
     free_symbols,
     free_unbacked_symbols,
-    statically_known_true,
 )
 
+from regraft.compiler.capture.control.bounds import at_least
 from regraft.compiler.capture.control.context import Context
 from regraft.compiler.capture.control.exact import check
 from regraft.compiler.capture.control.growing import Growing
@@ -98,7 +98,8 @@ class Span:
     @property
     def count(self) -> Any:
         """``len``, which is never negative."""
-        return not_negative(self.length)
+        found = not_negative(self.length)
+        return found if at_least(found, 0) else Number(as_tensor(self.length).clamp(min=0))
 
     @property
     def numbers(self) -> Tensor:
@@ -148,8 +149,11 @@ class Span:
 
 
 def not_negative(length: Any) -> Any:
-    """``max(length, 0)``; sizes of arguments, and what is computed from them, stay sizes."""
-    if not isinstance(length, Number) and statically_known_true(length >= 0):
+    """``max(length, 0)``; sizes of arguments, and what is computed from them, stay sizes.
+
+    Of one that is less than 0 only where an argument has a size of 0, it is ``length`` itself to torch.
+    """
+    if at_least(length, 0):
         return length
     if isinstance(length, Number) or free_unbacked_symbols(length):
         return Number(as_tensor(length).clamp(min=0))
