@@ -128,7 +128,10 @@ def _spec(symbol: Symbol, sites: Sequence[tuple[int, int, Dim]]) -> SymbolSpec:
             )
             found.append((abs(scale) + (offset != 0), spec))
     if not found:
-        raise CaptureError(f"the size {symbol.name} cannot be computed from the shapes of the arguments")
+        raise CaptureError(
+            f"the size {symbol.name} cannot be computed from the shapes of the arguments",
+            hint="let torch find what sizes must be: Dim.AUTO in dynamic_shapes in place of a Dim by name",
+        )
     return min(found, key=lambda each: each[0])[1]
 
 
