@@ -125,7 +125,7 @@ def _behind(arguments: Mapping[str, Any], mask: Value) -> int:
 def put(builder: Builder, arguments: Mapping[str, Any], mask: Value, places: Value) -> dict[str, Any]:
     """The arguments of a write by a mask, as one by the places where it is true.
 
-    That there are as many values as places is checked at each call where it is not known.
+    That there are as many values as places, or one for all, is checked at each call where it is not known.
     """
     values, count = arguments["values"], places.tensor.shape[0]
     axis = values.tensor.rank - 1 - _behind(arguments, mask)
@@ -133,7 +133,10 @@ def put(builder: Builder, arguments: Mapping[str, Any], mask: Value, places: Val
     if dims.eq(size, 1) is not True and dims.eq(size, count) is not True:
         sizes = [builder.rg.dim_value(each) for each in (size, count)]
         message = f"{size} values are written to the places that a mask picks, of which there are {count}"
-        builder.rg.check(builder.aten.eq.Tensor(*sizes), message)
+        fits = builder.aten.eq.Tensor(*sizes)
+        if dims.eq(size, 1) is None:
+            fits = builder.aten.logical_or(fits, builder.aten.eq.Scalar(sizes[0], 1))
+        builder.rg.check(fits, message)
         # The check may be read at the end of the call: until then there is a value for each place.
         number = builder.aten.arange.start_step(0, count, 1, dtype=DType.I64)
         number = builder.aten.minimum(number, builder.rg.dim_value(size - 1))

@@ -7,6 +7,7 @@ is converted, and the model is traced again.
 # What a trace returns is not ours to type.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ from regraft.compiler.capture.control.asked import Asked, Asks
 from regraft.compiler.capture.control.calls import Calls
 from regraft.compiler.capture.control.context import Context, Copy, Given, Learnt, shown_name
 from regraft.compiler.capture.control.convert import convert, has_range, may_count_sizes
+from regraft.compiler.capture.control.functions import Functions
 from regraft.compiler.capture.control.growing import Growing
 from regraft.compiler.capture.control.jumps import Note
 from regraft.compiler.capture.control.meeting import run_arm
@@ -130,6 +132,8 @@ class FrontEnd:
             if isinstance(error, UnknownNumber):  # found in what the model returns
                 code = self.codes[0][0]
                 _refuse_at(error.message, code.co_filename, code.co_firstlineno, error.hint, error)
+            if _is_in_an_arm(error) and _is_the_models(error):
+                _refuse_raising(error)
             raise error
         else:
             self._refuse(error, frame[0].f_code, frame[1])
@@ -218,9 +222,41 @@ def _refuse_at(message: str, file: str, line: int, hint: str | None, error: Exce
     raise CaptureError(message, location=f"{file}:{line}", source_line=source, hint=hint) from error
 
 
-def _is_in_an_arm(error: NameError) -> bool:
+def _is_in_an_arm(error: Exception) -> bool:
     """Whether ``error`` is from an arm, which a call need not take."""
     return any(frame.f_code is run_arm.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _is_the_models(error: Exception) -> bool:
+    """Whether a `raise`, an `assert` or ``torch._check`` of the model's own code has raised ``error``."""
+    last = error.__traceback__
+    assert last is not None, "it was raised"
+    own = last
+    while last.tb_next is not None:
+        last = last.tb_next
+        if last.tb_frame.f_code not in (torch._check.__code__, torch._check_with.__code__):
+            own = last
+    code = own.tb_frame.f_code
+    if not is_users(code.co_filename):
+        return code in (Calls.check.__code__, Functions.check.__code__)
+    return own is not last or dis.opname[code.co_code[own.tb_lasti]] in ("RAISE_VARARGS", "RERAISE")
+
+
+def _refuse_raising(error: Exception) -> NoReturn:
+    """Refuse an arm that does more than to raise, which no check of a call stands for."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    arm = max(i for i, (frame, _) in enumerate(frames) if frame.f_code is run_arm.__code__)
+    condition = [pair for pair in frames[:arm] if is_users(pair[0].f_code.co_filename)]
+    raising, line = [pair for pair in frames if is_users(pair[0].f_code.co_filename)][-1]
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    message = f"an arm that a tensor chooses raises, and does not do that alone: {text}"
+    if condition:
+        message += f" (the condition is at {condition[-1][0].f_code.co_filename}:{condition[-1][1]})"
+    hint = (
+        "let the `if` itself do nothing but raise, `if bad: raise ValueError(...)`, or write "
+        "`assert not bad, ...`: the call checks that"
+    )
+    _refuse_at(message, raising.f_code.co_filename, line, hint, error)
 
 
 def _refuse_unset(error: NameError) -> NoReturn:

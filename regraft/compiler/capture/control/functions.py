@@ -154,7 +154,7 @@ class Functions:
             )
         return Number((x == other).all())
 
-    def _check(self, cond: Any, message: _Thunk | None = None) -> None:
+    def check(self, cond: Any, message: _Thunk | None = None) -> None:
         """``torch._check``"""
         if not self._undecided(cond):
             torch._check(cond, message)
@@ -503,7 +503,7 @@ _FUNCTIONS: Mapping[int, str] = {
     id(torch.stack): "_stack",
     **{id(each): "_cat" for each in (torch.cat, torch.concat, torch.concatenate)},
     **{id(each): f"_{each.__name__}" for each in (torch.is_nonzero, torch.allclose, torch.equal)},
-    id(torch._check): "_check",
+    id(torch._check): "check",
     id(torch.tensor): "_tensor",
     id(torch.as_tensor): "_as_tensor",
     id(torch.from_numpy): "_from_numpy",

@@ -25,7 +25,7 @@ from regraft.compiler.capture.control.number import Array, Number, as_tensor, un
 def element(tensor: Any, index: Any, context: Context) -> Any:
     """``tensor[index]``; a copy, which is noted, where that is a view of unknown place."""
     undecided = context.tracer.undecided
-    index = _with_tensors(index)
+    tensor, index = _with_masks(tensor, _with_tensors(index), undecided)
     unknown = _unknown(tensor, index, undecided)
     if not unknown:
         return tensor[index]
@@ -47,7 +47,7 @@ def update_element(
     value: Any, index: Any, change: Callable[[Any], Any], undecided: Callable[[object], bool]
 ) -> None:
     """``value[index] = change(value[index])``, where ``change`` may write to what it gets."""
-    index = _with_tensors(index)
+    value, index = _with_masks(value, _with_tensors(index), undecided)
     unknown = _unknown(value, index, undecided)
     if unknown:
         set_element(value, index, change(_selected(value, index, unknown)), undecided)
@@ -57,7 +57,7 @@ def update_element(
 
 def set_element(tensor: Any, index: Any, value: Any, undecided: Callable[[object], bool]) -> None:
     """``tensor[index] = value``"""
-    index = _with_tensors(index)
+    tensor, index = _with_masks(tensor, _with_tensors(index), undecided)
     unknown = _unknown(tensor, index, undecided)
     if not unknown:
         tensor[index] = value
@@ -85,6 +85,42 @@ def _with_tensors(index: Any) -> Any:
     if isinstance(index, list) and any(isinstance(each, Number) for each in index):
         return torch.stack([as_tensor(each) for each in index])
     return index
+
+
+def _with_masks(tensor: Any, index: Any, undecided: Callable[[object], bool]) -> tuple[Any, Any]:
+    """``tensor`` and ``index`` with a mask of one dim, and an axis of 1 for it, for each truth value in it.
+
+    That is how torch has these: ``x[flag]`` is ``x.unsqueeze(0)`` where the flag holds, else none of it.
+    """
+    if not isinstance(tensor, Tensor) or not any(_is_flag(part, undecided) for part in _parts(index)):
+        return tensor, index
+    taken = [_taken(part, undecided) for part in _parts(index)]
+    axis, parts = 0, list[Any]()
+    for part, count in zip(_parts(index), taken, strict=True):
+        if part is Ellipsis:
+            axis += tensor.dim() - sum(taken)
+        elif _is_flag(part, undecided):
+            tensor, part = tensor.unsqueeze(axis), unwrapped(part).reshape(1)
+            taken, axis = [*taken, 1], axis + 1
+        axis += count
+        parts.append(part)
+    return tensor, tuple(parts)
+
+
+def _is_flag(part: Any, undecided: Callable[[object], bool]) -> bool:
+    """Whether ``part`` of an index is a truth value that only a call knows."""
+    if isinstance(part, Number):
+        return part.kind is bool
+    held = unwrapped(part)
+    return isinstance(held, Tensor) and not held.dim() and held.dtype == torch.bool and undecided(held)
+
+
+def _taken(part: Any, undecided: Callable[[object], bool]) -> int:
+    """How many axes of a tensor ``part`` of an index is for."""
+    if part is None or part is Ellipsis or type(part) is bool or _is_flag(part, undecided):
+        return 0
+    held = unwrapped(part)
+    return held.dim() if isinstance(held, Tensor) and held.dtype == torch.bool else 1
 
 
 def _parts(index: Any) -> tuple[Any, ...]:
