@@ -271,3 +271,54 @@ def test_cells_are_recognised() -> None:
         found = compiled(made(model)[0], (steps(2, 7),), "ort", dynamic_shapes=ONE_AND_MORE)
         assert "rg.recurrent" in found.ir
         assert "cf.while" not in found.ir
+
+
+# -- numbers that trips make wider -----------------------------------------------------------------
+
+
+def beside_floats(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The kind of the number shows in nothing."""
+    n = 0
+    while x.sum() + n < 10:
+        n = n + 2.5
+    return x * n, x + (n + 0.5) / 2
+
+
+def beside_integers(x: Tensor) -> Tensor:
+    n, whole = 0, (x * 10).to(torch.int64)
+    while x.sum() + n < 10:
+        n = n + 2.5
+    return whole * n
+
+
+def fills_a_tensor(x: Tensor) -> Tensor:
+    n = 0
+    for _ in range(int((x[0, :, 0] > 0).sum())):
+        n = n + 0.5
+    return torch.full((2,), n + 1)
+
+
+def of_an_open_size(x: Tensor) -> Tensor:
+    n = 0
+    for t in range(x.shape[1] - 1):
+        n = n + (t + 1) * 0.5
+    return torch.full((2,), n)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_wider_number_shows_its_type_or_the_call_raises(backend: str) -> None:
+    some, none = [steps(2, 3, seed) for seed in range(3)], steps(2, 3) + 10
+    found = compiled(beside_floats, (some[0],), backend)
+    for x in (*some, none):
+        compare(found, beside_floats, beside_floats, (x,))
+    for model, empty in (
+        (beside_integers, none),
+        (fills_a_tensor, none - 100),
+        (of_an_open_size, steps(2, 1)),
+    ):
+        shapes = ONE_AND_MORE if model is of_an_open_size else None
+        found = compiled(model, (steps(2, 3),), backend, dynamic_shapes=shapes)
+        for x in (steps(2, 3).abs() * 0.1, steps(2, 3, 1).abs() * 0.1):
+            compare(found, model, model, (x,))
+        with pytest.raises(RegraftError, match="makes no trip: the variable 'n' is 0 before it and a float"):
+            found(empty)

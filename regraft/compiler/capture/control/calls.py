@@ -466,8 +466,12 @@ class Calls:
 
 
 def _extends(value: Any, name: str, operand: Any) -> bool:
-    """Whether ``value op= operand`` extends a list by one of unknown length."""
-    return name == "Add" and isinstance(value, list) and isinstance(operand, Growing)
+    """Whether ``value op= operand`` extends a list, and one of the two is of unknown length."""
+    if name != "Add":
+        return False
+    if isinstance(value, Growing):
+        return isinstance(operand, (list, tuple))
+    return isinstance(value, list) and isinstance(operand, Growing)
 
 
 #: The name that `choose` gives to its value.

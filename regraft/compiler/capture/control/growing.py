@@ -173,6 +173,9 @@ class Growing:
             for each in others:
                 self.append(each)
 
+    def insert(self, index: Any, element: Any) -> None:
+        self.refuse("is changed by insert()", "append to it, then turn it round with reverse()")
+
     def __iadd__(self, others: Any) -> Growing:
         self._check_joined(others)
         self.extend(others)
@@ -467,7 +470,7 @@ def _runs_in_place(frame: FrameType) -> bool:
     return any(step.offset == frame.f_lasti and step.argrepr == "+=" for step in steps)
 
 
-_CHANGES = frozenset(["insert", "pop", "remove", "clear", "sort"])
+_CHANGES = frozenset(["pop", "remove", "clear", "sort"])
 
 
 def has_grown(start: list[Any], after: Any) -> bool:

@@ -132,6 +132,7 @@ class Run(Loop):
 
     def _run(self, region: Region, test: Any, first: Callable[[], None], later: Callable[[], Region]) -> None:
         """``region``; where that helps, the ``first`` trip, if ``test`` holds, before ``later`` ones."""
+        region.made = test
         unlike = region.unlike()
         if not unlike or not self._helps(unlike, first, later):
             return region.run()

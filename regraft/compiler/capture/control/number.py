@@ -70,6 +70,8 @@ def dtype_of(leaf: Any) -> torch.dtype:
     """The dtype of ``as_tensor(leaf)``, which is not made: a size of another region has no place here."""
     if isinstance(leaf, torch.SymInt):
         return torch.int64
+    if isinstance(leaf, Number):
+        return leaf.value.dtype
     return torch.bool if isinstance(leaf, torch.SymBool) else as_tensor(leaf).dtype
 
 
@@ -94,13 +96,33 @@ class Choice:
     sides: tuple[Any, Any]
 
 
-class Number:
-    """The number in ``tensor``, which has no dims and the dtype of ``kind``; ``choice`` may have made it."""
+@dataclass(frozen=True)
+class Widened:
+    """A number has its kind only where ``holds``, else the kind ``narrow``, and its value as that has it."""
 
-    def __init__(self, tensor: Tensor, choice: Choice | None = None) -> None:
+    holds: Tensor
+    narrow: Kind
+    message: str
+
+
+class Number:
+    """The number in ``tensor``, which has no dims and the dtype of ``kind``; ``choice`` may have made it.
+
+    Where ``widened`` says so, it is a narrower one in some calls, which fail where that would show.
+    """
+
+    def __init__(self, tensor: Tensor, choice: Choice | None = None, widened: Widened | None = None) -> None:
         self.kind = kind_of(tensor.dtype)
-        self.tensor = tensor.to(_DTYPES[self.kind])
+        self.value = tensor.to(_DTYPES[self.kind])
         self.choice = choice
+        self.widened = widened
+
+    @property
+    def tensor(self) -> Tensor:
+        """The number as its kind has it."""
+        if self.widened is not None:
+            exact.check(self.widened.holds, self.widened.message)
+        return self.value
 
     @property
     def __class__(self) -> type[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -142,11 +164,13 @@ class Number:
         if not tensors:
             return self.tensor
         counted = [tensor for tensor in tensors if tensor.dtype != torch.bool]  # the others are masks
-        dtypes = [type_beside(tensor, self.kind) for tensor in counted or tensors]
+        kinds = (self.kind, self.kind if self.widened is None else self.widened.narrow)
+        dtypes, others = ([type_beside(tensor, kind) for tensor in counted or tensors] for kind in kinds)
+        number = self.value if dtypes == others else self.tensor
         found = dtypes[0]
         for dtype in dtypes[1:]:
             found = torch.promote_types(found, dtype)
-        return exact.converted(self.tensor, found, is_filling=True) if is_checked else self.tensor.to(found)
+        return exact.converted(number, found, is_filling=True) if is_checked else number.to(found)
 
     def _with(self, other: Any, function: Callable[[Any, Any], Any], *, swapped: bool = False) -> Any:
         if isinstance(other, Tensor):
@@ -154,13 +178,19 @@ class Number:
             return function(other, own) if swapped else function(own, other)
         if not isinstance(other, (bool, int, float, Number, *SYMBOLIC)):
             return NotImplemented
-        right = other.tensor if isinstance(other, Number) else number_tensor(other, self.tensor.device)
-        left, right = (self._counted(t, function) for t in (self.tensor, right))
+        kept = self._stays(other, function)
+        own = self.value if kept else self.tensor
+        right = other.tensor if isinstance(other, Number) else number_tensor(other, own.device)
+        left, right = (self._counted(t, function) for t in (own, right))
         if swapped:
             left, right = right, left
         if function in _DIVISIONS and _may_be_zero(self if swapped else other):
             exact.check(right != 0, "ZeroDivisionError: division by zero")
         return Number(function(left, right))
+
+    def _stays(self, other: Any, function: Callable[[Any, Any], Any]) -> bool:
+        """Whether ``function`` of the number and ``other``, another one, has one type for all kinds."""
+        return function is operator.truediv or function in _COMPARISONS or isinstance(other, float)
 
     @staticmethod
     def _counted(tensor: Tensor, function: Callable[[Any, Any], Any]) -> Tensor:
@@ -413,6 +443,7 @@ _WRITES = frozenset(
 )
 _FILLS = frozenset([torch.full, torch.full_like, Tensor.new_full])
 _DIVISIONS = frozenset({operator.truediv, operator.floordiv, operator.mod})
+_COMPARISONS = frozenset({operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge})
 _LOGIC = frozenset({operator.and_, operator.or_, operator.xor, operator.eq, operator.ne})
 
 

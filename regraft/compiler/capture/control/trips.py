@@ -42,7 +42,15 @@ from regraft.compiler.capture.control.growing import Element, Growing, has_grown
 from regraft.compiler.capture.control.markers import differ
 from regraft.compiler.capture.control.meeting import meet, run_arm
 from regraft.compiler.capture.control.merging import Merging
-from regraft.compiler.capture.control.number import as_tensor, as_truth
+from regraft.compiler.capture.control.number import (
+    Number,
+    Widened,
+    as_tensor,
+    as_truth,
+    dtype_of,
+    is_carried,
+    kind_of,
+)
 from regraft.compiler.capture.control.state import (
     CONTAINERS,
     UNBOUND,
@@ -101,6 +109,7 @@ class Region:
         test: whether another trip follows; None where only the trip itself says so.
         starts: whether the first trip is made for certain.
         goes_on: what a trip before the region said about another one.
+        made: whether a trip is made.
         trips: how many there are, where that is a number or a size; the variable ``COUNT`` then counts them.
         start: what the loop begins with, by variable; its parts that may change are tensors and ``Number``.
     """
@@ -110,6 +119,7 @@ class Region:
     starts: bool = False
     goes_on: Any = True
     trips: Any = None
+    made: Any = True
     start: list[Any] = field(default_factory=list[Any])
 
     def __post_init__(self) -> None:
@@ -152,6 +162,7 @@ class Region:
             for given, result in zip(tensors, results, strict=False):  # a trip that is not made gives none
                 context.hand_on(given, result)
         self._load(results, left=True)
+        self._note_widened()
         self._collect(results[len(results) - len(rows) :])
         self._note_appended(results)
         if not loop.leaves:
@@ -223,6 +234,20 @@ class Region:
         self._check_growing(values)
         if self.trips is not None:
             self.count = values[self.variables.names.index(COUNT)]
+
+    def _note_widened(self) -> None:
+        """A number that trips make a wider one is what it was where there is no trip."""
+        if self.made is True:
+            return
+        found, (file, line) = list(self.variables.read()), where()
+        for i, (before, start) in enumerate(zip(self.saved.values, self.start, strict=True)):
+            if not isinstance(start, Number) or not is_carried(before) or dtype_of(before) == dtype_of(start):
+                continue
+            name, types = shown_name(self.variables.names[i]), f"{shown(before)} before it and {shown(start)}"
+            message = f"the loop at {file}:{line} makes no trip: {name} is {types} after a trip"
+            widened = Widened(as_truth(self.made), kind_of(dtype_of(before)), message)
+            found[i] = Number(found[i].value, widened=widened)
+        self.variables.write(found)
 
     def _collect(self, rows: Sequence[Tensor]) -> None:
         """Put what was collected into the lists."""
