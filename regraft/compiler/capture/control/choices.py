@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from regraft.compiler.capture.control.number import Choice, Condition, Number, as_truth
+from regraft.compiler.capture.control.optional import Maybe
 from regraft.compiler.capture.control.state import Variables
 
 #: Condition -> the number of the path that it took.
@@ -69,7 +70,10 @@ def _of_sides(value: Any, *, negates: bool) -> Choice | None:
 
 
 def knowing(arm: Callable[[], None], test: Any, truth: bool, variables: Variables) -> Callable[[], None]:
-    """``arm``, which runs where ``test`` has the truth ``truth``, with the numbers that this settles."""
+    """``arm``, which runs where ``test`` has the truth ``truth``, with the numbers that this settles.
+
+    A variable of ``variables`` that may be None elsewhere leaves it as what it is there.
+    """
     taken: Taken = _taken(test, truth=truth) if isinstance(test, Number) else {}
     if not taken:
         return arm
@@ -78,8 +82,13 @@ def knowing(arm: Callable[[], None], test: Any, truth: bool, variables: Variable
         with _known(taken):
             variables.write([_settled(value, taken) for value in variables.read()])
             arm()
+            variables.write([_held(value) for value in variables.read()])
 
     return run
+
+
+def _held(value: Any) -> Any:
+    return value.held if type(value) is Maybe and value.is_known else value
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
+import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -135,7 +136,11 @@ class Grown(Exception):
 
 
 class MayBeNone(Learnt):
-    """A variable is a tensor on one path and None on the other."""
+    """A variable is a tensor or a number on one path and None on the other; ``dtype`` is a number's."""
+
+    def __init__(self, place: tuple[str, int, str], dtype: torch.dtype | None = None) -> None:
+        super().__init__(place)
+        self.dtype = dtype
 
 
 class OneSided(Learnt):
@@ -158,6 +163,7 @@ class Context:
         folded: those that are traced as one trip at this moment.
         grows: the places (file, line, variable) at which a list has to be a ``Growing``.
         optional: those at which a variable may be a ``Maybe``, or only the second arm sets it.
+        held: the dtypes of the numbers that such a ``Maybe`` holds, by place; None among them for others.
         unsettled: those of loops of which one trip does not show all that they change.
         copies: what was taken by an index that only a call knows.
         given: the lists that are elements of lists of unknown length, and containers that may be others.
@@ -174,6 +180,9 @@ class Context:
     unrolled: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     grows: set[tuple[str, int, str]] = field(default_factory=set[tuple[str, int, str]])
     optional: set[tuple[str, int, str]] = field(default_factory=set[tuple[str, int, str]])
+    held: dict[tuple[str, int, str], set[torch.dtype | None]] = field(
+        default_factory=dict[tuple[str, int, str], set[torch.dtype | None]]
+    )
     unsettled: set[tuple[str, int, str]] = field(default_factory=set[tuple[str, int, str]])
     folded: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     collected: list[tuple[list[Tensor], Tensor]] = field(default_factory=list[tuple[list[Tensor], Tensor]])
@@ -204,6 +213,12 @@ class Context:
             self.unsettled.add(learnt.place)
         else:
             self.optional.add(learnt.place)
+            self.held.setdefault(learnt.place, set()).add(getattr(learnt, "dtype", None))
+
+    def number_held(self, place: tuple[str, int, str]) -> torch.dtype | None:
+        """The dtype of the numbers that a ``Maybe`` at ``place`` holds, if it has held nothing else."""
+        dtypes = self.held.get(place, set())
+        return next(iter(dtypes)) if len(dtypes) == 1 else None
 
     @contextmanager
     def trial(self, lists: Sequence[Any]) -> Generator[None]:
@@ -360,7 +375,8 @@ class Context:
         if name == RESULT:
             refuse(f"{shown_name(name)} {lost.reason}", lost.hint)
         file, line = where()
-        self.lost[name] = Lost(f"{lost.reason} ({file}:{line})", lost.hint)
+        placed = lost if lost.is_placed else Lost(f"{lost.reason} ({file}:{line})", lost.hint, is_placed=True)
+        self.lost[name] = placed
 
 
 def _memory(tensor: Tensor) -> Memory:

@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
@@ -31,8 +32,21 @@ from regraft.compiler.capture.control.context import (
 from regraft.compiler.capture.control.convert import original
 from regraft.compiler.capture.control.growing import Element, Growing
 from regraft.compiler.capture.control.merging import Merging
-from regraft.compiler.capture.control.number import SYMBOLIC, Number, as_tensor, is_carried, unwrapped
-from regraft.compiler.capture.control.optional import are_unlike, in_place_of, may_be_none
+from regraft.compiler.capture.control.number import (
+    SYMBOLIC,
+    Number,
+    as_tensor,
+    as_truth,
+    is_carried,
+    unwrapped,
+)
+from regraft.compiler.capture.control.optional import (
+    Maybe,
+    are_unlike,
+    dtype_held,
+    in_place_of,
+    may_be_none,
+)
 from regraft.compiler.capture.control.state import (
     CONTAINERS,
     UNBOUND,
@@ -99,10 +113,13 @@ def meet(
         for index in lifted:
             lift(index, outcomes[1], outcomes[0].rebuilt()[index], leaves)
         missing = [_unread(variables, unread, outcome) for outcome in outcomes]
-        learnt = _learnt(variables, optional, *outcomes, may_leave=leaves is not None, missing=missing[0])
-        if learnt is not None and (*place, learnt[1]) not in context.optional:
-            raise learnt[0]((*place, learnt[1]))
-        joined.extend(_join(i, *outcomes, may_miss=n in missing[1]) for i, n in enumerate(variables.names))
+        learnt = _learnt(
+            place, variables, optional, *outcomes, may_leave=leaves is not None, missing=missing[0]
+        )
+        if learnt is not None and learnt.place not in context.optional:
+            raise learnt
+        _check_held(context, variables, outcomes, [i for i, o in lifted.items() if isinstance(o, Maybe)])
+        joined.extend(_join(n, i, *outcomes, may_miss=n in missing[1]) for i, n in enumerate(variables.names))
         return [tensor for each in joined for tensor in each.yielded]
 
     results = iter(context.tracer.cond(unwrapped(test), first, second))
@@ -136,14 +153,45 @@ def _hand_on(context: Context, values: Sequence[Any], outcomes: Sequence[Outcome
 def _lifted(
     context: Context, otherwise: _Arm, variables: Variables, before: Saved, optional: Sequence[str]
 ) -> dict[int, Outcome]:
-    """The variables of which the first arm must know what ``otherwise`` leaves, each with that."""
+    """The variables of which the first arm must know what ``otherwise`` leaves, each with that.
+
+    Of numbers it need not be run for that: in a loop of which each trip may be the last it has the trips
+    that follow, each of which would run all of its own once more.
+    """
     place, known = where(), (*optional, RESULT)
-    found = [i for i, n in enumerate(variables.names) if n in known and (*place, n) in context.optional]
-    if not found:
-        return {}
-    with context.tracer.thrown_away():
-        outcome = run_arm(context, otherwise, variables, before)
-    return dict.fromkeys(found, outcome)
+    found: dict[int, Outcome] = {}
+    unknown: list[int] = []
+    for i, name in enumerate(variables.names):
+        if name not in known or (*place, name) not in context.optional:
+            continue
+        dtype = context.number_held((*place, name))
+        if dtype is None:
+            unknown.append(i)
+        else:
+            like = Maybe(as_truth(True), torch.zeros((), dtype=dtype), is_number=True)
+            found[i] = Outcome((like,) * len(variables.names))
+    if unknown:
+        with context.tracer.thrown_away():
+            outcome = run_arm(context, otherwise, variables, before)
+        found |= dict.fromkeys(unknown, outcome)
+    return found
+
+
+def _check_held(
+    context: Context, variables: Variables, outcomes: Sequence[Outcome], lifted: Iterable[int]
+) -> None:
+    """See that those of the ``lifted`` variables may be None on both paths that held numbers before.
+
+    Raises:
+        MayBeNone: the same line has met another value than the number that was known of it.
+    """
+    for index in lifted:
+        place = (*where(), variables.names[index])
+        if context.number_held(place) is None:
+            continue
+        first, second = (outcome.rebuilt()[index] for outcome in outcomes)
+        if not (isinstance(first, Maybe) and isinstance(second, Maybe)) or not first.fits(second):
+            raise MayBeNone(place)
 
 
 def _unread(variables: Variables, unread: Mapping[str, Sequence[str]], outcome: Outcome) -> frozenset[str]:
@@ -165,6 +213,7 @@ def _leaves(variables: Variables, goes_on: str | None, path: Outcome, other: Out
 
 
 def _learnt(
+    place: tuple[str, int],
     variables: Variables,
     optional: Sequence[str],
     one: Outcome,
@@ -172,17 +221,18 @@ def _learnt(
     *,
     may_leave: bool,
     missing: frozenset[str],
-) -> tuple[type[Learnt], str] | None:
-    """What the first arm must know, and of which variable.
+) -> Learnt | None:
+    """What the first arm, at ``place``, must know.
 
     An ``optional`` one is None on one path alone, or, where one of the paths leaves a loop, of another type.
     One that the first arm does not set is among the ``missing``, which nobody reads after it.
     """
     for name, first, second in zip(variables.names, one.rebuilt(), other.rebuilt(), strict=True):
         if name in optional and (may_be_none(first, second) or (may_leave and are_unlike(first, second))):
-            return MayBeNone, name
+            values = [value for value in (first, second) if value is not None]
+            return MayBeNone((*place, name), dtype_held(values[0]))
         if name in missing and first is UNBOUND and second is not UNBOUND:
-            return OneSided, name
+            return OneSided((*place, name))
     return None
 
 
@@ -283,6 +333,7 @@ def run_arm(
     """
     watch = watch or Watch.of(context)
     context.note_changes()
+    before = dict(context.lost)
     with context.arm():
         arm()
     context.note_changes()
@@ -292,7 +343,8 @@ def run_arm(
             f"{shown(container)} changes where a tensor decides",
             "make a new one where nothing decides, or keep what it says in numbers, lists or dicts",
         )
-    outcome = Outcome.of(variables)
+    lost = {name: why for name, why in context.lost.items() if why is not before.get(name)}
+    outcome = Outcome.of(variables, lost)
     saved.restore()
     context.renew()
     watch.check()
@@ -321,15 +373,20 @@ class _Joined:
         return unflatten(leaves, self.spec)
 
 
-def _join(i: int, one: Outcome, other: Outcome, *, may_miss: bool) -> _Joined:
-    """The variable ``i`` where two paths meet; nobody reads it after the second one where it ``may_miss``."""
+def _join(name: str, i: int, one: Outcome, other: Outcome, *, may_miss: bool) -> _Joined:
+    """``name``, the variable ``i``, where two paths meet.
+
+    Nobody reads it after the second one where it ``may_miss``.
+    """
     places = [in_place_of(form) for leaf in one.leaves[i] for form in forms(leaf)]
     if one.specs[i] is None and other.specs[i] is None:
         return _Joined([])
     if other.specs[i] is None and may_miss:
         return _Joined(places, None, [_alone(leaf) for leaf in one.leaves[i]], one.specs[i])
     if one.specs[i] is None or other.specs[i] is None:
-        return _Joined(places, Lost("is set in one branch only", "give it a value before the `if`"))
+        unset = Lost("is set in one branch only", "give it a value before the `if`")
+        path = one if one.specs[i] is None else other
+        return _Joined(places, path.lost.get(name, unset))
     if one.specs[i] != other.specs[i]:
         values = [outcome.values[i] for outcome in (one, other)]
         return _Joined(places, Lost(_structures(*values), "give it the same structure on both paths"))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,10 +209,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Lost:
-    """Why a variable has no value after two paths met."""
+    """Why a variable has no value after two paths met; ``is_placed`` where the reason says at which line."""
 
     reason: str
     hint: str
+    is_placed: bool = False
 
 
 @dataclass
@@ -223,17 +224,18 @@ class Outcome:
         values: of each variable, as they are.
         leaves, specs: their parts; None for a variable without a value.
         nodes: the containers in them, and what each held.
-        tensors: what the arm yields for each part that can be yielded, in order.
+        lost: why those have no value that paths within the arm have left without one, by name.
     """
 
     values: tuple[Any, ...]
     leaves: list[list[Any]] = field(default_factory=list[list[Any]])
     specs: list[Any] = field(default_factory=list[Any])
     nodes: list[Node] = field(default_factory=list[Node])
+    lost: dict[str, Lost] = field(default_factory=dict[str, Lost])
 
     @staticmethod
-    def of(variables: Variables) -> Outcome:
-        found = Outcome(variables.read())
+    def of(variables: Variables, lost: Mapping[str, Lost]) -> Outcome:
+        found = Outcome(variables.read(), lost=dict(lost))
         for value in found.values:
             found.nodes.append(Node.of(value))
             leaves, spec = ([], None) if value is UNBOUND else flatten(value)
@@ -312,8 +314,7 @@ def met(first: Any, second: Any) -> Part | Lost:
     """How a part that is ``first`` on one path and ``second`` on the other goes on."""
     lost = Lost(f"is {shown(first)} on one path and {shown(second)} on the other", _hint(first, second))
     if isinstance(first, Maybe) and type(first) is type(second):
-        fits = _fit(first.tensor, second.tensor)
-        return Part(forms(second), lambda results: type(first)(*results)) if fits else lost
+        return Part(forms(second), lambda results: first.alike(*results)) if first.fits(second) else lost
     if not is_carried(first) and not is_carried(second):
         return Part([], lambda _: second) if same(first, second) else lost
     if not is_carried(first) or not is_carried(second):
@@ -353,8 +354,10 @@ def _met_mixed(first: Any, second: Any) -> Part | None:
 def _hint(first: Any, second: Any) -> str:
     if not is_carried(first) and not is_carried(second):
         return "make it the same on both paths, or a number or a tensor"
-    if not is_carried(first) or not is_carried(second):
-        return "give it a tensor on both paths"
+    others = [each for each in (first, second) if not is_carried(each) and not isinstance(each, Maybe)]
+    if others:
+        has_tensor = isinstance(first, Tensor) or isinstance(second, Tensor)
+        return f"give it a {'tensor' if has_tensor else 'number, such as -1,'} on both paths"
     if isinstance(first, Tensor) or isinstance(second, Tensor):
         return "give both paths a tensor of one dtype and one number of dims"
     return "write numbers of one kind on both paths, such as 0.0 for 0"
@@ -379,7 +382,8 @@ def shown(value: Any) -> str:
         sizes = ", ".join(str(size) for size in value.shape)
         return f"a tensor {str(value.dtype).removeprefix('torch.')}[{sizes}]"
     if isinstance(value, Maybe):
-        return f"{'another tensor' if isinstance(value, Unlike) else 'None'} or {shown(value.tensor)}"
+        held = Number(value.tensor) if value.is_number else value.tensor
+        return f"{'another tensor' if isinstance(value, Unlike) else 'None'} or {shown(held)}"
     if isinstance(value, Number):
         return f"a{'n' if value.kind is int else ''} {value.kind.__name__}"
     if isinstance(value, Growing):
