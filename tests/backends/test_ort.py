@@ -21,7 +21,7 @@ from torch import Tensor
 from regraft.backends import LowerOptions, backend
 from regraft.errors import BackendError, OptionError, RegraftError
 from regraft.ir import Expr, Function, dims
-from regraft.runtime import Executable
+from regraft.runtime import Bindable, Executable
 from tests.backends import ort_graphs as graphs
 from tests.backends.ort_graphs import BF16, BOOL, F32, F64, I64, B, E, S, Store, function, leaf, tensor
 
@@ -384,6 +384,26 @@ def test_checks_raise() -> None:
     assert executable.run([torch.ones(2)], {"s": 2})[0].tolist() == [-1, -1]
     with pytest.raises(RegraftError, match="x must be positive"):
         executable.run([torch.tensor([1.0, -1.0])], {"s": 2})
+
+
+def test_a_check_is_read_where_a_kernel_fails_behind_it() -> None:
+    """It says what is wrong, the kernel that no such value was expected."""
+
+    def build(op: Any, x: Any, index: Any) -> Any:
+        op.rg.check(op.aten.all(op.aten.lt.Scalar(index, 3)), "an index is too large")
+        return op.aten.index.Tensor(x, (index,))
+
+    executable = lower(function([tensor(3), tensor(2, dtype=I64)], build))
+    x = torch.tensor([1.0, 2.0, 3.0])
+    assert isinstance(executable, Bindable)
+    bound = executable.bind([None, None], [False], {})
+    for run in (lambda index: executable.run([x, index], {}), lambda index: bound.run([x, index])):
+        for _ in range(2):
+            with pytest.raises(RegraftError, match="an index is too large"):
+                run(torch.tensor([0, 9]))
+            with pytest.raises(BackendError, match="out of data bounds"):
+                run(torch.tensor([0, -9]))
+            assert run(torch.tensor([2, 0]))[0].tolist() == [3, 1]
 
 
 def test_what_a_region_cannot_hold_refuses_the_op() -> None:

@@ -192,6 +192,8 @@ class OrtExecutable:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimises else levels.ORT_DISABLE_ALL
         options.intra_op_num_threads = self._threads or 0
         options.inter_op_num_threads = 1
+        if self.interface.checks:  # as the model has them: before the kernels that would fail where they do
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         options.log_severity_level = 4  # what it logs as an error it raises as well
         # Workers spin within a call and sleep after it: spinning on would starve torch, or the next
         # back end of a plan, of cores.
@@ -264,6 +266,7 @@ class OrtExecutable:
         try:
             self._session.run_with_iobinding(binding.io)
         except Exception as error:
+            binding.check()  # it may say why
             raise BackendError(f"ONNX Runtime failed: {error}", backend=self.backend) from error
         binding.check()
         made = results if layout.is_complete else binding.completed(results)
@@ -383,6 +386,7 @@ class _Binding:
         self._bound: list[tuple[Any, int] | None] = [None] * len(inputs)
         flags = [lasting_flag() for _ in checks]
         self._checks = [(byte_of(flag), message) for flag, message in zip(flags, checks, strict=True)]
+        self._expect()
         self._kept = [*kept, *flags]
         for port, tensor in zip(outputs, self._kept, strict=True):
             if tensor is not None:
@@ -432,14 +436,20 @@ class _Binding:
         self._bare.bind_output(port.name, self._device, port.element, shape, place)
 
     def check(self) -> None:
-        """Look at what the run before has written.
+        """Look at what the run before has written, also where a kernel ended it.
 
         Raises:
             RegraftError: a check of the model failed.
         """
         for byte, message in self._checks:
             if not byte[0]:
+                self._expect()
                 raise RegraftError(message or "a check of the model failed")
+
+    def _expect(self) -> None:
+        """Let all checks hold that a run does not get to."""
+        for byte, _ in self._checks:
+            byte[0] = True
 
     def owned(self, results: Sequence[Tensor]) -> list[Tensor]:
         """``results``, copies of those that stay."""

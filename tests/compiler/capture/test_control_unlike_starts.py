@@ -273,6 +273,57 @@ def test_cells_are_recognised() -> None:
         assert "cf.while" not in found.ir
 
 
+# -- while loops that end at an open size ------------------------------------------------------------
+
+
+def counts_up(x: Tensor) -> Any:
+    h, t = torch.zeros(1, dtype=x.dtype), 0
+    while t < x.shape[0]:
+        h = h * 0.5 + x.sum(0) + 1
+        t += 1
+    return h, x.sum() + t
+
+
+def counts_down(x: Tensor) -> Any:
+    h, k = torch.zeros(1, dtype=x.dtype), x.shape[0]
+    while k > 0:
+        h = h * 0.5 + x.sum(0) + 1
+        k = k // 2
+    return h, x.sum() + k
+
+
+def until_none_is_left(x: Tensor) -> Any:
+    h, t = torch.zeros(1, dtype=x.dtype), 0
+    while not t >= x.shape[0] and t < 50:
+        h = h * 0.5 + x.sum(0) + 1
+        t += 1
+    return h, x.sum() + t
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("loop", [counts_up, counts_down, until_none_is_left])
+def test_a_while_over_an_open_size_may_make_no_trip(loop: Any, backend: str) -> None:
+    """torch takes `0 < x.shape[0]` for true whatever the size."""
+    shapes = ({0: Dim("length", min=0, max=64)},)
+    found = compiled(loop, (torch.rand(5, WIDTH),), backend, dynamic_shapes=shapes)
+    for length in (5, 0, 1, 2, 40):
+        compare(found, loop, loop, (torch.rand(length, WIDTH),))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_size_that_no_trip_gives_is_a_check(backend: str) -> None:
+    def sums(x: Tensor) -> Tensor:
+        return counts_up(x)[0] + x.sum(0)
+
+    shapes = ({0: Dim("length", min=0, max=64)},)
+    found = compiled(sums, (torch.rand(5, WIDTH),), backend, dynamic_shapes=shapes)
+    compare(found, sums, sums, (torch.rand(3, WIDTH),))
+    for _ in range(2):
+        with pytest.raises(RegraftError, match="a size that values decide is 4 in the captured model"):
+            found(torch.rand(0, WIDTH))
+    compare(found, sums, sums, (torch.rand(3, WIDTH),))
+
+
 # -- numbers that trips make wider -----------------------------------------------------------------
 
 

@@ -189,8 +189,8 @@ class Calls:
         leaves: bool,
     ) -> None:
         """``while test()``, as ``Run`` has it; where it ends at an open size, one trip stands for all."""
-        run = Run(self.context, trip, done, Variables(names, gets, put), goes_on, last, leaves)
         site, folded = where(), self.context.folded
+        run = Run(self.context, trip, done, Variables(names, gets, put), goes_on, last, leaves, site=site)
         before = len(folded)
         is_open = self.context.traces and site not in self.context.unrolled
 

@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from regraft.compiler.capture.control.bounds import at_least
-from regraft.compiler.capture.control.carried import placeholder
+from regraft.compiler.capture.control.carried import as_carried, placeholder
 from regraft.compiler.capture.control.context import shown_name, where
 from regraft.compiler.capture.control.exact import check
 from regraft.compiler.capture.control.meeting import meet, run_arm
@@ -55,9 +56,11 @@ class Run(Loop):
     Fields:
         outer: the loop around it that ``done`` goes on with.
         nested: whether the next trip is made where ``next`` is called.
+        site: where a `while` is.
     """
 
     outer: Run | None = None
+    site: Any = None
     nested: bool = False
     depth: int = 0
     rest: Callable[[], None] | None = None
@@ -203,12 +206,27 @@ class Run(Loop):
 
     def _while(self, test: Callable[[], Any] | None, holds: Any) -> None:
         """The loop as a region; ``holds`` is what the test has said about the first trip."""
+        if test is not None and self.site in self.context.folded:
+            holds = self._asked_of_numbers(test)
         self._run(
             Region(self, test, starts=holds is True),
             holds,
             lambda: self.trip(self),
             lambda: Region(self, test, goes_on=self.on()),
         )
+
+    def _asked_of_numbers(self, test: Callable[[], Any]) -> Any:
+        """``test``, of numbers that torch does not know: of those it does, it takes ``0 < size`` for true."""
+
+        def unknown(leaf: Any) -> Any:
+            return Number(as_tensor(leaf)) if isinstance(leaf, torch.SymInt) else as_carried(leaf)
+
+        saved = Saved.of(self.variables)
+        self.variables.write([mapped(unknown, value) for value in saved.values])
+        try:
+            return test()
+        finally:
+            saved.restore()
 
     def _decides(self) -> bool:
         """Whether a tensor decides, in the trip that comes next, about the one after it."""
