@@ -36,6 +36,7 @@ from regraft.compiler.capture.control.number import (
     unwrapped,
 )
 from regraft.compiler.capture.control.optional import Maybe
+from regraft.compiler.capture.control.searched import is_equal
 from regraft.compiler.capture.control.sequences import Span, asked, sequence_of
 from regraft.compiler.capture.control.state import KEPT, UNBOUND, Variables
 from regraft.compiler.capture.control.unordered import Unordered, as_set
@@ -353,7 +354,7 @@ class Calls:
         parts = list(container) if isinstance(container, kinds) else []
         if not isinstance(container, kinds) or not any(self._undecided(each) for each in (value, *parts)):
             return operator.contains(container, value)
-        return self._any([each is value or each == value for each in parts])
+        return self._any([is_equal(each, value) for each in parts])
 
     def _any(self, truths: list[Any]) -> Any:
         """Whether one of them holds."""

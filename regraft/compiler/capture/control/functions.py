@@ -40,6 +40,7 @@ from regraft.compiler.capture.control.number import (
     is_carried,
     unwrapped,
 )
+from regraft.compiler.capture.control.searched import count_in, index_in
 from regraft.compiler.capture.control.sequences import (
     Sequence,
     Span,
@@ -86,6 +87,8 @@ class Functions:
             owner, name = function.__self__, _METHODS.get(function.__name__)
             if name is not None and isinstance(owner, (Tensor, Array)) and self._undecided(owner):
                 return partial(getattr(self, name), unwrapped(owner))
+            if type(owner) in (list, tuple) and function.__name__ in _SEARCHES:
+                return partial(self._searched, function)
             if isinstance(owner, Growing) and function.__name__ == "append":
                 return partial(append, self.context, owner)
         form = form_of(function)
@@ -421,6 +424,13 @@ class Functions:
             return arrays.called(theirs, args, kwargs)
         return function(*args, **kwargs)
 
+    def _searched(self, function: Any, *args: Any) -> Any:
+        """``function``, the ``index`` or ``count`` of a list or tuple."""
+        values = function.__self__
+        if not args or not any(self._undecided(each) for each in (args[0], *values)):
+            return function(*args)
+        return _SEARCHES[function.__name__](tuple(values), *args)
+
     def _undecided(self, value: Any) -> bool:
         return self.context.tracer.undecided(unwrapped(value))
 
@@ -511,6 +521,7 @@ _FUNCTIONS: Mapping[int, str] = {
 #: Functions that take nothing but sizes, and methods of tensors that do.
 _MAKERS = (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)
 _SIZED = frozenset(["new_zeros", "new_ones", "new_empty", "expand", "view", "reshape", "repeat", "tile"])
+_SEARCHES: Mapping[str, Callable[..., Any]] = {"index": index_in, "count": count_in}
 _METHODS: Mapping[str, str] = {
     "item": "_item",
     "tolist": "_listed",
