@@ -146,6 +146,8 @@ class SettingsWatch(TorchFunctionMode):
         self._dtype = torch.get_default_dtype()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_dynamo_compiling():  # a body of torch.cond and its like, which Dynamo traces
+            return func(*args, **(kwargs or {}))
         self.is_seeded = self.is_seeded or torch.initial_seed() != SEED
         found = func(*args, **(kwargs or {}))
         dtype = torch.get_default_dtype()
