@@ -106,6 +106,22 @@ def given_to_a_function(x: Tensor) -> Tensor:
     return scaled(x, iter([0.5, 0.25])) + scaled(x + 1, map(float, (1, 0.125)))
 
 
+def _forgotten(value: Any) -> None:
+    """Leaves it in a cycle that nobody else has, as an exception with its frames may."""
+    cycle: list[Any] = [value]
+    cycle.append(cycle)
+
+
+def in_what_is_not_collected_yet(x: Tensor) -> Tensor:
+    steps = iter([0.5, 2.0, 0.25])
+    _forgotten(steps)
+    for step in steps:
+        x = x * step + 0.1
+        if x.sum() > 8:
+            break
+    return x
+
+
 def after_another_decision(x: Tensor) -> Tensor:
     """Whoever has asked a running function for its variables left a copy of them there."""
     steps = iter([0.5, 2.0, 0.25])
@@ -139,6 +155,7 @@ def made_in_a_loop(x: Tensor) -> Tensor:
         under_its_own_name,
         one_after_the_other,
         given_to_a_function,
+        in_what_is_not_collected_yet,
         after_another_decision,
         made_in_a_loop,
     ],

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gc
 import operator
 from collections import deque
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping
@@ -172,7 +173,12 @@ class Calls:
             if spend is not None and isinstance(iterable, Iterator):
                 here = 2  # `box` and `iterable`
                 self.context.objects.forget()  # what is only remembered there is held by nobody
-                if is_alone(box, here, spent, self.context.frames()):
+
+                def is_free() -> bool:
+                    return is_alone(box, here, spent, self.context.frames())
+
+                # What an exception has left behind holds an iterator until it is collected.
+                if is_free() or (gc.collect() and is_free()):
                     spend()  # How far an iterator is that nobody has is nobody's to see.
             run.each(iterable)
 
